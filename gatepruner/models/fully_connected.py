@@ -1,0 +1,85 @@
+"""Deep fully-connected networks for MNIST, as in the source paper, and its highway baseline.
+
+Savarese, Mazza, Figueiredo, *Learning Identity Mappings with Residual Gates*, 2016,
+https://arxiv.org/abs/1611.01260. Srivastava, Greff, Schmidhuber, *Highway Networks*, 2015,
+https://arxiv.org/abs/1505.00387.
+
+There is one residual network here. Its plain relative is the same network without its
+shortcuts, and its gated relatives are the same with gates: edits, not classes.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Branch(nn.Sequential):
+    """The `f(x)` of a block: two linear layers, each with batch norm, a ReLU between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, width, bias=False)
+        self.bn1 = nn.BatchNorm1d(width)
+        self.relu = nn.ReLU()
+        self.linear2 = nn.Linear(width, width, bias=False)
+        self.bn2 = nn.BatchNorm1d(width)
+
+
+class ResidualBlock(nn.Module):
+    """`relu(f(x) + x)`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = Branch(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.branch(x) + x)
+
+
+class HighwayBlock(nn.Module):
+    """`relu(T(x) f(x) + (1 - T(x)) x)` with the transform gate `T(x) = sigmoid(W_T x + b_T)`.
+
+    Written as `T(x) (f(x) - x) + x`, which is the same and has the identity for its shortcut.
+    `b_T` starts at -2, so that a new network carries rather than transforms.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = Branch(width)
+        self.transform = nn.Linear(width, width)
+        nn.init.constant_(self.transform.bias, -2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.transform(x).sigmoid() * (self.branch(x) - x) + x)
+
+
+class FullyConnected(nn.Module):
+    """Fully-connected network, images `(N, C, H, W)` to logits `(N, num_classes)`.
+
+    Args:
+        blocks: number of two-layer blocks; the depth is `2 * blocks`, stem and head not counted.
+        width: units in every layer.
+        features: pixels in one image, `C * H * W`.
+        num_classes: number of logits.
+        highway: highway blocks in the place of residual ones.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        width: int = 50,
+        features: int = 784,
+        num_classes: int = 10,
+        highway: bool = False,
+    ) -> None:
+        super().__init__()
+        block = HighwayBlock if highway else ResidualBlock
+        self.stem = nn.Linear(features, width, bias=False)
+        self.bn = nn.BatchNorm1d(width)
+        self.blocks = nn.Sequential(*(block(width) for _ in range(blocks)))
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x.flatten(1))))
+        return self.head(self.blocks(x))

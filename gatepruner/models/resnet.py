@@ -1,0 +1,79 @@
+"""CIFAR ResNets of depth 6n + 2 (He, Zhang, Ren, Sun, 2015, https://arxiv.org/abs/1512.03385).
+
+Three stages of n two-layer blocks with 16, 32 and 64 channels. Where a stage begins, the
+shortcut changes shape: option A subsamples and pads with zeros, option B projects.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTHS = (16, 32, 64)
+
+
+class ZeroPadding(nn.Module):
+    """Shortcut option A: every second pixel, and zeros for the channels that are new."""
+
+    def __init__(self, new_channels: int) -> None:
+        super().__init__()
+        self.before = new_channels // 2
+        self.after = new_channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """`relu(f(x) + s(x))` with `f` two 3x3 convolutions, each followed by batch norm."""
+
+    def __init__(self, channels: int, width: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if channels != width and shortcut == "A":
+            self.shortcut = ZeroPadding(width - channels)
+        elif channels != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """ResNet for small images, `(N, 3, H, W)` to logits `(N, num_classes)`.
+
+    Args:
+        blocks: residual blocks in each of the three stages; the depth is `6 * blocks + 2`.
+        shortcut: `"A"` (zero padding) or `"B"` (projection) where the shape changes.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, blocks: int, shortcut: str = "A", num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        channels = WIDTHS[0]
+        for stage, width in enumerate(WIDTHS, start=1):
+            layers = []
+            for block in range(blocks):
+                stride = 2 if stage > 1 and block == 0 else 1
+                layers.append(BasicBlock(channels, width, stride, shortcut))
+                channels = width
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        self.linear = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))

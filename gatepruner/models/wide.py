@@ -1,0 +1,70 @@
+"""Pre-activation and wide ResNets for small images.
+
+He, Zhang, Ren, Sun, *Identity Mappings in Deep Residual Networks*, 2016,
+https://arxiv.org/abs/1603.05027: batch norm and ReLU come before each convolution, so nothing
+stands between one addition and the next. Zagoruyko and Komodakis, *Wide Residual Networks*,
+2016, https://arxiv.org/abs/1605.07146: the same blocks with k times the channels, and dropout
+between the two convolutions.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PreActivationBlock(nn.Module):
+    """`f(x) + s(x)`; where the shape changes, both begin with the first batch norm and ReLU."""
+
+    def __init__(self, channels: int, width: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.shortcut = (
+            nn.Conv2d(channels, width, 1, stride, bias=False) if channels != width else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(out)
+        out = self.dropout(F.relu(self.bn2(self.conv1(out))))
+        return self.conv2(out) + shortcut
+
+
+class WideResNet(nn.Module):
+    """Pre-activation ResNet, `(N, 3, H, W)` to logits `(N, num_classes)`.
+
+    Args:
+        blocks: residual blocks in each of the three stages. A WRN-d-k has `(d - 4) / 6`, a
+            pre-activation ResNet of depth d has `(d - 2) / 6` and `width=1`.
+        width: factor k on the 16, 32 and 64 channels of the stages.
+        dropout: probability of dropout between the two convolutions of a block.
+        num_classes: number of logits.
+    """
+
+    def __init__(
+        self, blocks: int, width: int = 1, dropout: float = 0.0, num_classes: int = 10
+    ) -> None:
+        super().__init__()
+        channels = 16
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        for stage in (1, 2, 3):
+            out = 8 * 2**stage * width
+            layers = []
+            for block in range(blocks):
+                stride = 2 if stage > 1 and block == 0 else 1
+                layers.append(PreActivationBlock(channels, out, stride, dropout))
+                channels = out
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        self.bn = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.linear(F.relu(self.bn(x)).mean((2, 3)))

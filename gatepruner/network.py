@@ -1,0 +1,422 @@
+"""A network as a value: a base that anyone can construct again, and the edits made to it.
+
+No tensor is in it, so it can be compared, hashed, printed, written as JSON, and a removal can
+be checked before anything is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from gatepruner import models
+from gatepruner.edits import GATES, Edits, assemble, edited, state_keys
+from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
+from gatepruner.folding import last_affine
+from gatepruner.graph import Trace, trace
+from gatepruner.models import Shape
+
+
+@dataclass(frozen=True)
+class Base:
+    """Who constructs a network, and from what.
+
+    Attributes:
+        source: `"gatepruner"`, `"torchvision"`, `"timm"`, or `"caller"` for a caller's module.
+        name: the source's name for it; a caller's module has the name of its class.
+        input_shape: `(C, H, W)` of one image.
+        arguments: what else the source is given, `num_classes` among it.
+        module: a caller's module, without its weights; not part of the JSON.
+    """
+
+    source: str
+    name: str
+    input_shape: Shape
+    arguments: tuple[tuple[str, Any], ...] = ()
+    module: nn.Module | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        prefix = "" if self.source in ("gatepruner", "caller") else f"{self.source}:"
+        return f"{prefix}{self.name}"
+
+    def construct(self) -> nn.Module:
+        """The base with fresh weights, on torch's default device."""
+        return SOURCES[self.source](self)
+
+
+def _construct_own(base: Base) -> nn.Module:
+    return models.construct(base.name, base.input_shape, **dict(base.arguments))
+
+
+# Networks whose constructors have to know the size of the images, and by which argument.
+SIZED = {"vit_": ("image_size", 0), "maxvit": ("input_size", 2)}
+
+
+def _construct_torchvision(base: Base) -> nn.Module:
+    from torchvision.models import get_model, list_models
+
+    if base.name not in list_models():
+        near = nearest(base.name, list_models())
+        raise ArchitectureError(f"torchvision has no classification model {base.name!r}{near}")
+    arguments = dict(base.arguments)
+    for start, (argument, axes) in SIZED.items():
+        if base.name.startswith(start):
+            size = base.input_shape[1:]
+            arguments[argument] = size if axes else size[0]
+    try:
+        return get_model(base.name, weights=None, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ArchitectureError(f"{base}: {error}") from None
+
+
+def _construct_timm(base: Base) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise ArchitectureError(f"{base} needs timm: pip install timm") from None
+    try:
+        return timm.create_model(base.name, pretrained=False, **dict(base.arguments))
+    except (RuntimeError, TypeError, ValueError) as error:
+        near = nearest(base.name, timm.list_models())
+        raise ArchitectureError(f"{base}: {error}{near}") from None
+
+
+def _construct_caller(base: Base) -> nn.Module:
+    if base.module is None:
+        raise ArchitectureError(
+            f"{base.name} is a caller's module and has to be given again: "
+            "load(path, module=...) with one of the same architecture"
+        )
+    return copy.deepcopy(base.module)
+
+
+SOURCES: dict[str, Callable[[Base], nn.Module]] = {
+    "gatepruner": _construct_own,
+    "torchvision": _construct_torchvision,
+    "timm": _construct_timm,
+    "caller": _construct_caller,
+}
+
+
+class _WithoutInitialising(TorchFunctionMode):
+    """Skips the random numbers of a construction whose weights are never looked at."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in {"normal_", "uniform_", "erfinv_"}:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def blank(base: Base) -> nn.Module:
+    """The base with its parameters and buffers on the meta device.
+
+    Buffers that its state dict leaves out are there with their values: no file has them.
+    """
+    with _WithoutInitialising():
+        try:
+            with torch.device("meta"):
+                module = base.construct()
+        except NotImplementedError:  # a constructor that computes with tensors, as regnet's does
+            return without_weights(base.construct())
+        if {key for key, _ in module.named_buffers()} <= set(module.state_dict()):
+            return module
+        return without_weights(base.construct())
+
+
+def without_weights(module: nn.Module) -> nn.Module:
+    """A copy of a module with the tensors of its state dict on the meta device."""
+    memo: dict[int, Any] = {
+        id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
+        if isinstance(tensor, nn.Parameter)
+        else torch.empty_like(tensor, device="meta")
+        for tensor in module.state_dict(keep_vars=True).values()
+    }
+    return copy.deepcopy(module, memo)
+
+
+@functools.lru_cache(maxsize=32)
+def traced(base: Base) -> Trace:
+    """The base's graph; the same object every time, and never changed."""
+    leaf_modules: Iterable[type] = ()
+    leaf_functions: Iterable[Callable[..., Any]] = ()
+    if base.source == "timm":
+        from timm.models import _features_fx as timm_fx
+
+        leaf_modules = timm_fx.get_notrace_modules()
+        leaf_functions = timm_fx.get_notrace_functions()
+    return trace(blank(base), str(base), leaf_modules, leaf_functions)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block, and what is left of it.
+
+    Attributes:
+        name: module path it lives in; numbered, `path:2`, where that holds several additions.
+        stage: the part of the network it belongs to, its path less the last step.
+        identity: whether its shortcut is the identity, so that without its branch it vanishes.
+        branch: whether its branch is there.
+        shortcut: whether its shortcut is there.
+        gated: whether it has a gate.
+        layers: the modules in its branch, by class.
+    """
+
+    name: str
+    stage: str
+    identity: bool
+    branch: bool
+    shortcut: bool
+    gated: bool
+    layers: tuple[str, ...]
+
+    @property
+    def removable(self) -> bool:
+        """Whether one of the two can go, which takes both to be there."""
+        return self.branch and self.shortcut
+
+
+@dataclass(frozen=True)
+class Network:
+    """A base and the edits made to it."""
+
+    base: Base
+    edits: Edits = Edits()
+
+    @classmethod
+    def named(
+        cls, text: str, *, num_classes: int | None = None, input_shape: Shape | None = None
+    ) -> Network:
+        """A network from a name such as `gated-resnet56` or `torchvision:vit_b_32`.
+
+        Args:
+            text: `[gated-][SOURCE:]NAME[,argument=value...]`; the own names are in
+                `gatepruner.models`, and `plain-fc100` is `residual-fc100` without shortcuts.
+            num_classes: number of logits, where not the source's default.
+            input_shape: `(C, H, W)`, where not the network's usual one.
+
+        Raises:
+            ArchitectureError: the source, name or an argument is unknown.
+        """
+        name, *pairs = text.split(",")
+        gated, plain = name.startswith("gated-"), False
+        source, _, name = name.removeprefix("gated-").rpartition(":")
+        source = source or "gatepruner"
+        if source not in SOURCES or source == "caller":
+            raise ArchitectureError(
+                f"unknown source {source!r} in {text!r}: expected torchvision:NAME, timm:NAME "
+                f"or a name like {', '.join(models.EXAMPLES)}"
+            )
+        if source == "gatepruner" and name.startswith("plain-fc"):
+            name, plain = "residual-fc" + name.removeprefix("plain-fc"), True
+        arguments = dict(_argument(pair, text) for pair in pairs)
+        if num_classes is not None:
+            arguments["num_classes"] = num_classes
+        shape = input_shape or _usual_shape(source, name)
+        network = cls(Base(source, name, shape, tuple(sorted(arguments.items()))))
+        if plain and not gated:
+            return network.without_shortcuts([block.name for block in network.blocks])
+        return network.with_gates("plain" if plain else "residual") if gated else network
+
+    @classmethod
+    def of(cls, module: nn.Module, input_shape: Shape) -> Network:
+        """The network of a module that the caller brings; the module is left as it is."""
+        return cls(Base("caller", type(module).__name__, input_shape, (), without_weights(module)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], module: nn.Module | None = None) -> Network:
+        """The network that `to_json` wrote; a caller's module has to be given again."""
+        base, edits = dict(data["base"]), dict(data["edits"])
+        shape = tuple(base.pop("input_shape"))
+        arguments = tuple(sorted((key, _frozen(it)) for key, it in base.pop("arguments").items()))
+        given = without_weights(module) if module is not None else None
+        gate = edits.pop("gate")
+        kinds = {kind: tuple(names) for kind, names in edits.items()}
+        return cls(
+            Base(**base, input_shape=shape, arguments=arguments, module=given),
+            Edits(gate, **kinds),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Base and edits as plain JSON."""
+        base = {
+            "source": self.base.source,
+            "name": self.base.name,
+            "input_shape": list(self.base.input_shape),
+            "arguments": dict(self.base.arguments),
+        }
+        return {"base": base, "edits": asdict(self.edits)}
+
+    def __str__(self) -> str:
+        return f"gated-{self.base}" if self.edits.gated else str(self.base)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every residual block of the base that has something left, in the order of depth."""
+        edits, alive = self.edits, edited(traced(self.base), self.edits).alive
+        found = []
+        for addition in traced(self.base).additions.values():
+            block = Block(
+                name=addition.name,
+                stage=addition.path.rpartition(".")[0] or addition.path,
+                identity=addition.identity,
+                branch=addition.name not in edits.removed,
+                shortcut=addition.name not in edits.shortcuts_removed,
+                gated=addition.name in edits.gated,
+                layers=addition.layers,
+            )
+            vanished = not block.branch and block.identity
+            if not vanished and block.name in alive:
+                found.append(block)
+        return tuple(found)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits for one image."""
+        module = self.build_blank()
+        with torch.no_grad():
+            logits = module(torch.empty(2, *self.base.input_shape, device="meta"))
+        return int(logits.shape[-1])
+
+    def _checked(self, names: Iterable[str], what: str) -> tuple[str, ...]:
+        """The names, if each block has both its branch and its shortcut."""
+        names = tuple(names)
+        blocks = {block.name: block for block in self.blocks}
+        unknown = [f"{name}{nearest(name, list(blocks))}" for name in names if name not in blocks]
+        if unknown:
+            raise PlanError(
+                f"cannot remove {listed(unknown)}: {self} has no such block; "
+                f"its {len(blocks)} are {_span(list(blocks))}"
+            )
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PlanError(f"cannot remove {listed(twice)} twice: name each block once")
+        halved = [name for name in names if not blocks[name].removable]
+        if halved:
+            raise PlanError(
+                f"cannot remove the {what} of {listed(halved)}: only its "
+                f"{'shortcut' if blocks[halved[0]].shortcut else 'branch'} is left"
+            )
+        return names
+
+    def without(self, names: Sequence[str]) -> Network:
+        """The network without these blocks; of one that changes shape the shortcut stays.
+
+        Raises:
+            PlanError: a block is not there, or has only its branch or its shortcut left.
+        """
+        gone = set(self._checked(names, "branch"))
+        kept = {
+            kind: tuple(n for n in getattr(self.edits, kind) if n not in gone) for kind in KINDS
+        }
+        return replace(
+            self,
+            edits=replace(self.edits, **kept, removed=self.in_order({*gone, *self.edits.removed})),
+        )
+
+    def without_shortcuts(self, names: Sequence[str]) -> Network:
+        """The network without the shortcuts of these blocks; their branches stay."""
+        gone = {*self._checked(names, "shortcut"), *self.edits.shortcuts_removed}
+        scaled = tuple(name for name in self.edits.scaled_shortcuts if name not in gone)
+        return replace(
+            self,
+            edits=replace(
+                self.edits, scaled_shortcuts=scaled, shortcuts_removed=self.in_order(gone)
+            ),
+        )
+
+    def with_gates(self, gate: str = "residual") -> Network:
+        """The network with a gate in every block that has both branch and shortcut."""
+        if gate not in GATES:
+            raise PlanError(f"unknown gate {gate!r}: expected {' or '.join(GATES)}")
+        if self.edits.gate and self.edits.gate != gate and self.edits.gated:
+            raise PlanError(f"{self} has {self.edits.gate} gates already")
+        names = {block.name for block in self.blocks if block.removable}
+        gated = self.in_order({*self.edits.gated, *names})
+        return replace(self, edits=replace(self.edits, gate=gate, gated=gated))
+
+    def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Block names in the order of depth."""
+        order = {name: index for index, name in enumerate(traced(self.base).additions)}
+        return tuple(sorted(names, key=order.__getitem__))
+
+    def gate_key(self, name: str) -> str:
+        """The state-dict key of a block's gate parameter k."""
+        return f"{traced(self.base).additions[name].gate}.k"
+
+    def scale_key(self, name: str, operand: str) -> str:
+        """The state-dict key of the constant on a block's `"branch"` or `"shortcut"`."""
+        return f"{traced(self.base).additions[name].gate}_{operand}.c"
+
+    def last_affine(self, name: str) -> tuple[str, ...]:
+        """Keys of the weights that a gated block's gate can be folded into; see `folding`."""
+        return last_affine(traced(self.base), self.edits, name)
+
+    def unused_keys(self) -> frozenset[str]:
+        """Keys of the base's state dict that no part of its own graph uses."""
+        return traced(self.base).keys - state_keys(traced(self.base), Edits()).keys()
+
+    def graph(self) -> fx.Graph:
+        """The graph after the edits; `node.meta["base"]` names the base's node."""
+        return edited(traced(self.base), self.edits).graph
+
+    def state(self) -> dict[str, Tensor]:
+        """The state dict that the network takes, on the meta device."""
+        return state_keys(traced(self.base), self.edits)
+
+    def build_blank(self) -> fx.GraphModule:
+        """The network as a module on the meta device, in evaluation mode."""
+        return assemble(traced(self.base), self.edits, str(self))
+
+    def build(self, weights: Mapping[str, Tensor]) -> fx.GraphModule:
+        """The network as a module with these very tensors, in evaluation mode."""
+        module = self.build_blank()
+        module.load_state_dict(dict(weights), strict=True, assign=True)
+        return module
+
+    def initial_weights(self, seed: int = 0) -> dict[str, Tensor]:
+        """Fresh weights as the base's constructor draws them, and 1 for every gate."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            state = self.base.construct().state_dict()
+        return {
+            key: state[key] if key in state else torch.ones(tensor.shape)
+            for key, tensor in self.state().items()
+        }
+
+
+KINDS = tuple(kind for kind in Edits.kinds() if kind not in ("removed", "shortcuts_removed"))
+
+
+def _argument(pair: str, text: str) -> tuple[str, Any]:
+    """`key=value` of a name, the value as a number or truth value where it reads as one."""
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise ArchitectureError(f"{pair!r} in {text!r}: expected argument=value")
+    for read in (int, float):
+        try:
+            return key, read(value)
+        except ValueError:
+            continue
+    return key, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _usual_shape(source: str, name: str) -> Shape:
+    """The `(C, H, W)` a network is usually given: its own for ours, else 224 x 224."""
+    return models.family_of(name)[0].input_shape if source == "gatepruner" else (3, 224, 224)
+
+
+def _span(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} … {names[-1]}"

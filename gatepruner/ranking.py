@@ -1,0 +1,103 @@
+"""Rankings: the blocks of a network in the order in which they are to go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.errors import PlanError, listed
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Blocks that can be removed, least important first.
+
+    Attributes:
+        criterion: `"gate"`, `"random"` or `"depth"`.
+        scores: `(block name, score)` pairs; the lower the score, the sooner it goes.
+        subject: what the blocks belong to, for messages.
+    """
+
+    criterion: str
+    scores: tuple[tuple[str, float], ...]
+    subject: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The block names, least important first."""
+        return tuple(name for name, _ in self.scores)
+
+    def first(self, count: int) -> tuple[str, ...]:
+        """The plan that removes the `count` least important blocks.
+
+        Raises:
+            PlanError: there are fewer.
+        """
+        if not 0 <= count <= len(self.scores):
+            names = self.names if len(self.names) < 9 else (*self.names[:4], "…", *self.names[-4:])
+            raise PlanError(
+                f"cannot remove {count} blocks: {self.subject} has {len(self.scores)} removable "
+                f"ones ({listed(names, 9)})"
+            )
+        return self.names[:count]
+
+    def last(self, count: int) -> tuple[str, ...]:
+        """The `count` most important blocks, whose shortcuts matter least."""
+        self.first(count)
+        return self.names[::-1][:count]
+
+    def up_to(self, threshold: float) -> tuple[str, ...]:
+        """The plan that removes every block with a score of at most `threshold`."""
+        return tuple(name for name, score in self.scores if score <= threshold)
+
+
+def _by_gate(checkpoint: Checkpoint, names: list[str], seed: int) -> list[float]:
+    gates = checkpoint.gates
+    missing = [name for name in names if name not in gates]
+    if missing:
+        raise PlanError(
+            f"{checkpoint.network} has no gate in {listed(missing, 4)}: its blocks cannot be "
+            "ranked by gate; learn gates first (gatepruner gate), or rank with --by depth or "
+            "--by random"
+        )
+    return [gates[name] for name in names]
+
+
+def _by_depth(checkpoint: Checkpoint, names: list[str], seed: int) -> list[float]:
+    return [float(len(names) - 1 - index) for index in range(len(names))]
+
+
+def _at_random(checkpoint: Checkpoint, names: list[str], seed: int) -> list[float]:
+    order = list(range(len(names)))
+    random.Random(seed).shuffle(order)
+    return [float(position) for position in order]
+
+
+CRITERIA: dict[str, Callable[[Checkpoint, list[str], int], list[float]]] = {
+    "gate": _by_gate,
+    "random": _at_random,
+    "depth": _by_depth,
+}
+
+
+def rank(checkpoint: Checkpoint, by: str = "gate", *, seed: int = 0) -> Ranking:
+    """Rank the removable blocks, least important first; ties in the order of depth.
+
+    Args:
+        checkpoint: a network with its weights.
+        by: `"gate"`, the learned gate |g(k)| with g = ReLU (Savarese, Mazza, Figueiredo, 2016,
+            https://arxiv.org/abs/1611.01260); or a baseline: `"random"`, or `"depth"`, the
+            last block first.
+        seed: of the random order.
+
+    Raises:
+        PlanError: the criterion is unknown, or a block has no gate to rank it by.
+    """
+    if by not in CRITERIA:
+        raise PlanError(f"unknown criterion {by!r}: expected {', '.join(CRITERIA)}")
+    names = [block.name for block in checkpoint.network.blocks if block.removable]
+    scores = CRITERIA[by](checkpoint, names, seed)
+    pairs = sorted(zip(names, scores, strict=True), key=lambda pair: pair[1])
+    return Ranking(by, tuple(pairs), str(checkpoint.network))

@@ -1,0 +1,122 @@
+"""Tell the architecture of a state dict from its keys and shapes.
+
+Covers the project's own networks and torchvision's ResNet family. What fits is found by
+constructing the candidates and comparing; where several fit, the caller has to say which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from gatepruner.errors import ArchitectureError, listed
+from gatepruner.models import Shape
+from gatepruner.network import Network
+
+# Blocks in each of the four stages, and the shape of the second convolution of the first block.
+TORCHVISION_RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {
+    "resnet18": ((2, 2, 2, 2), (64, 64)),
+    "resnet34": ((3, 4, 6, 3), (64, 64)),
+    "resnet50": ((3, 4, 6, 3), (64, 64)),
+    "resnet101": ((3, 4, 23, 3), (64, 64)),
+    "resnet152": ((3, 8, 36, 3), (64, 64)),
+    "resnext50_32x4d": ((3, 4, 6, 3), (128, 4)),
+    "resnext101_32x8d": ((3, 4, 23, 3), (256, 8)),
+    "resnext101_64x4d": ((3, 4, 23, 3), (256, 4)),
+    "wide_resnet50_2": ((3, 4, 6, 3), (128, 128)),
+    "wide_resnet101_2": ((3, 4, 23, 3), (128, 128)),
+}
+FEATURES: dict[int, Shape] = {784: (1, 28, 28), 3072: (3, 32, 32)}
+HEADS = ("linear.weight", "head.weight", "fc.weight")
+GATE_KEY = re.compile(r"(^|\.)gate\d*\.k$")
+
+
+def recognise(
+    state: Mapping[str, Tensor],
+    name: str,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    input_shape: Shape | None = None,
+) -> Network:
+    """The network that a state dict belongs to.
+
+    Args:
+        state: tensors by name.
+        name: what messages call it.
+        arch: the architecture, where the caller knows it; then nothing is guessed.
+        num_classes: number of logits, where the state dict's own is not to be taken.
+        input_shape: `(C, H, W)`, where not the architecture's usual one.
+
+    Raises:
+        ArchitectureError: none or several fit.
+    """
+    classes = num_classes or _classes(state)
+    if arch is not None:
+        return Network.named(arch, num_classes=classes, input_shape=input_shape)
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    fits, tried = [], []
+    for candidate in _candidates(shapes):
+        shape = input_shape or _image_shape(shapes)
+        network = Network.named(candidate, num_classes=classes, input_shape=shape)
+        tried.append(candidate)
+        if {key: tuple(tensor.shape) for key, tensor in network.state().items()} == shapes:
+            fits.append((candidate, network))
+    if len(fits) == 1:
+        return fits[0][1]
+    if fits:
+        raise ArchitectureError(
+            f"{name} could be {' or '.join(candidate for candidate, _ in fits)}: "
+            f"say which, --arch {fits[0][0]}"
+        )
+    near = f"; {listed(tried)} is near, but its weights differ" if tried else ""
+    raise ArchitectureError(
+        f"cannot tell the architecture of {name} from its {len(shapes)} weights "
+        f"({listed(shapes, 4)}){near}: name it with --arch, as in --arch torchvision:vit_b_16"
+    )
+
+
+def _classes(state: Mapping[str, Tensor]) -> int | None:
+    return next((state[head].shape[0] for head in HEADS if head in state), None)
+
+
+def _image_shape(shapes: Mapping[str, tuple[int, ...]]) -> Shape | None:
+    if "stem.weight" not in shapes:
+        return None
+    features = shapes["stem.weight"][-1]
+    return FEATURES.get(features, (1, 1, features))
+
+
+def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Names of the networks that a state dict may belong to, gated if it has gates."""
+    gated = any(GATE_KEY.search(key) for key in shapes)
+    for name in _plain_candidates(shapes):
+        yield f"gated-{name}" if gated else name
+
+
+def _plain_candidates(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    def blocks(stem: str) -> int:
+        indices = (re.match(rf"{re.escape(stem)}\.(\d+)\.", key) for key in shapes)
+        return 1 + max((int(match[1]) for match in indices if match), default=-1)
+
+    first = shapes.get("layer1.0.conv1.weight")
+    if "stem.weight" in shapes and blocks("blocks"):
+        depth, width = 2 * blocks("blocks"), shapes["stem.weight"][0]
+        highway = any("transform" in key for key in shapes)
+        for kind in ("highway",) if highway else ("residual", "plain"):
+            yield f"{kind}-fc{depth},width={width}"
+    elif first and "linear.weight" in shapes and "bn.weight" in shapes:
+        width, count = first[0] // 16, blocks("layer1")
+        yield f"wrn-{6 * count + 4}-{width}" if width > 1 else f"preresnet{6 * count + 2}"
+    elif first and "linear.weight" in shapes:
+        projects = any(".shortcut." in key for key in shapes)
+        yield f"resnet{6 * blocks('layer1') + 2}{'-b' if projects else ''}"
+    elif first and "fc.weight" in shapes:
+        counts = tuple(blocks(f"layer{stage}") for stage in (1, 2, 3, 4))
+        second = shapes.get("layer1.0.conv2.weight", ())[:2]
+        bottleneck = "layer1.0.conv3.weight" in shapes
+        for name, (layers, conv2) in TORCHVISION_RESNETS.items():
+            basic = name in ("resnet18", "resnet34")
+            if (layers, conv2, basic) == (counts, second, not bottleneck):
+                yield f"torchvision:{name}"

@@ -1,0 +1,77 @@
+"""Surgery: from one checkpoint to a smaller one. Nothing is changed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import torch
+
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.network import Network
+
+
+def remove(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
+    """Remove residual blocks.
+
+    A block with an identity shortcut vanishes; of one that changes shape the shortcut stays.
+    What is left computes what the whole network computes with those branches multiplied by 0,
+    bit for bit.
+
+    Raises:
+        PlanError: a block is not there, or has only its branch or its shortcut left.
+    """
+    network = checkpoint.network.without(blocks)
+    return _kept(checkpoint, network, removed=list(blocks))
+
+
+def remove_shortcuts(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
+    """Remove the shortcuts of residual blocks; their branches stay, and so do their gates.
+
+    Raises:
+        PlanError: a block is not there, or has only its branch or its shortcut left.
+    """
+    network = checkpoint.network.without_shortcuts(blocks)
+    return _kept(checkpoint, network, shortcuts_removed=list(blocks))
+
+
+def _kept(checkpoint: Checkpoint, network: Network, **done: list[str]) -> Checkpoint:
+    """The weights that the network still takes."""
+    weights = {key: checkpoint.weights[key] for key in network.state()}
+    return Checkpoint(network, MappingProxyType(weights), checkpoint.noting(**done))
+
+
+def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
+    """Multiply every gate into the last affine layer of its branch.
+
+    The logits stay the same to rounding and no gate is left. Where a branch does not end in an
+    affine layer (an activation comes after it, say), and for the shortcut of a plain gate, a
+    constant factor stays: `network.edits.scaled_branches` and `scaled_shortcuts` name those
+    blocks.
+    """
+    network, weights = checkpoint.network, dict(checkpoint.weights)
+    edits = network.edits
+    branches, shortcuts = [], []
+    for name, gate in checkpoint.gates.items():
+        g = torch.tensor(gate, dtype=torch.float64)
+        weights.pop(network.gate_key(name))
+        keys = network.last_affine(name)
+        for key in keys:
+            weights[key] = (weights[key] * g).to(weights[key].dtype)
+        if not keys:
+            branches.append(name)
+            weights[network.scale_key(name, "branch")] = g.float()
+        if edits.gate == "plain" and name not in edits.shortcuts_removed:
+            shortcuts.append(name)
+            weights[network.scale_key(name, "shortcut")] = (1 - g).float()
+    edits = replace(
+        edits,
+        gate="",
+        gated=(),
+        scaled_branches=network.in_order({*edits.scaled_branches, *branches}),
+        scaled_shortcuts=network.in_order({*edits.scaled_shortcuts, *shortcuts}),
+    )
+    folded = replace(network, edits=edits)
+    notes = checkpoint.noting(folded=list(network.edits.gated), constants=[*branches, *shortcuts])
+    return Checkpoint(folded, MappingProxyType(weights), notes)
