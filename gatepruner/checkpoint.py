@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
 from gatepruner.network import Network
-from gatepruner.recognition import recognise
+from gatepruner.recognition import COUNTER, recognise
 
 FORMAT = 1
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".safetensors")
@@ -331,6 +331,8 @@ def _fitted(
 ) -> Checkpoint:
     """A checkpoint of the weights, if they are just those that the network takes."""
     wanted = network.state()
+    counters = {key for key in wanted if key.endswith(COUNTER)}
+    state = {**{key: torch.tensor(0) for key in counters}, **state}
     unused = network.unused_keys() if "source" in notes else frozenset()
     missing = sorted(wanted.keys() - state.keys())
     extra = sorted(state.keys() - wanted.keys() - unused)

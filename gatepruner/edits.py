@@ -111,7 +111,7 @@ class _Editor:
         if name in edits.removed:
             return s
         f = self.gate(at, f, s)
-        if name in edits.shortcuts_removed or f.target == at.gate and edits.gate == "plain":
+        if name in edits.shortcuts_removed or (f.target == at.gate and edits.gate == "plain"):
             return f
         if name in edits.scaled_shortcuts:
             s = self.insert(f"{at.gate}_shortcut", Scale, s)

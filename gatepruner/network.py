@@ -184,12 +184,15 @@ class Block:
         return self.branch and self.shortcut
 
 
+NO_EDITS = Edits()
+
+
 @dataclass(frozen=True)
 class Network:
     """A base and the edits made to it."""
 
     base: Base
-    edits: Edits = Edits()
+    edits: Edits = NO_EDITS
 
     @classmethod
     def named(
@@ -362,7 +365,7 @@ class Network:
 
     def unused_keys(self) -> frozenset[str]:
         """Keys of the base's state dict that no part of its own graph uses."""
-        return traced(self.base).keys - state_keys(traced(self.base), Edits()).keys()
+        return traced(self.base).keys - state_keys(traced(self.base), NO_EDITS).keys()
 
     def graph(self) -> fx.Graph:
         """The graph after the edits; `node.meta["base"]` names the base's node."""

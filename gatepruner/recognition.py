@@ -30,6 +30,7 @@ TORCHVISION_RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {
 }
 FEATURES: dict[int, Shape] = {784: (1, 28, 28), 3072: (3, 32, 32)}
 HEADS = ("linear.weight", "head.weight", "fc.weight")
+COUNTER = "num_batches_tracked"  # of batch norm; not in files of PyTorch before 0.4.1
 GATE_KEY = re.compile(r"(^|\.)gate\d*\.k$")
 
 
@@ -55,13 +56,13 @@ def recognise(
     classes = num_classes or _classes(state)
     if arch is not None:
         return Network.named(arch, num_classes=classes, input_shape=input_shape)
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    shapes = _shapes(state)
     fits, tried = [], []
     for candidate in _candidates(shapes):
         shape = input_shape or _image_shape(shapes)
         network = Network.named(candidate, num_classes=classes, input_shape=shape)
         tried.append(candidate)
-        if {key: tuple(tensor.shape) for key, tensor in network.state().items()} == shapes:
+        if _shapes(network.state()) == shapes:
             fits.append((candidate, network))
     if len(fits) == 1:
         return fits[0][1]
@@ -75,6 +76,11 @@ def recognise(
         f"cannot tell the architecture of {name} from its {len(shapes)} weights "
         f"({listed(shapes, 4)}){near}: name it with --arch, as in --arch torchvision:vit_b_16"
     )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by key, without the counters that old files lack."""
+    return {key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith(COUNTER)}
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
