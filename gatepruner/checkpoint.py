@@ -14,7 +14,7 @@ import pickle
 import re
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -233,7 +233,7 @@ def load(
             network = Network.of(module, input_shape or (3, 224, 224))
         else:
             network = recognise(state, str(path), arch, num_classes, input_shape)
-        return _fitted(path, network, state, {"source": path.name})
+        return _fitted(path, network, state, {"source": path.name}, network.unused_keys())
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {header.get('format')}: this version of gatepruner reads "
@@ -255,12 +255,14 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
         raise CheckpointError(f"there is no file {path}{hint}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: a checkpoint was expected")
+    content: Any
+    text: str | None
     if path.suffix == ".safetensors":
         content, text = _read_safetensors(path)
     else:
         content, text = _read_torch(path), None
         if isinstance(content, dict) and isinstance(content.get("gatepruner"), str):
-            text, content = content["gatepruner"], content.get("weights")
+            content, text = content.get("weights"), content["gatepruner"]
     if text is None:
         return content, None
     try:
@@ -327,13 +329,16 @@ def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fitted(
-    path: Path, network: Network, state: Mapping[str, Tensor], notes: Mapping[str, Any]
+    path: Path,
+    network: Network,
+    state: Mapping[str, Tensor],
+    notes: Mapping[str, Any],
+    unused: Set[str] = frozenset(),
 ) -> Checkpoint:
     """A checkpoint of the weights, if they are just those that the network takes."""
     wanted = network.state()
     counters = {key for key in wanted if key.endswith(COUNTER)}
     state = {**{key: torch.tensor(0) for key in counters}, **state}
-    unused = network.unused_keys() if "source" in notes else frozenset()
     missing = sorted(wanted.keys() - state.keys())
     extra = sorted(state.keys() - wanted.keys() - unused)
     wrong = [

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,10 +87,14 @@ class Edits:
     scaled_branches: tuple[str, ...] = ()
     scaled_shortcuts: tuple[str, ...] = ()
 
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        """The attributes that hold block names."""
-        return tuple(field.name for field in fields(cls) if field.name != "gate")
+    def forgetting(self, names: Collection[str]) -> Edits:
+        """Without what is done to the gates and factors of these blocks."""
+        return replace(
+            self,
+            gated=tuple(name for name in self.gated if name not in names),
+            scaled_branches=tuple(name for name in self.scaled_branches if name not in names),
+            scaled_shortcuts=tuple(name for name in self.scaled_shortcuts if name not in names),
+        )
 
 
 class _Editor:
@@ -222,7 +226,7 @@ def _settle_in_place(module: fx.GraphModule) -> None:
             (above,) = node.all_input_nodes
             fresh = above.target is operator.add or kind(module, above) in FRESH
             if not fresh or len(above.users) > 1:
-                module.get_submodule(node.target).inplace = False
+                setattr(module.get_submodule(node.target), "inplace", False)  # noqa: B010
         elif node.target in IN_PLACE:
             node.target = IN_PLACE[node.target]
         elif node.kwargs.get("inplace"):

@@ -77,7 +77,7 @@ def _affine_keys(module: nn.Module, node: fx.Node) -> tuple[tuple[str, ...], tup
         keys = [key for key in found if key]
     else:
         places = AFFINE_FUNCTIONS.get(getattr(what, "__name__", ""), {})
-        given = {**dict(enumerate(node.args)), **node.kwargs}
+        given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
         values = [given.get(key, given.get(at)) for key, at in places.items()]
         keys = [_parameter(value) for value in values if value is not None]
     return (tuple(keys), tuple(keys)) if all(keys) else ((), ())

@@ -68,7 +68,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         stochastic = type(m).__name__ in STOCHASTIC
         leaf = stochastic or isinstance(m, self.leaf_modules)
-        return leaf or super().is_leaf_module(m, module_qualified_name)
+        return leaf or bool(super().is_leaf_module(m, module_qualified_name))
 
 
 def trace(
@@ -199,7 +199,9 @@ def _find_additions(module: fx.GraphModule) -> list[Addition]:
 
 def _reads_shape(node: fx.Node) -> bool:
     """Whether a node takes only numbers from its input: they tie no two values together."""
-    return node.target in ("size", "dim") or (node.target is getattr and node.args[1] != "T")
+    return node.target in ("size", "dim") or (
+        node.target is getattr and node.args[1] in ("shape", "ndim")
+    )
 
 
 def _between(

@@ -71,9 +71,10 @@ def _construct_torchvision(base: Base) -> nn.Module:
             size = base.input_shape[1:]
             arguments[argument] = size if axes else size[0]
     try:
-        return get_model(base.name, weights=None, **arguments)
+        module: nn.Module = get_model(base.name, weights=None, **arguments)
     except (TypeError, ValueError) as error:
         raise ArchitectureError(f"{base}: {error}") from None
+    return module
 
 
 def _construct_timm(base: Base) -> nn.Module:
@@ -134,12 +135,11 @@ def blank(base: Base) -> nn.Module:
 
 def without_weights(module: nn.Module) -> nn.Module:
     """A copy of a module with the tensors of its state dict on the meta device."""
-    memo: dict[int, Any] = {
-        id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
-        if isinstance(tensor, nn.Parameter)
-        else torch.empty_like(tensor, device="meta")
-        for tensor in module.state_dict(keep_vars=True).values()
-    }
+    memo: dict[int, Any] = {}
+    for tensor in module.state_dict(keep_vars=True).values():
+        blank = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        learned = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(blank, tensor.requires_grad) if learned else blank
     return copy.deepcopy(module, memo)
 
 
@@ -151,8 +151,8 @@ def traced(base: Base) -> Trace:
     if base.source == "timm":
         from timm.models import _features_fx as timm_fx
 
-        leaf_modules = timm_fx.get_notrace_modules()
-        leaf_functions = timm_fx.get_notrace_functions()
+        leaf_modules = timm_fx.get_notrace_modules()  # type: ignore[no-untyped-call]
+        leaf_functions = timm_fx.get_notrace_functions()  # type: ignore[no-untyped-call]
     return trace(blank(base), str(base), leaf_modules, leaf_functions)
 
 
@@ -316,14 +316,9 @@ class Network:
         Raises:
             PlanError: a block is not there, or has only its branch or its shortcut left.
         """
-        gone = set(self._checked(names, "branch"))
-        kept = {
-            kind: tuple(n for n in getattr(self.edits, kind) if n not in gone) for kind in KINDS
-        }
-        return replace(
-            self,
-            edits=replace(self.edits, **kept, removed=self.in_order({*gone, *self.edits.removed})),
-        )
+        gone = {*self._checked(names, "branch"), *self.edits.removed}
+        edits = self.edits.forgetting(gone)
+        return replace(self, edits=replace(edits, removed=self.in_order(gone)))
 
     def without_shortcuts(self, names: Sequence[str]) -> Network:
         """The network without the shortcuts of these blocks; their branches stay."""
@@ -394,9 +389,6 @@ class Network:
             key: state[key] if key in state else torch.ones(tensor.shape)
             for key, tensor in self.state().items()
         }
-
-
-KINDS = tuple(kind for kind in Edits.kinds() if kind not in ("removed", "shortcuts_removed"))
 
 
 def _argument(pair: str, text: str) -> tuple[str, Any]:

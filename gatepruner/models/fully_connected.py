@@ -82,4 +82,5 @@ class FullyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.stem(x.flatten(1))))
-        return self.head(self.blocks(x))
+        logits: Tensor = self.head(self.blocks(x))
+        return logits

@@ -60,15 +60,11 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        channels = WIDTHS[0]
-        for stage, width in enumerate(WIDTHS, start=1):
-            layers = []
-            for block in range(blocks):
-                stride = 2 if stage > 1 and block == 0 else 1
-                layers.append(BasicBlock(channels, width, stride, shortcut))
-                channels = width
-            setattr(self, f"layer{stage}", nn.Sequential(*layers))
-        self.linear = nn.Linear(channels, num_classes)
+        first, second, third = WIDTHS
+        self.layer1 = _stage(blocks, first, first, shortcut)
+        self.layer2 = _stage(blocks, first, second, shortcut)
+        self.layer3 = _stage(blocks, second, third, shortcut)
+        self.linear = nn.Linear(third, num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
@@ -76,4 +72,11 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
+def _stage(blocks: int, channels: int, width: int, shortcut: str) -> nn.Sequential:
+    """Blocks of one width; the first one halves height and width if the channels change."""
+    first = BasicBlock(channels, width, 1 if channels == width else 2, shortcut)
+    return nn.Sequential(first, *(BasicBlock(width, width, 1, "") for _ in range(blocks - 1)))

@@ -31,7 +31,8 @@ class PreActivationBlock(nn.Module):
         out = F.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.dropout(F.relu(self.bn2(self.conv1(out))))
-        return self.conv2(out) + shortcut
+        result: Tensor = self.conv2(out) + shortcut
+        return result
 
 
 class WideResNet(nn.Module):
@@ -49,22 +50,23 @@ class WideResNet(nn.Module):
         self, blocks: int, width: int = 1, dropout: float = 0.0, num_classes: int = 10
     ) -> None:
         super().__init__()
-        channels = 16
-        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-        for stage in (1, 2, 3):
-            out = 8 * 2**stage * width
-            layers = []
-            for block in range(blocks):
-                stride = 2 if stage > 1 and block == 0 else 1
-                layers.append(PreActivationBlock(channels, out, stride, dropout))
-                channels = out
-            setattr(self, f"layer{stage}", nn.Sequential(*layers))
-        self.bn = nn.BatchNorm2d(channels)
-        self.linear = nn.Linear(channels, num_classes)
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.layer1 = _stage(blocks, 16, 16 * width, 1, dropout)
+        self.layer2 = _stage(blocks, 16 * width, 32 * width, 2, dropout)
+        self.layer3 = _stage(blocks, 32 * width, 64 * width, 2, dropout)
+        self.bn = nn.BatchNorm2d(64 * width)
+        self.linear = nn.Linear(64 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.linear(F.relu(self.bn(x)).mean((2, 3)))
+        logits: Tensor = self.linear(F.relu(self.bn(x)).mean((2, 3)))
+        return logits
+
+
+def _stage(blocks: int, channels: int, width: int, stride: int, dropout: float) -> nn.Sequential:
+    first = PreActivationBlock(channels, width, stride, dropout)
+    rest = (PreActivationBlock(width, width, 1, dropout) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)

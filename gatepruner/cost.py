@@ -1,0 +1,174 @@
+"""What a network costs: parameters, multiply-accumulates, and time on a device."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, mm_flop
+
+from gatepruner.models import Shape
+from gatepruner.network import Base, Network, traced
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and work of a network.
+
+    Attributes:
+        params: learned numbers, gates included.
+        macs: multiply-accumulates of convolutions, matrix products and attention for one
+            image: half of what `torch.utils.flop_counter` counts.
+    """
+
+    params: int
+    macs: int
+
+
+def count(network: Network) -> Cost:
+    """Parameters and MACs of a network, from its graph alone.
+
+    An edit leaves every shape as it is, so each node of the base is counted once and a pruned
+    network is the sum of the nodes that it still has.
+    """
+    macs = _macs_of_nodes(network.base)
+    nodes = (node.meta.get("base") for node in network.graph().nodes)
+    params = sum(
+        tensor.numel() for tensor in network.state().values() if isinstance(tensor, nn.Parameter)
+    )
+    return Cost(params, sum(macs.get(node, 0) for node in nodes))
+
+
+@functools.lru_cache(maxsize=32)
+def _macs_of_nodes(base: Base) -> Mapping[str, int]:
+    """MACs of each node of the base's graph for one image, those with none left out."""
+    counter: _OfOperations | _OfLayers
+    if base.source == "gatepruner":
+        network = Network(base)
+        zeros = {key: torch.zeros(it.shape, dtype=it.dtype) for key, it in network.state().items()}
+        module = network.build(zeros)
+        counter, image = _OfLayers(module), torch.zeros(1, *base.input_shape)
+    else:
+        counter = _OfOperations(traced(base).module)
+        image = torch.empty(1, *base.input_shape, device="meta")
+    with torch.inference_mode():
+        counter.run(image)
+    return counter.macs
+
+
+class _OfOperations(fx.Interpreter):
+    """Counts every operation that a node runs, on the meta device."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module.eval())
+        self.macs: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as flops:
+            result = super().run_node(n)
+        if flops.get_total_flops():
+            self.macs[n.name] = flops.get_total_flops() // 2
+        return result
+
+
+class _OfLayers(fx.Interpreter):
+    """Counts convolutions and linear layers, which is all that our own networks multiply in.
+
+    By the same formulas, but a second sooner: the first operation under `FlopCounterMode`, and
+    the first one on the meta device, makes torch import its compiler. One image through a small
+    network takes milliseconds.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module.eval())
+        self.macs: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            taken, weight = self.env[n.all_input_nodes[0]], layer.weight
+            convolves = isinstance(layer, nn.Conv2d)
+            flops = (
+                conv_flop_count(list(taken.shape), list(weight.shape), list(result.shape))
+                if convolves
+                else mm_flop(taken.shape, weight.T.shape)
+            )
+            self.macs[n.name] = flops // 2
+        return result
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured time of one forward pass, in seconds.
+
+    Attributes:
+        median: of all runs.
+        low: first quartile.
+        high: third quartile.
+        runs: how many there were.
+        batch: images in one pass.
+        device: where.
+    """
+
+    median: float
+    low: float
+    high: float
+    runs: int
+    batch: int
+    device: str
+
+
+def latency(
+    modules: Mapping[str, nn.Module],
+    input_shape: Shape,
+    *,
+    batch: int = 1,
+    device: str | torch.device = "cpu",
+    runs: int = 30,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> dict[str, Latency]:
+    """Measure modules against each other, in turns, so that all meet the same conditions.
+
+    Args:
+        modules: what to measure, by name; all of them are moved to the device.
+        input_shape: `(C, H, W)` of one image.
+        batch: images in one pass.
+        device: where to measure.
+        runs: rounds, after three that are not counted.
+        track: wraps the rounds, to show progress.
+
+    Returns:
+        The latency of each module, by name.
+    """
+    device = torch.device(device)
+    images = torch.randn(batch, *input_shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(device)
+    ready = {name: module.to(device).eval() for name, module in modules.items()}
+    times: dict[str, list[float]] = {name: [] for name in modules}
+    with torch.inference_mode():
+        for turn in track(range(runs + 3)):
+            for name, module in ready.items():
+                start = time.perf_counter()
+                module(images)
+                _wait_for(device)
+                if turn >= 3:
+                    times[name].append(time.perf_counter() - start)
+    return {name: _summary(found, batch, device) for name, found in times.items()}
+
+
+def _summary(times: list[float], batch: int, device: torch.device) -> Latency:
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Latency(median, low, high, len(times), batch, str(device))
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
