@@ -12,9 +12,10 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -129,17 +130,10 @@ def write(
     refuse_existing(path, force=force)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise CheckpointError(f"cannot write {path}: expected a name ending in .pt or .safetensors")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
     text = None if header is None else json.dumps(header)
     tensors = {key: _alone(tensor) for key, tensor in weights.items()}
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
-    os.close(descriptor)
-    partial = Path(name)
-    try:
+
+    def put(partial: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
@@ -148,21 +142,42 @@ def write(
             torch.save(
                 tensors if text is None else {"gatepruner": text, "weights": tensors}, partial
             )
-        os.chmod(partial, 0o666 & ~_umask())
+
+    return _write_whole(path, put)
+
+
+def save_state(snapshot: Mapping[str, Any], path: Path) -> Path:
+    """Write the state of a training run over the one before, whole or not at all."""
+    return _write_whole(path, lambda partial: torch.save(dict(snapshot), partial))
+
+
+def _write_whole(path: Path, put: Callable[[Path], None]) -> Path:
+    """Have `put` write a temporary file beside `path`, and rename it once it is whole."""
+    if not path.parent.is_dir():
+        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        put(partial)
+        partial.chmod(0o666 & ~_umask())
         _flush(partial)
-        refuse_existing(path, force=force)
         partial.replace(path)
-    except CheckpointError:
-        raise
     except Exception as error:  # torch and safetensors tell of a full disk in their own ways
-        free = os.statvfs(path.parent)
-        room = f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB are free"
-        full = getattr(error, "errno", None) == errno.ENOSPC or free.f_bavail < 4096
-        reason = f"the disk is full ({room})" if full else str(error).splitlines()[0]
+        free = shutil.disk_usage(path.parent).free
+        full = getattr(error, "errno", None) == errno.ENOSPC or free < 2**16
+        reason = f"the disk is full ({free / 2**20:.1f} MiB free)" if full else _first_line(error)
         raise CheckpointError(f"cannot write {path}: {reason}; nothing was written") from error
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -298,8 +313,16 @@ def _read_torch(path: Path) -> Any:
             "expected; save the state dict alone, torch.save(model.state_dict(), path)"
         ) from None
     except Exception as error:  # zip, pickle and torch tell of damage in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _first_line(error)
         raise CheckpointError(f"{path} is no checkpoint, or is cut short: {reason}") from None
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a training run that `save_state` wrote."""
+    content = _read_torch(path)
+    if not isinstance(content, dict) or "identity" not in content:
+        raise CheckpointError(f"{path} is no state of a training run")
+    return content
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

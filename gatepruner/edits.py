@@ -212,11 +212,11 @@ def assemble(traced: Trace, edits: Edits, name: str) -> fx.GraphModule:
     }
     module = fx.GraphModule({**root, **done.new}, done.graph, class_name=identifier(name))
     forget_constants(module, traced.keys | {f"{target}.c" for target in done.new})
-    _settle_in_place(module)
+    settle_in_place(module)
     return module.eval()
 
 
-def _settle_in_place(module: fx.GraphModule) -> None:
+def settle_in_place(module: fx.GraphModule) -> None:
     """Let an activation overwrite its input only where nothing else can see that input.
 
     After an edit the input may be a shortcut, which others use.

@@ -1,0 +1,127 @@
+"""The removal curve: accuracy against blocks removed, all of its points in shared passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.cost import Cost, count
+from gatepruner.data import Images, Normalization, Track, normalization_of
+from gatepruner.edits import settle_in_place
+from gatepruner.evaluate import Accuracy, check_fit, tally
+from gatepruner.network import Network
+from gatepruner.ranking import Ranking
+
+TOGETHER = 32  # points that share one pass; more hold more activations in memory
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a removal curve.
+
+    Attributes:
+        removed: blocks removed, the least important ones of the ranking.
+        blocks: blocks that still have their branch.
+        accuracy: on the images of the sweep.
+        cost: parameters and MACs.
+    """
+
+    removed: int
+    blocks: int
+    accuracy: Accuracy
+    cost: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        """The point as plain JSON; accuracies are fractions of 1."""
+        low, high = self.accuracy.interval
+        return {
+            "removed": self.removed,
+            "blocks": self.blocks,
+            "accuracy": self.accuracy.accuracy,
+            "low": low,
+            "high": high,
+            "correct": self.accuracy.correct,
+            "images": self.accuracy.images,
+            "loss": self.accuracy.loss,
+            "params": self.cost.params,
+            "macs": self.cost.macs,
+        }
+
+
+def sweep(
+    checkpoint: Checkpoint,
+    data: Images,
+    ranking: Ranking,
+    *,
+    counts: Sequence[int] | None = None,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+    normalization: Normalization | None = None,
+    track: Track = iter,
+) -> Iterator[Point]:
+    """Accuracy after every number of removals, least important block first.
+
+    The networks of neighbouring points are the same up to their first difference: what they
+    have in common is computed once.
+
+    Args:
+        checkpoint: a network with its weights.
+        data: labelled images of the network's size and classes.
+        ranking: the order in which the blocks go.
+        counts: numbers of blocks to remove; from none to all of them by default.
+        device: where to compute.
+        batch_size: images at a time.
+        normalization: instead of the one that the checkpoint records.
+        track: wraps the batches of every pass, to show progress.
+
+    Yields:
+        The points in the order of `counts`.
+
+    Raises:
+        DataError: the images are of another size or class count.
+        PlanError: more blocks are to be removed than there are.
+    """
+    check_fit(checkpoint.network, data)
+    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    counts = range(len(ranking.names) + 1) if counts is None else counts
+    networks = [checkpoint.network.without(ranking.first(removed)) for removed in counts]
+    for start in range(0, len(networks), TOGETHER):
+        part = networks[start : start + TOGETHER]
+        heads = tally(merged(checkpoint, part), data, chosen, device, batch_size, track)
+        for removed, network, found in zip(counts[start:], part, heads, strict=False):
+            left = sum(block.branch for block in network.blocks)
+            yield Point(removed, left, found, count(network))
+
+
+def merged(checkpoint: Checkpoint, networks: Sequence[Network]) -> fx.GraphModule:
+    """One module with the logits of several networks, equal parts of them computed once.
+
+    Args:
+        checkpoint: the whole network with its weights.
+        networks: what is left of it after some removals.
+
+    Returns:
+        A module that maps images to a tuple of logits, one for each network, bit for bit those
+        of the networks built one by one.
+    """
+    graph, known, heads = fx.Graph(), {}, []
+    for network in networks:
+        env: dict[fx.Node, fx.Node] = {}
+        for node in network.graph().nodes:
+            if node.op == "output":
+                heads.append(env[node.args[0]])
+                continue
+            inputs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+            same = (node.op, node.target, repr(inputs))  # nodes print as their names
+            if same not in known:
+                known[same] = graph.node_copy(node, env.__getitem__)
+            env[node] = known[same]
+    graph.output(tuple(heads))
+    module = fx.GraphModule(checkpoint.build(), graph)
+    settle_in_place(module)
+    return module

@@ -1,0 +1,149 @@
+"""What several test files share: networks with random weights, images, and a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from types import MappingProxyType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.models import Shape
+from gatepruner.network import Network
+
+# Networks this small are quicker on one thread, most of all where several processes share a CPU.
+torch.set_num_threads(1)
+
+# One small network of every family of torchvision, and the smallest images it can do with.
+LIBRARY: dict[str, Shape] = {
+    "resnet18": (3, 64, 64),
+    "resnext50_32x4d": (3, 64, 64),
+    "regnet_y_400mf": (3, 64, 64),
+    "mobilenet_v2": (3, 64, 64),
+    "mobilenet_v3_small": (3, 64, 64),
+    "mnasnet0_5": (3, 64, 64),
+    "efficientnet_b0": (3, 64, 64),
+    "efficientnet_v2_s": (3, 64, 64),
+    "convnext_tiny": (3, 64, 64),
+    "swin_t": (3, 64, 64),
+    "swin_v2_t": (3, 64, 64),
+    "vit_b_32": (3, 64, 64),
+    "maxvit_t": (3, 224, 224),
+}
+# One small network of every family of our own, with each kind of gate.
+GATED = (
+    *("gated-resnet14", "gated-resnet14-b", "gated-preresnet14", "gated-wrn-10-2"),
+    *("gated-residual-fc6", "gated-highway-fc6", "gated-plain-fc6"),
+)
+
+
+def draw(name: str, seed: int = 0, input_shape: Shape | None = None) -> Checkpoint:
+    """A named network with ten classes and weights that are all different from each other."""
+    network = Network.named(name, num_classes=10, input_shape=input_shape)
+    return Checkpoint(network, MappingProxyType(drawn(network.initial_weights(seed), seed)))
+
+
+def drawn(weights: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """Weights without the constants of a new network, with which too much would be equal.
+
+    Batch norm, gates and layer scales are then no identity, and heads that begin at zero let
+    something through.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    random = {}
+    for key, tensor in weights.items():
+        random[key] = tensor
+        if tensor.is_floating_point() and tensor.min() == tensor.max():
+            factor = tensor.min() > 0.5 or key.endswith("layer_scale")
+            noise = torch.rand(tensor.shape, generator=generator)
+            random[key] = 0.5 + noise if factor else 0.4 * noise - 0.2
+    return random
+
+
+def images_for(network: Network, count: int = 2, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *network.base.input_shape, generator=generator)
+
+
+def logits(module: nn.Module, images: Tensor) -> Tensor:
+    """The logits as they are in the module's mode, the same whenever they are asked for."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return module(images)
+
+
+def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    sizes = range(len(names) + 1)
+    return itertools.chain.from_iterable(itertools.combinations(names, size) for size in sizes)
+
+
+def removable(network: Network) -> list[str]:
+    return [block.name for block in network.blocks if block.removable]
+
+
+def with_gates_at(checkpoint: Checkpoint, k: float, names: Iterable[str]) -> Checkpoint:
+    """The checkpoint with these gates at k."""
+    keys = {checkpoint.network.gate_key(name) for name in names}
+    weights = {
+        key: torch.tensor(float(k)) if key in keys else tensor
+        for key, tensor in checkpoint.weights.items()
+    }
+    return Checkpoint(checkpoint.network, weights, checkpoint.notes)
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A hash of everything that a checkpoint holds."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([checkpoint.network.to_json(), dict(checkpoint.notes)]).encode())
+    for key, tensor in checkpoint.weights.items():
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class CallersBlock(nn.Module):
+    """A block as a user may write it, with a functional dropout."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.dropout(self.bn(self.conv(x)), 0.3, training=self.training)
+        return F.relu(x + out)
+
+
+class Callers(nn.Module):
+    """A module that no library knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2)
+        self.blocks = nn.Sequential(CallersBlock(8), CallersBlock(8), CallersBlock(8))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def callers() -> Callers:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Callers()
+    module.load_state_dict(drawn(module.state_dict()))
+    return module.eval()
+
+
+# Of the whole session, so that pytest runs all that asks for one network before the next one.
+@pytest.fixture(scope="session", params=LIBRARY)
+def library(request: pytest.FixtureRequest) -> Checkpoint:
+    """A network of torchvision's, with random weights."""
+    return draw(f"torchvision:{request.param}", input_shape=LIBRARY[request.param])

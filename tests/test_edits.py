@@ -1,0 +1,208 @@
+"""What stands in the place of an addition, and what is tidied up around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GATED, draw, images_for, logits, removable, subsets, with_gates_at
+from torch import fx, nn
+
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.edits import Gate, PlainGate, Scale
+from gatepruner.surgery import remove, remove_shortcuts
+
+RELUS = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
+
+
+@pytest.mark.parametrize(("k", "g"), [(0.7, 0.7), (0.0, 0.0), (-2.0, 0.0), (1.0, 1.0)])
+def test_gates_multiply_by_what_is_positive_of_k(k, g):
+    f, s = torch.randn(2, 5), torch.randn(2, 5)
+    residual, plain = Gate(), PlainGate()
+    for gate in (residual, plain):
+        nn.init.constant_(gate.k, k)
+    g = torch.tensor(g)
+    assert torch.equal(residual(f), g * f)
+    assert torch.equal(plain(f, s), g * f + (1 - g) * s)
+    assert torch.equal(plain(f), g * f)
+
+
+def test_a_scale_is_a_constant_of_the_state_dict():
+    scale = Scale()
+    scale.load_state_dict({"c": torch.tensor(0.5)})
+    assert scale(torch.tensor(3.0)) == 1.5
+    assert list(scale.parameters()) == []
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_removing_blocks_equals_closing_their_gates(name):
+    checkpoint = draw(name)
+    images, names = images_for(checkpoint.network), removable(checkpoint.network)
+    whole, unclosed = checkpoint.build(), dict(checkpoint.weights)
+    untouched = logits(whole, images)
+    for subset in subsets(names):
+        closed = with_gates_at(checkpoint, 0.0, subset).weights
+        whole.load_state_dict(dict(closed))
+        small = logits(remove(checkpoint, subset).build(), images)
+        assert torch.equal(small, logits(whole, images)), subset
+        assert torch.equal(small, untouched) == (not subset), subset
+    whole.load_state_dict(unclosed)
+    assert torch.equal(logits(whole, images), untouched)
+
+
+def test_a_gate_below_zero_is_a_closed_one():
+    checkpoint = draw("gated-resnet8")
+    images = images_for(checkpoint.network)
+    below = with_gates_at(checkpoint, -1.5, ["layer1.0"])
+    small = remove(checkpoint, ["layer1.0"])
+    assert torch.equal(logits(below.build(), images), logits(small.build(), images))
+
+
+def activations_of_activations(module: fx.GraphModule) -> list[fx.Node]:
+    def activates(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(module.get_submodule(node.target), RELUS[0])
+        return node.target in RELUS
+
+    return [
+        node
+        for node in module.graph.nodes
+        if activates(node) and activates(node.all_input_nodes[0])
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet14", "resnet14-b", "residual-fc6", "highway-fc6", "torchvision:resnet18"]
+)
+def test_no_activation_of_an_activation_stays(name):
+    checkpoint = draw(name, input_shape=(3, 64, 64) if ":" in name else None)
+    for names in (removable(checkpoint.network), removable(checkpoint.network)[1::2]):
+        module = remove(checkpoint, names).build()
+        assert activations_of_activations(module) == []
+
+
+def test_one_relu_of_two_goes_with_the_block_between_them():
+    def relus(checkpoint: Checkpoint) -> int:
+        return sum(node.target is F.relu for node in checkpoint.build().graph.nodes)
+
+    checkpoint = draw("resnet8")
+    assert relus(checkpoint) == 1 + 2 * 3
+    assert relus(remove(checkpoint, ["layer1.0"])) == 1 + 2 * 2
+    assert relus(remove(checkpoint, removable(checkpoint.network))) == 1
+
+
+def test_the_padding_between_two_relus_does_not_hide_that_they_are_one():
+    small = remove(draw("resnet8"), ["layer2.0", "layer3.0"]).build()
+    after = [node.target for node in small.graph.nodes if node.op == "call_function"]
+    assert F.pad in after
+    assert F.relu not in after[after.index(F.pad) :]
+
+
+@pytest.mark.parametrize("name", ["resnet14-b", "highway-fc6", "gated-wrn-10-2"])
+def test_what_nothing_uses_is_left_out(name):
+    checkpoint = draw(name)
+    for names in subsets(removable(checkpoint.network)[-3:]):
+        module = remove(checkpoint, names).build()
+        targets = {node.target for node in module.graph.nodes if node.op == "call_module"}
+        leaves = {
+            path for path, inner in module.named_modules() if path and not list(inner.children())
+        }
+        assert leaves == targets
+        assert all(node.users or node.op == "output" for node in module.graph.nodes), (
+            "a node whose value nothing uses"
+        )
+
+
+class Overwriting(nn.Module):
+    """A block whose input is needed again after it, and an operation that overwrites."""
+
+    def __init__(self, overwrite) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.f = nn.Linear(4, 4)
+        self.act = nn.ReLU(inplace=True)
+        self.overwrite = overwrite
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.overwrite(self, x + self.f(x))
+        return self.head(y * x)
+
+
+def scaled(self, y):
+    y *= 2
+    return y
+
+
+def lowered(self, y):
+    y -= 0.5
+    return y
+
+
+OVERWRITES = {
+    "nn.ReLU(inplace=True)": lambda self, y: self.act(y),
+    "F.relu(y, inplace=True)": lambda self, y: F.relu(y, inplace=True),
+    "F.relu(y, True)": lambda self, y: F.relu(y, True),
+    "F.relu_(y)": lambda self, y: F.relu_(y),
+    "torch.relu_(y)": lambda self, y: torch.relu_(y),
+    "y.relu_()": lambda self, y: y.relu_(),
+    "y.mul_(2)": lambda self, y: y.mul_(2),
+    "y.clamp_(0)": lambda self, y: y.clamp_(0),
+    "y.sigmoid_()": lambda self, y: y.sigmoid_(),
+    "F.hardswish(y, True)": lambda self, y: F.hardswish(y, True),
+    "y *= 2": scaled,
+    "y -= 0.5": lowered,
+}
+
+
+@pytest.mark.parametrize("how", OVERWRITES)
+def test_what_overwrites_its_input_does_not_overwrite_a_shortcut(how):
+    checkpoint = Checkpoint.of(Overwriting(OVERWRITES[how]), (1, 1, 4))
+    images = images_for(checkpoint.network)
+    masked = checkpoint.build()
+    masked.f.register_forward_hook(lambda module, args, output: output * 0)
+    small = remove(checkpoint, ["root"]).build()
+    assert torch.equal(logits(small, images), logits(masked, images))
+
+
+@pytest.mark.parametrize("how", OVERWRITES)
+def test_what_overwrites_its_input_does_not_overwrite_what_a_lone_branch_comes_from(how):
+    class Forked(Overwriting):
+        def forward(self, x):
+            x = self.stem(x)
+            f = x.view(-1, 2, 2).transpose(1, 2).reshape(-1, 4).view(-1, 4)
+            return self.head(self.overwrite(self, self.f(x) + f) * x)
+
+    checkpoint = Checkpoint.of(Forked(OVERWRITES[how]), (1, 1, 4))
+    images = images_for(checkpoint.network)
+    masked = checkpoint.build()
+    masked.f.register_forward_hook(lambda module, args, output: output * 0)
+    small = remove(checkpoint, ["root"]).build()
+    assert torch.equal(logits(small, images), logits(masked, images))
+
+
+def test_two_modules_built_of_one_network_share_nothing():
+    checkpoint = draw("gated-resnet8")
+    images = images_for(checkpoint.network)
+    first, second = checkpoint.build(), checkpoint.build()
+    before = logits(second, images)
+    nn.init.zeros_(first.linear.weight)
+    first.layer1.get_submodule("0").bn1.momentum = 0.9
+    first.layer1.get_submodule("0").conv1.register_forward_hook(lambda *_: None or 1 / 0)
+    third = checkpoint.build()
+    assert torch.equal(logits(second, images), before)
+    assert torch.equal(logits(third, images), before)
+    assert third.layer1.get_submodule("0").bn1.momentum == 0.1
+
+
+def test_gates_without_a_shortcut_still_multiply_their_branch():
+    checkpoint = draw("gated-residual-fc4")
+    names = removable(checkpoint.network)
+    lone = remove_shortcuts(checkpoint, names[:1])
+    half = with_gates_at(lone, 0.0, names[:1])
+    images = images_for(lone.network)
+    first, second = logits(half.build(), images)
+    assert torch.equal(first, second)  # nothing of an image passes a closed gate alone
+    first, second = logits(lone.build(), images)
+    assert not torch.equal(first, second)
