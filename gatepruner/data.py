@@ -133,6 +133,15 @@ class Images:
             return self
         return self.take(torch.arange(limit) * len(self) // limit)
 
+    def held_out(self, count: int, seed: int) -> tuple[Images, Images | None]:
+        """The set without `count` images that are drawn at random, and those."""
+        if not count:
+            return self, None
+        if count >= len(self):
+            raise DataError(f"cannot hold out {count} images: {self.source} has {len(self)}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
+
     def to(self, device: torch.device) -> Images:
         """The same with what is in memory on the device."""
         pixels = None if self.pixels is None else self.pixels.to(device)

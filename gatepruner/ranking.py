@@ -54,7 +54,7 @@ class Ranking:
 
 
 def _by_gate(checkpoint: Checkpoint, names: list[str], seed: int) -> list[float]:
-    gates = checkpoint.gates
+    gates = {**checkpoint.notes.get("gates", {}), **checkpoint.gates}  # folded ones, and there
     missing = [name for name in names if name not in gates]
     if missing:
         raise PlanError(

@@ -48,7 +48,7 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
     The logits stay the same to rounding and no gate is left. Where a branch does not end in an
     affine layer (an activation comes after it, say), and for the shortcut of a plain gate, a
     constant factor stays: `network.edits.scaled_branches` and `scaled_shortcuts` name those
-    blocks.
+    blocks. The notes keep the gates under `gates`, so that the blocks can still be ranked.
     """
     network, weights = checkpoint.network, dict(checkpoint.weights)
     edits = network.edits
@@ -74,4 +74,5 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
     )
     folded = replace(network, edits=edits)
     notes = checkpoint.noting(folded=list(network.edits.gated), constants=[*branches, *shortcuts])
-    return Checkpoint(folded, MappingProxyType(weights), notes)
+    known = {**notes.get("gates", {}), **checkpoint.gates}
+    return Checkpoint(folded, MappingProxyType(weights), {**notes, "gates": known})

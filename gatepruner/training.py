@@ -93,6 +93,7 @@ class Moment:
         learning_rate: of the weights.
         seconds: since the run began, or was resumed.
         validation: accuracy on held-out images at the end of an epoch, if there are any.
+        ends_epoch: whether the epoch is over.
     """
 
     step: int
@@ -104,6 +105,12 @@ class Moment:
     learning_rate: float
     seconds: float
     validation: float | None = None
+    ends_epoch: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """What a history keeps of an epoch."""
+        left_out = ("step", "steps", "ends_epoch")
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
 def train(
@@ -258,12 +265,10 @@ class _Run:
             held_out = tally(self.module, *args)[0].accuracy
         rate = float(self.scheduler.get_last_lr()[0])
         moment = Moment(
-            self.done, self.total, epoch + 1, loss, right, gate, rate, seconds, held_out
+            self.done, self.total, epoch + 1, loss, right, gate, rate, seconds, held_out, ends
         )
         if ends:
-            record = asdict(moment)
-            del record["step"], record["steps"]
-            self.history.append(record)
+            self.history.append(moment.record())
         return moment
 
     def _identity(self) -> dict[str, Any]:

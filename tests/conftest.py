@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import pytest
@@ -64,6 +64,15 @@ def drawn(weights: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
             noise = torch.rand(tensor.shape, generator=generator)
             random[key] = 0.5 + noise if factor else 0.4 * noise - 0.2
     return random
+
+
+def load_into(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The library's own module with copies of these weights, strictly all of them."""
+    state = module.state_dict()  # with the versions of its layers, which MNASNet asks for
+    assert state.keys() == weights.keys()
+    state.update(weights)
+    module.load_state_dict(state)
+    return module.eval()
 
 
 def images_for(network: Network, count: int = 2, seed: int = 1) -> Tensor:
@@ -133,11 +142,17 @@ class Callers(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-@pytest.fixture
-def callers() -> Callers:
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """The same random numbers in each test, whichever ran before it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = Callers()
+        yield
+
+
+@pytest.fixture
+def callers() -> Callers:
+    module = Callers()
     module.load_state_dict(drawn(module.state_dict()))
     return module.eval()
 

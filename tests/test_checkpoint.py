@@ -565,7 +565,7 @@ REFUSED = {
             (("notes",), [1], "notes"),
             (("network", "base", "source"), "nowhere", "nowhere"),
             (("network", "base", "colour"), "red", "colour"),
-            (("network", "base", "input_shape"), 3, "input_shape"),
+            (("network", "base", "input_shape"), 3, "int"),
             (("network", "edits", "painted"), ["blocks.0"], "painted"),
             (("network", "edits", "gate"), "golden", "golden"),
             (("network", "edits", "gated"), ["blocks.0", "blocks.9"], "blocks.9"),

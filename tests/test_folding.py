@@ -23,14 +23,13 @@ ENDS = {
     "vit_b_32": "{path}.",
     "resnext50_32x4d": "{path}.bn3",
     "mobilenet_v3_small": "{path}.block.",
-    "maxvit_t": "{path}.",
 }
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_every_gate_has_a_layer_to_be_folded_into(name):
-    shape = (3, 224, 224) if name.startswith("maxvit") else (3, 64, 64)
-    network = Network.named(f"gated-torchvision:{name}", num_classes=10, input_shape=shape)
+    text = f"gated-torchvision:{name}"
+    network = Network.named(text, num_classes=10, input_shape=(3, 64, 64))
     for block in network.blocks:
         keys, path = network.last_affine(block.name), block.name.partition(":")[0]
         assert keys, block.name
@@ -81,7 +80,7 @@ class Ending(nn.Module):
         super().__init__()
         self.stem = nn.Linear(6, 6)
         self.f = nn.Linear(6, 6)
-        self.w = nn.Parameter(torch.rand(6))
+        self.w, self.v = nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(6))
         self.register_buffer("saved", torch.rand(6))
         self.register_buffer("unsaved", torch.rand(6), persistent=False)
         self.end = end
@@ -119,7 +118,7 @@ TAKEN_UP = {
     "a saved buffer": (lambda self, f: self.saved * f, ["saved"]),
     "an unsaved buffer": (lambda self, f: self.unsaved * f, []),
     "a number": (lambda self, f: f * 3, []),
-    "layer norm": (lambda self, f: F.layer_norm(f, (6,), self.w, self.w), []),
+    "layer norm": (lambda self, f: F.layer_norm(f, (6,), self.w, self.v), ["v", "w"]),
     "layer norm without weights": (lambda self, f: F.layer_norm(f, (6,)), []),
     "F.linear": (lambda self, f: F.linear(f, self.f.weight.t(), self.w), []),
     "tanh": (lambda self, f: f.tanh(), []),
@@ -169,10 +168,37 @@ def test_a_branch_that_ends_in_a_layer_gives_it_the_gate(layer, taken):
     )
 
 
-def test_a_layer_that_other_parts_use_is_not_changed():
-    checkpoint = gated(Ending(lambda self, f: self.head.weight.sum() * self.head(f).sum() + f))
-    network = checkpoint.network
-    assert network.last_affine("root") == ()
+class Elsewhere(Ending):
+    """What the branch ends in is used in another place as well."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x * self.w[:3] + F.linear(self.f.weight.sum(1), self.head.weight)
+
+
+class Tied(Ending):
+    """The branch's last layer has the weights of another one."""
+
+    def __init__(self, end) -> None:
+        super().__init__(end)
+        self.stem.weight, self.stem.bias = self.f.weight, self.f.bias
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, Tied])
+@pytest.mark.parametrize("end", ["linear", "a parameter", "twice in one", "both"])
+def test_weights_that_are_used_twice_keep_their_values(kind, end):
+    ends = {
+        "linear": lambda self, f: f,
+        "a parameter": lambda self, f: f * self.w,
+        "twice in one": lambda self, f: F.layer_norm(f, (6,), self.w, self.w),
+        "both": lambda self, f: self.f(f * self.w) * self.w,
+    }
+    checkpoint = gated(kind(ends[end]))
+    folded = fold_gates(checkpoint)
+    images = images_for(checkpoint.network)
+    torch.testing.assert_close(
+        logits(folded.build(), images), logits(checkpoint.build(), images), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["gated-highway-fc6", "gated-plain-fc6"])

@@ -1,0 +1,5 @@
+"""`python -m gatepruner`."""
+
+from gatepruner.cli import main
+
+main()

@@ -1,0 +1,183 @@
+"""Tables, sentences and progress for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.cost import Cost, Latency
+from gatepruner.curve import Point
+from gatepruner.evaluate import Accuracy
+from gatepruner.network import Block
+from gatepruner.ranking import Ranking
+from gatepruner.training import Moment
+
+
+class Terminal:
+    """Says things on stdout, shows progress on stderr, or is quiet.
+
+    Args:
+        quiet: whether to show no progress.
+        silent: whether stdout is for a JSON document alone.
+    """
+
+    def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
+        self.out = Console(highlight=False, soft_wrap=True, quiet=silent)
+        self.err = Console(stderr=True, highlight=False, quiet=quiet)
+
+    def say(self, *what: Any) -> None:
+        """Print to stdout."""
+        self.out.print(*what, markup=False)
+
+    def track(self, description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+        """A wrapper for an iterable that shows how far it is."""
+
+        def wrapped(items: Iterable[Any]) -> Iterator[Any]:
+            with self._progress() as progress:
+                yield from progress.track(items, description=description)
+
+        return wrapped
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
+            disable=self.err.quiet or not self.err.is_terminal,
+        )
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[Moment], None]]:
+        """A watcher for a training run: a bar on a terminal, else a line for every epoch."""
+        with self._progress() as progress:
+            task = progress.add_task("training", total=None)
+
+            def watch(moment: Moment) -> None:
+                text = moment_text(moment)
+                progress.update(task, completed=moment.step, total=moment.steps, description=text)
+                if moment.ends_epoch and not self.err.is_terminal:
+                    self.err.print(text)
+
+            yield watch
+
+
+def moment_text(moment: Moment) -> str:
+    """Loss, accuracy and mean gate of the epoch so far."""
+    gate = "" if moment.gate is None else f"  mean gate {moment.gate:.3f}"
+    held = "" if moment.validation is None else f"  held out {100 * moment.validation:.2f} %"
+    return (
+        f"epoch {moment.epoch}  loss {moment.loss:.4f}  "
+        f"accuracy {100 * moment.accuracy:.2f} %{gate}{held}"
+    )
+
+
+def gates_of(checkpoint: Checkpoint) -> dict[str, float]:
+    """The gates of a checkpoint, those that were folded included."""
+    return {**checkpoint.notes.get("gates", {}), **checkpoint.gates}
+
+
+def block_table(blocks: Sequence[Block], gates: Mapping[str, float]) -> Table:
+    """Every block in the order of depth and what is left of it."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("block", "stage", "shortcut", "branch"):
+        table.add_column(column)
+    table.add_column("gate", justify="right")
+    for block in blocks:
+        shortcut = "identity" if block.identity else "changes shape"
+        branch = ", ".join(_runs(block.layers))
+        gate = gates.get(block.name)
+        table.add_row(
+            block.name,
+            block.stage,
+            shortcut if block.shortcut else "removed",
+            branch if block.branch else "removed",
+            "" if gate is None else f"{gate:.4f}",
+        )
+    return table
+
+
+def _runs(layers: Sequence[str]) -> list[str]:
+    """`["2 Conv2d", "ReLU"]` for two convolutions and a ReLU: each kind once."""
+    counts = {layer: layers.count(layer) for layer in layers}
+    return [layer if count == 1 else f"{count} {layer}" for layer, count in counts.items()]
+
+
+def ranking_table(ranking: Ranking, gates: Mapping[str, float], limit: int | None = None) -> Table:
+    """Blocks in the order in which they are to go."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("block")
+    table.add_column("gate", justify="right")
+    if ranking.criterion != "gate":
+        table.add_column(ranking.criterion, justify="right")
+    for position, (name, score) in enumerate(ranking.scores[:limit], start=1):
+        gate = gates.get(name)
+        row = [str(position), name, "" if gate is None else f"{gate:.4f}"]
+        table.add_row(*row, *([f"{score:g}"] if ranking.criterion != "gate" else []))
+    return table
+
+
+def curve_table(points: Sequence[Point], baseline: Sequence[Sequence[Point]]) -> Table:
+    """The removal curve, about twenty of its points."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("removed", "accuracy", "95 % interval", "random", "MACs kept"):
+        table.add_column(column, justify="right")
+    step = max(1, round(len(points) / 20))
+    for index, point in enumerate(points):
+        if index % step and point is not points[-1]:
+            continue
+        low, high = point.accuracy.interval
+        others = [curve[index].accuracy.accuracy for curve in baseline if index < len(curve)]
+        table.add_row(
+            str(point.removed),
+            f"{100 * point.accuracy.accuracy:.1f} %",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            f"{100 * sum(others) / len(others):.1f} %" if others else "",
+            f"{point.cost.macs / points[0].cost.macs:.0%}",
+        )
+    return table
+
+
+def accuracy_text(found: Accuracy) -> str:
+    """`91.5 % (89.6 to 93.1, 915 of 1,000 images), loss 0.3842`."""
+    low, high = found.interval
+    return (
+        f"{100 * found.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}, "
+        f"{found.correct:,} of {found.images:,} images), loss {found.loss:.4f}"
+    )
+
+
+def change_table(before: tuple[int, Cost], after: tuple[int, Cost]) -> Table:
+    """Blocks, parameters and MACs before and after."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "before", "after", "kept"):
+        table.add_column(column, justify="left" if not column else "right")
+    for what, old, new in (
+        ("blocks", before[0], after[0]),
+        ("parameters", before[1].params, after[1].params),
+        ("MACs", before[1].macs, after[1].macs),
+    ):
+        table.add_row(what, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else "")
+    return table
+
+
+def latency_text(found: Mapping[str, Latency]) -> str:
+    """Measured times side by side."""
+    parts = [
+        f"{name} {1e3 * it.median:.2f} ms ({1e3 * it.low:.2f} to {1e3 * it.high:.2f})"
+        for name, it in found.items()
+    ]
+    one = next(iter(found.values()))
+    return (
+        f"latency, median and quartiles of {one.runs} interleaved runs, batch size {one.batch}, "
+        f"{one.device}: {', '.join(parts)}"
+    )
