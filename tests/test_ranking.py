@@ -107,11 +107,16 @@ def test_many_blocks_are_named_by_their_ends():
         rank(Checkpoint(draw("resnet56").network, {}), "depth").first(28)
 
 
-@pytest.mark.parametrize("name", ["resnet14", "folded"])
-def test_without_gates_there_is_no_ranking_by_gate(name):
-    checkpoint = fold_gates(draw("gated-resnet14")) if name == "folded" else draw(name)
+def test_without_gates_there_is_no_ranking_by_gate():
     with pytest.raises(PlanError, match=r"no gate in layer1\.0, .*gatepruner gate.*--by depth"):
-        rank(checkpoint)
+        rank(draw("resnet14"))
+
+
+def test_folded_gates_still_rank_their_blocks():
+    checkpoint = gated(0.5, 1.5, -0.25, 0.75, 2.0, 0.125)
+    assert rank(fold_gates(checkpoint)).scores == rank(checkpoint).scores
+    fewer = remove(fold_gates(checkpoint), ["layer2.0"])
+    assert rank(fewer).scores == rank(remove(checkpoint, ["layer2.0"])).scores
 
 
 @pytest.mark.parametrize("k", [float("nan"), float("inf"), float("-inf")])
