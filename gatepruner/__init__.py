@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from gatepruner.network import Network as Network
     from gatepruner.ranking import Ranking as Ranking
     from gatepruner.ranking import rank as rank
-    from gatepruner.report import write_report as write_report
+    from gatepruner.report.files import Report as Report
+    from gatepruner.report.files import write_report as write_report
     from gatepruner.surgery import fold_gates as fold_gates
     from gatepruner.surgery import remove as remove
     from gatepruner.surgery import remove_shortcuts as remove_shortcuts
@@ -72,7 +73,8 @@ _HOME = {
     "sweep": "curve",
     "to_torchvision": "export",
     "train": "training",
-    "write_report": "report",
+    "Report": "report.files",
+    "write_report": "report.files",
 }
 __all__ = [*_HOME, "__version__"]
 

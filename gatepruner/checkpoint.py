@@ -1,4 +1,4 @@
-"""Checkpoints: a network, its weights and notes, and every way to read and write them.
+"""Checkpoints: a network, its weights and notes, loaded and saved.
 
 The project's own file holds a format number, the network and the notes as JSON, and the
 weights; see `docs/format.md`. It needs no class and no code to be read. Files of others are
@@ -7,15 +7,9 @@ state dicts; `gatepruner.recognition` tells their architecture.
 
 from __future__ import annotations
 
-import errno
+import difflib
 import json
-import os
-import pickle
-import re
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,9 +22,9 @@ from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
 from gatepruner.network import Network
 from gatepruner.recognition import COUNTER, recognise
+from gatepruner.storage import SUFFIXES, read_file, write_tensors
 
 FORMAT = 1
-SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".safetensors")
 NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -93,9 +87,6 @@ class Checkpoint:
         return {**self.notes, "history": [*self.notes.get("history", ()), done]}
 
 
-# ------------------------------------------------------------------------------ writing
-
-
 def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Path:
     """Write a checkpoint in the project's own format, whole or not at all.
 
@@ -113,103 +104,11 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
         "network": checkpoint.network.to_json(),
         "notes": dict(checkpoint.notes),
     }
-    return write(checkpoint.weights, path, header, force=force)
-
-
-def write(
-    weights: Mapping[str, Tensor],
-    path: Path,
-    header: Mapping[str, Any] | None = None,
-    *,
-    force: bool = False,
-) -> Path:
-    """Write tensors, with the project's header or as a bare state dict without one.
-
-    Into a temporary file beside `path` that is renamed once it is whole.
-    """
-    refuse_existing(path, force=force)
-    if path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise CheckpointError(f"cannot write {path}: expected a name ending in .pt or .safetensors")
-    text = None if header is None else json.dumps(header)
-    tensors = {key: _alone(tensor) for key, tensor in weights.items()}
-
-    def put(partial: Path) -> None:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            save_file(tensors, partial, None if text is None else {"gatepruner": text})
-        else:
-            torch.save(
-                tensors if text is None else {"gatepruner": text, "weights": tensors}, partial
-            )
-
-    return _write_whole(path, put)
-
-
-def save_state(snapshot: Mapping[str, Any], path: Path) -> Path:
-    """Write the state of a training run over the one before, whole or not at all."""
-    return _write_whole(path, lambda partial: torch.save(dict(snapshot), partial))
-
-
-def _write_whole(path: Path, put: Callable[[Path], None]) -> Path:
-    """Have `put` write a temporary file beside `path`, and rename it once it is whole."""
-    if not path.parent.is_dir():
-        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
-    os.close(descriptor)
-    partial = Path(name)
-    try:
-        put(partial)
-        partial.chmod(0o666 & ~_umask())
-        _flush(partial)
-        partial.replace(path)
-    except Exception as error:  # torch and safetensors tell of a full disk in their own ways
-        free = shutil.disk_usage(path.parent).free
-        full = getattr(error, "errno", None) == errno.ENOSPC or free < 2**16
-        reason = f"the disk is full ({free / 2**20:.1f} MiB free)" if full else _first_line(error)
-        raise CheckpointError(f"cannot write {path}: {reason}; nothing was written") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise a `CheckpointError` if there is something at `path` that may not be replaced."""
-    if path.exists() and not force:
-        raise CheckpointError(
-            f"{path} is there already: give another name, or --force to replace it"
-        )
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: a file name was expected")
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor without the rest of a larger storage that it may be a view of."""
-    tensor = tensor.detach()
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole and tensor.is_contiguous() else tensor.contiguous().clone()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _flush(path: Path) -> None:
-    """Have the file on the disk before it takes the place of another one."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-# ------------------------------------------------------------------------------ reading
+        text = json.dumps(header)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot write {path}: its notes are no JSON ({error})") from None
+    return write_tensors(checkpoint.weights, path, text, force=force)
 
 
 def load(
@@ -243,7 +142,8 @@ def load(
     path = Path(path)
     content, header = _read(path)
     if header is None:
-        state = _strip_prefixes(_state_dict(content, path))
+        known = module.state_dict().keys() if module is not None else frozenset()
+        state = _strip_prefixes(_state_dict(content, path), known)
         if module is not None:
             network = Network.of(module, input_shape or (3, 224, 224))
         else:
@@ -256,28 +156,32 @@ def load(
         )
     if arch is not None:
         raise CheckpointError(f"{path} says what it is: leave out --arch {arch}")
-    network = Network.from_json(header["network"], module)
-    checkpoint = _fitted(path, network, content, header["notes"])
-    checkpoint.gates  # noqa: B018 - refuses gates that are not numbers
-    return checkpoint
+    try:
+        network = Network.from_json(header["network"], module)
+        notes = dict(header["notes"].items())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: its header does not describe a network and notes "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    odd = [key for key, it in content.items() if not isinstance(it, Tensor)]
+    if odd:
+        raise CheckpointError(f"{path} is damaged: {listed(odd)} is no tensor")
+    return _fitted(path, network, content, notes)
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     """What a file holds, and its header if it is one of the project's own."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: a file was expected")
     if not path.is_file():
-        near = [p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES][:5]
+        names = sorted(it.name for it in path.parent.glob("*") if it.suffix in SUFFIXES)
+        near = difflib.get_close_matches(path.name, names, n=5, cutoff=0)
         hint = f"; there is {listed(near)}" if near else ""
         raise CheckpointError(f"there is no file {path}{hint}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: a checkpoint was expected")
-    content: Any
-    text: str | None
-    if path.suffix == ".safetensors":
-        content, text = _read_safetensors(path)
-    else:
-        content, text = _read_torch(path), None
-        if isinstance(content, dict) and isinstance(content.get("gatepruner"), str):
-            content, text = content.get("weights"), content["gatepruner"]
+    content, text = read_file(path)
     if text is None:
         return content, None
     try:
@@ -287,42 +191,6 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     if not (isinstance(header, dict) and isinstance(content, dict)):
         raise CheckpointError(f"{path} is damaged: a header and weights were expected")
     return content, header
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata.get("gatepruner")  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from None
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        zipped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        wants = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?) *(\S+)", str(error))
-        if wants is None:
-            raise CheckpointError(f"{path} is no checkpoint, or is damaged") from None
-        raise CheckpointError(
-            f"{path} holds {wants[1].strip('`')}, which would run code: tensors alone were "
-            "expected; save the state dict alone, torch.save(model.state_dict(), path)"
-        ) from None
-    except Exception as error:  # zip, pickle and torch tell of damage in many ways
-        reason = _first_line(error)
-        raise CheckpointError(f"{path} is no checkpoint, or is cut short: {reason}") from None
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """The state of a training run that `save_state` wrote."""
-    content = _read_torch(path)
-    if not isinstance(content, dict) or "identity" not in content:
-        raise CheckpointError(f"{path} is no state of a training run")
-    return content
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -343,9 +211,16 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that wrappers put before every name."""
+def _strip_prefixes(state: dict[str, Tensor], known: Set[str] = frozenset()) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers put before every name, and AveragedModel's counter.
+
+    A name that is among the `known` ones is as it should be.
+    """
+    if "n_averaged" not in known:
+        state = {key: tensor for key, tensor in state.items() if key != "n_averaged"}
     for prefix in PREFIXES * 2:
+        if known & state.keys():
+            return state
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
@@ -379,4 +254,10 @@ def _fitted(
             f"{path} does not fit {network}: {'; '.join(problems)}; "
             "name the architecture it was trained with (--arch)"
         )
-    return Checkpoint(network, MappingProxyType({key: state[key] for key in wanted}), dict(notes))
+    weights = MappingProxyType({key: state[key] for key in wanted})
+    checkpoint = Checkpoint(network, weights, dict(notes))
+    try:
+        checkpoint.gates  # noqa: B018 - refuses gates that are not numbers
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return checkpoint

@@ -199,13 +199,14 @@ def demo(
 
     Example: `gatepruner demo`
     """
-    from gatepruner.checkpoint import refuse_existing, save
+    from gatepruner.checkpoint import save
     from gatepruner.cost import count
     from gatepruner.demo import demo_checkpoint, demo_images
     from gatepruner.evaluate import accuracy
     from gatepruner.ranking import rank
     from gatepruner.report import terminal as show
     from gatepruner.report.files import Report, refuse_report, write_report
+    from gatepruner.storage import refuse_existing
     from gatepruner.surgery import fold_gates, remove
 
     refuse_report(output, force=force)
@@ -427,8 +428,9 @@ def prune(
 
     Example: `gatepruner prune resnet56.th --blocks layer1.2,layer1.5 --data imagefolder:cifar10`
     """
-    from gatepruner.checkpoint import refuse_existing, save
+    from gatepruner.checkpoint import save
     from gatepruner.cost import count
+    from gatepruner.storage import refuse_existing
     from gatepruner.surgery import fold_gates, remove, remove_shortcuts
 
     given = {"drop": drop, "keep": keep, "threshold": threshold, "blocks": blocks}
@@ -710,9 +712,10 @@ def train_(
 
     Example: `gatepruner train gated-resnet20 --data cifar10:DIR --epochs 40 -o gated.pt`
     """
-    from gatepruner.checkpoint import refuse_existing, save
+    from gatepruner.checkpoint import save
     from gatepruner.data import load_images, parse_normalization
     from gatepruner.network import Network
+    from gatepruner.storage import refuse_existing
     from gatepruner.training import Recipe, train
 
     state, history = (output.with_name(output.name + end) for end in (".state", ".history.jsonl"))
@@ -817,8 +820,9 @@ def export(
 
     Example: `gatepruner export resnet50-drop4.pt --to torchvision -o small.pth`
     """
-    from gatepruner.checkpoint import save, write
+    from gatepruner.checkpoint import save
     from gatepruner.export import to_torchvision
+    from gatepruner.storage import write_tensors
     from gatepruner.surgery import fold_gates
 
     if to not in ("torchvision", "safetensors"):
@@ -833,7 +837,7 @@ def export(
         save(folded, output, force=force)
     else:
         stock = to_torchvision(checkpoint)
-        write(stock.state, output, force=force)
+        write_tensors(stock.state, output, force=force)
         arguments = dict(stock.arguments)
         document |= {"block": stock.block, "layers": stock.layers, "arguments": arguments}
         terminal.say(stock.recipe(str(output)))

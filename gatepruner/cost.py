@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, mm_flop
 
+from gatepruner.base import Base, traced
 from gatepruner.models import Shape
-from gatepruner.network import Base, Network, traced
+from gatepruner.network import Network
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,8 @@ def count(network: Network) -> Cost:
     """
     macs = _macs_of_nodes(network.base)
     nodes = (node.meta.get("base") for node in network.graph().nodes)
-    params = sum(
-        tensor.numel() for tensor in network.state().values() if isinstance(tensor, nn.Parameter)
-    )
+    learned = {id(it): it for it in network.state().values() if isinstance(it, nn.Parameter)}
+    params = sum(tensor.numel() for tensor in learned.values())
     return Cost(params, sum(macs.get(node, 0) for node in nodes))
 
 
@@ -150,6 +150,7 @@ def latency(
     device = torch.device(device)
     images = torch.randn(batch, *input_shape, generator=torch.Generator().manual_seed(0))
     images = images.to(device)
+    modes = {name: module.training for name, module in modules.items()}
     ready = {name: module.to(device).eval() for name, module in modules.items()}
     times: dict[str, list[float]] = {name: [] for name in modules}
     with torch.inference_mode():
@@ -160,11 +161,13 @@ def latency(
                 _wait_for(device)
                 if turn >= 3:
                     times[name].append(time.perf_counter() - start)
+    for name, training in modes.items():
+        ready[name].train(training)
     return {name: _summary(found, batch, device) for name, found in times.items()}
 
 
 def _summary(times: list[float], batch: int, device: torch.device) -> Latency:
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    low, median, high = np.quantile(times, (0.25, 0.5, 0.75)).tolist()
     return Latency(median, low, high, len(times), batch, str(device))
 
 

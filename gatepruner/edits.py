@@ -26,10 +26,10 @@ from gatepruner.graph import (
     forget_constants,
     identifier,
     kind,
+    pads_with_zeros,
     tensors_of,
 )
 
-IN_PLACE = {operator.iadd: operator.add, "relu_": "relu", "add_": "add", "mul_": "mul"}
 FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d}  # outputs are nobody's view
 
 
@@ -114,11 +114,11 @@ class _Editor:
         name, edits = at.name, self.edits
         if name in edits.removed:
             return s
+        if name in edits.scaled_shortcuts and name not in edits.shortcuts_removed:
+            s = self.insert(f"{at.gate}_shortcut", Scale, s)
         f = self.gate(at, f, s)
         if name in edits.shortcuts_removed or (f.target == at.gate and edits.gate == "plain"):
             return f
-        if name in edits.scaled_shortcuts:
-            s = self.insert(f"{at.gate}_shortcut", Scale, s)
         return self.graph.call_function(operator.add, (f, s))
 
     def gate(self, at: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
@@ -192,8 +192,8 @@ def _repeats(module: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, fx.Nod
         return False
     above = env[node.all_input_nodes[0]]
     while "base" in above.meta and kind(module, above) in KEEPS_RANGE:
-        if above.target is F.pad and len(above.args) + len(above.kwargs) > 2:
-            return False  # padded with something else than zeros
+        if above.target is F.pad and not pads_with_zeros(above):
+            return False
         above = above.all_input_nodes[0]
     return "base" in above.meta and ACTIVATIONS.get(kind(module, above)) == activation
 
@@ -227,18 +227,13 @@ def settle_in_place(module: fx.GraphModule) -> None:
             fresh = above.target is operator.add or kind(module, above) in FRESH
             if not fresh or len(above.users) > 1:
                 setattr(module.get_submodule(node.target), "inplace", False)  # noqa: B010
-        elif node.target in IN_PLACE:
-            node.target = IN_PLACE[node.target]
-        elif node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-    module.recompile()
 
 
 def state_keys(traced: Trace, edits: Edits) -> dict[str, Tensor]:
     """The state dict of the edited network, on the meta device, without assembling it."""
     done = edited(traced, edits)
     found: dict[str, Tensor] = {}
-    for target in {str(node.target) for node in done.graph.nodes if node.op in OWNS_TENSORS}:
+    for target in dict.fromkeys(str(it.target) for it in done.graph.nodes if it.op in OWNS_TENSORS):
         if target in done.new:
             state = done.new[target].state_dict(keep_vars=True)
             found |= {f"{target}.{key}": value for key, value in state.items()}

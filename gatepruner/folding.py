@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from gatepruner.edits import Edits, edited
-from gatepruner.graph import OWNS_TENSORS, STOCHASTIC, Trace, kind, tensors_of
+from gatepruner.graph import STOCHASTIC, Trace, attribute, kind, pads_with_zeros, tensors_of
 
 COMMUTES = {  # with a factor that is not negative, as every gate is
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.ReLU),
     *(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d),
-    *(operator.getitem, F.dropout, F.relu, F.pad, F.avg_pool2d, F.max_pool2d),
+    *(operator.getitem, F.dropout, F.relu, F.avg_pool2d, F.max_pool2d),
     *(torch.permute, torch.flatten, torch.reshape, torch.transpose, torch.roll, torch.relu),
     *("permute", "flatten", "reshape", "view", "transpose", "contiguous", "roll", "mean"),
     *("squeeze", "unsqueeze", "relu"),
@@ -41,51 +41,80 @@ RESHAPES = {"reshape", "view", "unsqueeze", "flatten", torch.reshape, torch.flat
 MULTIPLICATIONS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
 
-def last_affine(traced: Trace, edits: Edits, name: str) -> tuple[str, ...]:
-    """The weights to multiply so that the gated block's branch is multiplied, by their keys.
+def fold_targets(traced: Trace, edits: Edits) -> dict[str, tuple[str, ...]]:
+    """For every gated block the weights that take up its gate, by their state-dict keys.
 
-    Walks back from the gate through what commutes with a factor. Empty where the walk ends at
-    something else, at a value that others use or at a weight that is used twice.
+    To multiply them is to multiply the branch. Walks back from the gate through what commutes
+    with a factor; empty where the walk ends at something else, at a value that others use or at
+    a weight that is used twice.
     """
     graph = edited(traced, edits).graph
-    gate = traced.additions[name].gate
-    node = next(node for node in graph.nodes if node.target == gate).args[0]
-    used = Counter(str(node.target) for node in graph.nodes if node.op in OWNS_TENSORS)
+    uses = _uses(traced.module, graph)
+    gates = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
+    found = {}
+    for name in edits.gated:
+        branch = gates[traced.additions[name].gate].args[0]
+        keys = _last_affine(traced.module, branch)
+        tensors = [attribute(traced.module, key) for key in keys]
+        sound = all(uses[id(it)] == 1 for it in tensors) and traced.keys.issuperset(keys)
+        found[name] = keys if sound else ()
+    return found
+
+
+def _uses(module: nn.Module, graph: fx.Graph) -> Counter[int]:
+    """How often each tensor is used, by identity, since one may have several names."""
+    uses: Counter[int] = Counter()
+
+    def read(node: fx.Node) -> fx.Node:
+        if node.op == "get_attr":
+            uses[id(attribute(module, str(node.target)))] += 1
+        return node
+
+    for node in graph.nodes:
+        fx.node.map_arg((node.args, node.kwargs), read)
+        if node.op == "call_module" and "base" in node.meta:
+            uses.update(id(it) for it in tensors_of(module, str(node.target)).values())
+    return uses
+
+
+def _last_affine(module: nn.Module, node: Any) -> tuple[str, ...]:
     while isinstance(node, fx.Node) and "base" in node.meta and len(node.users) == 1:
-        keys, owners = _affine_keys(traced.module, node)
-        if keys:
-            return keys if all(used[owner] == 1 for owner in owners) else ()
-        stochastic = getattr(kind(traced.module, node), "__name__", "") in STOCHASTIC
-        if not stochastic and kind(traced.module, node) not in COMMUTES:
+        if keys := _affine_keys(module, node):
+            return keys
+        if not _commutes(module, node):
             return ()
         node = node.args[0]
     return ()
 
 
-def _affine_keys(module: nn.Module, node: fx.Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Keys of the weight and bias that a node applies last, and the targets that hold them."""
+def _commutes(module: nn.Module, node: fx.Node) -> bool:
+    what = kind(module, node)
+    if what is F.pad:
+        return pads_with_zeros(node)
+    return what in COMMUTES or getattr(what, "__name__", "") in STOCHASTIC
+
+
+def _affine_keys(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
+    """Keys of the weight and bias that a node applies last."""
     what = kind(module, node)
     if node.op == "call_module":
         inner = next((at for base, at in AFFINE_MODULES.items() if issubclass(what, base)), None)
-        stems = (
-            () if inner is None else (f"{node.target}.{inner}weight", f"{node.target}.{inner}bias")
-        )
-        held = tensors_of(module, str(node.target))
-        return tuple(key for key in stems if key in held), (str(node.target),)
+        held = tensors_of(module, str(node.target)) if inner is not None else {}
+        stems = (f"{node.target}.{inner}{part}" for part in ("weight", "bias"))
+        return tuple(key for key in stems if key in held)
     if what in MULTIPLICATIONS:
-        found = [_parameter(value) for value in node.args]
-        keys = [key for key in found if key]
+        keys = [key for key in map(_parameter, node.args) if key]
     else:
         places = AFFINE_FUNCTIONS.get(getattr(what, "__name__", ""), {})
         given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
         values = [given.get(key, given.get(at)) for key, at in places.items()]
         keys = [_parameter(value) for value in values if value is not None]
-    return (tuple(keys), tuple(keys)) if all(keys) else ((), ())
+    return tuple(keys) if all(keys) else ()
 
 
 def _parameter(value: Any) -> str:
-    """The key of a parameter that a graph reads, perhaps in another shape; else nothing."""
-    while isinstance(value, fx.Node) and value.target in RESHAPES:
+    """The key of a tensor that a graph reads, perhaps in another shape; else nothing."""
+    while isinstance(value, fx.Node) and value.target in RESHAPES and len(value.users) == 1:
         value = value.args[0]
     read = isinstance(value, fx.Node) and value.op == "get_attr"
     return str(value.target) if read else ""

@@ -14,12 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gatepruner.errors import ArchitectureError, listed
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # must see `training` as they run
+IN_PLACE_OPERATORS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
 OWNS_TENSORS = ("call_module", "get_attr")
 
 
@@ -108,6 +115,7 @@ def trace(
     module = fx.GraphModule(base, graphs[1], class_name=identifier(name))
     for target in modes:
         delattr(base, target)
+    _make_pure(module)
     forget_constants(module, keys)
     lost = [key for key, buffer in module.named_buffers() if buffer.is_meta and key not in keys]
     if lost:
@@ -147,6 +155,43 @@ def _join_modes(training: fx.Graph, evaluation: fx.Graph, *, name: str) -> dict[
         b.args = tuple(join(b, *both) for both in zip(a.args, b.args, strict=True))
         b.kwargs = {key: join(b, a.kwargs[key], value) for key, value in b.kwargs.items()}
     return modes
+
+
+def _make_pure(module: fx.GraphModule) -> None:
+    """Give every in-place operation a result of its own, which is what comes after it uses.
+
+    Edits and shared evaluation rely on values that nothing overwrites. Modules keep their
+    `inplace`: `edits.settle_in_place` decides on it for each network that is built.
+    """
+    order = {node: index for index, node in enumerate(module.graph.nodes)}
+    for node, index in order.items():
+        pure = _out_of_place(node)
+        flagged = node.op == "call_module" and getattr(
+            module.get_submodule(str(node.target)), "inplace", False
+        )
+        if pure is None and not flagged and not node.kwargs.get("inplace"):
+            continue
+        overwritten = node.all_input_nodes[0]
+        for user in list(overwritten.users):
+            if order[user] > index:
+                user.replace_input_with(overwritten, node)
+        node.target = node.target if pure is None else pure
+        if "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def _out_of_place(node: fx.Node) -> Any:
+    """The twin that computes the same as an in-place function or method; `None` if it is none."""
+    name = getattr(node.target, "__name__", str(node.target))
+    if node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
+        return name[:-1]
+    if node.op != "call_function":
+        return None
+    if node.target in IN_PLACE_OPERATORS:
+        return IN_PLACE_OPERATORS[node.target]
+    if name.endswith("_") and not name.endswith("__"):
+        return getattr(torch, name[:-1], None) or getattr(F, name[:-1])
+    return None
 
 
 def _skip_identities(module: fx.GraphModule) -> None:
@@ -247,6 +292,12 @@ def kind(module: nn.Module, node: fx.Node) -> Any:
     if node.op == "call_module":
         return type(module.get_submodule(str(node.target)))
     return node.target if node.op in ("call_function", "call_method") else None
+
+
+def pads_with_zeros(node: fx.Node) -> bool:
+    """Whether a node pads with nothing else than zeros."""
+    given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+    return bool(given.get("mode", "constant") == "constant" and given.get("value") in (None, 0))
 
 
 def attribute(module: nn.Module, target: str) -> Any:

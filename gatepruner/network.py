@@ -6,154 +6,19 @@ be checked before anything is computed.
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 
 from gatepruner import models
+from gatepruner.base import SOURCES, Base, traced, without_weights
 from gatepruner.edits import GATES, Edits, assemble, edited, state_keys
 from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
-from gatepruner.folding import last_affine
-from gatepruner.graph import Trace, trace
+from gatepruner.folding import fold_targets
 from gatepruner.models import Shape
-
-
-@dataclass(frozen=True)
-class Base:
-    """Who constructs a network, and from what.
-
-    Attributes:
-        source: `"gatepruner"`, `"torchvision"`, `"timm"`, or `"caller"` for a caller's module.
-        name: the source's name for it; a caller's module has the name of its class.
-        input_shape: `(C, H, W)` of one image.
-        arguments: what else the source is given, `num_classes` among it.
-        module: a caller's module, without its weights; not part of the JSON.
-    """
-
-    source: str
-    name: str
-    input_shape: Shape
-    arguments: tuple[tuple[str, Any], ...] = ()
-    module: nn.Module | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        prefix = "" if self.source in ("gatepruner", "caller") else f"{self.source}:"
-        return f"{prefix}{self.name}"
-
-    def construct(self) -> nn.Module:
-        """The base with fresh weights, on torch's default device."""
-        return SOURCES[self.source](self)
-
-
-def _construct_own(base: Base) -> nn.Module:
-    return models.construct(base.name, base.input_shape, **dict(base.arguments))
-
-
-# Networks whose constructors have to know the size of the images, and by which argument.
-SIZED = {"vit_": ("image_size", 0), "maxvit": ("input_size", 2)}
-
-
-def _construct_torchvision(base: Base) -> nn.Module:
-    from torchvision.models import get_model, list_models
-
-    if base.name not in list_models():
-        near = nearest(base.name, list_models())
-        raise ArchitectureError(f"torchvision has no classification model {base.name!r}{near}")
-    arguments = dict(base.arguments)
-    for start, (argument, axes) in SIZED.items():
-        if base.name.startswith(start):
-            size = base.input_shape[1:]
-            arguments[argument] = size if axes else size[0]
-    try:
-        module: nn.Module = get_model(base.name, weights=None, **arguments)
-    except (TypeError, ValueError) as error:
-        raise ArchitectureError(f"{base}: {error}") from None
-    return module
-
-
-def _construct_timm(base: Base) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise ArchitectureError(f"{base} needs timm: pip install timm") from None
-    try:
-        return timm.create_model(base.name, pretrained=False, **dict(base.arguments))
-    except (RuntimeError, TypeError, ValueError) as error:
-        near = nearest(base.name, timm.list_models())
-        raise ArchitectureError(f"{base}: {error}{near}") from None
-
-
-def _construct_caller(base: Base) -> nn.Module:
-    if base.module is None:
-        raise ArchitectureError(
-            f"{base.name} is a caller's module and has to be given again: "
-            "load(path, module=...) with one of the same architecture"
-        )
-    return copy.deepcopy(base.module)
-
-
-SOURCES: dict[str, Callable[[Base], nn.Module]] = {
-    "gatepruner": _construct_own,
-    "torchvision": _construct_torchvision,
-    "timm": _construct_timm,
-    "caller": _construct_caller,
-}
-
-
-class _WithoutInitialising(TorchFunctionMode):
-    """Skips the random numbers of a construction whose weights are never looked at."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", "") in {"normal_", "uniform_", "erfinv_"}:
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def blank(base: Base) -> nn.Module:
-    """The base with its parameters and buffers on the meta device.
-
-    Buffers that its state dict leaves out are there with their values: no file has them.
-    """
-    with _WithoutInitialising():
-        try:
-            with torch.device("meta"):
-                module = base.construct()
-        except NotImplementedError:  # a constructor that computes with tensors, as regnet's does
-            return without_weights(base.construct())
-        if {key for key, _ in module.named_buffers()} <= set(module.state_dict()):
-            return module
-        return without_weights(base.construct())
-
-
-def without_weights(module: nn.Module) -> nn.Module:
-    """A copy of a module with the tensors of its state dict on the meta device."""
-    memo: dict[int, Any] = {}
-    for tensor in module.state_dict(keep_vars=True).values():
-        blank = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        learned = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(blank, tensor.requires_grad) if learned else blank
-    return copy.deepcopy(module, memo)
-
-
-@functools.lru_cache(maxsize=32)
-def traced(base: Base) -> Trace:
-    """The base's graph; the same object every time, and never changed."""
-    leaf_modules: Iterable[type] = ()
-    leaf_functions: Iterable[Callable[..., Any]] = ()
-    if base.source == "timm":
-        from timm.models import _features_fx as timm_fx
-
-        leaf_modules = timm_fx.get_notrace_modules()  # type: ignore[no-untyped-call]
-        leaf_functions = timm_fx.get_notrace_functions()  # type: ignore[no-untyped-call]
-    return trace(blank(base), str(base), leaf_modules, leaf_functions)
 
 
 @dataclass(frozen=True)
@@ -225,6 +90,7 @@ class Network:
             arguments["num_classes"] = num_classes
         shape = input_shape or _usual_shape(source, name)
         network = cls(Base(source, name, shape, tuple(sorted(arguments.items()))))
+        traced(network.base)  # refuses a name or an argument that the source does not know
         if plain and not gated:
             return network.without_shortcuts([block.name for block in network.blocks])
         return network.with_gates("plain" if plain else "residual") if gated else network
@@ -243,10 +109,19 @@ class Network:
         given = without_weights(module) if module is not None else None
         gate = edits.pop("gate")
         kinds = {kind: tuple(names) for kind, names in edits.items()}
-        return cls(
+        network = cls(
             Base(**base, input_shape=shape, arguments=arguments, module=given),
             Edits(gate, **kinds),
         )
+        if network.base.source not in SOURCES:
+            raise ValueError(f"unknown source {network.base.source!r}")
+        if gate not in ("", *GATES):
+            raise ValueError(f"unknown gate {gate!r}")
+        known = traced(network.base).additions
+        unknown = sorted({name for names in kinds.values() for name in names} - known.keys())
+        if unknown:
+            raise ValueError(f"{network.base} has no block {listed(unknown)}")
+        return network
 
     def to_json(self) -> dict[str, Any]:
         """Base and edits as plain JSON."""
@@ -259,7 +134,11 @@ class Network:
         return {"base": base, "edits": asdict(self.edits)}
 
     def __str__(self) -> str:
-        return f"gated-{self.base}" if self.edits.gated else str(self.base)
+        name, edits = str(self.base), self.edits
+        without_any = len(edits.shortcuts_removed) == len(traced(self.base).additions)
+        if edits.gate == "plain" or without_any:
+            name = name.replace("residual-fc", "plain-fc")
+        return f"gated-{name}" if edits.gated else name
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -304,10 +183,11 @@ class Network:
             raise PlanError(f"cannot remove {listed(twice)} twice: name each block once")
         halved = [name for name in names if not blocks[name].removable]
         if halved:
-            raise PlanError(
-                f"cannot remove the {what} of {listed(halved)}: only its "
-                f"{'shortcut' if blocks[halved[0]].shortcut else 'branch'} is left"
-            )
+            left = [
+                f"{name}: only its {'shortcut' if blocks[name].shortcut else 'branch'} is left"
+                for name in halved
+            ]
+            raise PlanError(f"cannot remove the {what} of {'; of '.join(left)}")
         return names
 
     def without(self, names: Sequence[str]) -> Network:
@@ -317,19 +197,21 @@ class Network:
             PlanError: a block is not there, or has only its branch or its shortcut left.
         """
         gone = {*self._checked(names, "branch"), *self.edits.removed}
-        edits = self.edits.forgetting(gone)
-        return replace(self, edits=replace(edits, removed=self.in_order(gone)))
+        return self._with(replace(self.edits.forgetting(gone), removed=self.in_order(gone)))
 
     def without_shortcuts(self, names: Sequence[str]) -> Network:
         """The network without the shortcuts of these blocks; their branches stay."""
         gone = {*self._checked(names, "shortcut"), *self.edits.shortcuts_removed}
         scaled = tuple(name for name in self.edits.scaled_shortcuts if name not in gone)
-        return replace(
-            self,
-            edits=replace(
-                self.edits, scaled_shortcuts=scaled, shortcuts_removed=self.in_order(gone)
-            ),
-        )
+        removed = self.in_order(gone)
+        edits = replace(self.edits, scaled_shortcuts=scaled, shortcuts_removed=removed)
+        return self._with(edits)
+
+    def _with(self, edits: Edits) -> Network:
+        """The network with these edits, less those to blocks within a branch that is gone."""
+        every = traced(self.base).additions.keys()
+        dead = every - edited(traced(self.base), edits).alive
+        return replace(self, edits=edits.forgetting(dead))
 
     def with_gates(self, gate: str = "residual") -> Network:
         """The network with a gate in every block that has both branch and shortcut."""
@@ -354,9 +236,9 @@ class Network:
         """The state-dict key of the constant on a block's `"branch"` or `"shortcut"`."""
         return f"{traced(self.base).additions[name].gate}_{operand}.c"
 
-    def last_affine(self, name: str) -> tuple[str, ...]:
-        """Keys of the weights that a gated block's gate can be folded into; see `folding`."""
-        return last_affine(traced(self.base), self.edits, name)
+    def fold_targets(self) -> dict[str, tuple[str, ...]]:
+        """Keys of the weights that each gate can be folded into; see `gatepruner.folding`."""
+        return fold_targets(traced(self.base), self.edits)
 
     def unused_keys(self) -> frozenset[str]:
         """Keys of the base's state dict that no part of its own graph uses."""
@@ -376,8 +258,12 @@ class Network:
 
     def build(self, weights: Mapping[str, Tensor]) -> fx.GraphModule:
         """The network as a module with these very tensors, in evaluation mode."""
-        module = self.build_blank()
-        module.load_state_dict(dict(weights), strict=True, assign=True)
+        module, given = self.build_blank(), dict(weights)
+        first: dict[int, nn.Parameter] = {}
+        for key, blank in self.state().items():  # a weight with two names stays one weight
+            if isinstance(blank, nn.Parameter) and key in given:
+                given[key] = first.setdefault(id(blank), nn.Parameter(given[key]))
+        module.load_state_dict(given, strict=True, assign=True)
         return module
 
     def initial_weights(self, seed: int = 0) -> dict[str, Tensor]:

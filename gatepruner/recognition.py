@@ -84,7 +84,9 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
-    return next((state[head].shape[0] for head in HEADS if head in state), None)
+    return next(
+        (state[head].shape[0] for head in HEADS if head in state and state[head].ndim), None
+    )
 
 
 def _image_shape(shapes: Mapping[str, tuple[int, ...]]) -> Shape | None:
@@ -104,10 +106,10 @@ def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
 def _plain_candidates(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     def blocks(stem: str) -> int:
         indices = (re.match(rf"{re.escape(stem)}\.(\d+)\.", key) for key in shapes)
-        return 1 + max((int(match[1]) for match in indices if match), default=-1)
+        return len({match[1] for match in indices if match})  # never more than there are weights
 
     first = shapes.get("layer1.0.conv1.weight")
-    if "stem.weight" in shapes and blocks("blocks"):
+    if len(shapes.get("stem.weight", ())) == 2 and min(shapes["stem.weight"]) and blocks("blocks"):
         depth, width = 2 * blocks("blocks"), shapes["stem.weight"][0]
         highway = any("transform" in key for key in shapes)
         for kind in ("highway",) if highway else ("residual", "plain"):

@@ -16,8 +16,8 @@ def remove(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
     """Remove residual blocks.
 
     A block with an identity shortcut vanishes; of one that changes shape the shortcut stays.
-    What is left computes what the whole network computes with those branches multiplied by 0,
-    bit for bit.
+    What is left computes what the whole network computes with gates of 0 in those blocks, bit
+    for bit.
 
     Raises:
         PlanError: a block is not there, or has only its branch or its shortcut left.
@@ -53,18 +53,20 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
     network, weights = checkpoint.network, dict(checkpoint.weights)
     edits = network.edits
     branches, shortcuts = [], []
+    targets = network.fold_targets()
     for name, gate in checkpoint.gates.items():
         g = torch.tensor(gate, dtype=torch.float64)
         weights.pop(network.gate_key(name))
-        keys = network.last_affine(name)
-        for key in keys:
+        for key in targets[name]:
             weights[key] = (weights[key] * g).to(weights[key].dtype)
-        if not keys:
+        if not targets[name]:
             branches.append(name)
-            weights[network.scale_key(name, "branch")] = g.float()
+            key = network.scale_key(name, "branch")
+            weights[key] = (weights.get(key, 1.0) * g).float()
         if edits.gate == "plain" and name not in edits.shortcuts_removed:
             shortcuts.append(name)
-            weights[network.scale_key(name, "shortcut")] = (1 - g).float()
+            key = network.scale_key(name, "shortcut")
+            weights[key] = (weights.get(key, 1.0) * (1 - g)).float()
     edits = replace(
         edits,
         gate="",

@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from gatepruner.checkpoint import Checkpoint, load_state, save_state
+from gatepruner.checkpoint import Checkpoint
 from gatepruner.data import NORMALIZATIONS, Images, Normalization, normalization_of
 from gatepruner.device import pick_device, place, precision
 from gatepruner.errors import TrainingError
 from gatepruner.evaluate import check_fit, tally
 from gatepruner.network import Network
+from gatepruner.storage import load_state, save_state
 
 SAVE_EVERY = 60.0  # seconds between two states on the disk
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}

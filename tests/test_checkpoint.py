@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gatepruner
-from gatepruner.checkpoint import Checkpoint, load, save, write
+from gatepruner.checkpoint import Checkpoint, load, save
 from gatepruner.errors import ArchitectureError, CheckpointError, GatePrunerError
 from gatepruner.network import Network
+from gatepruner.storage import write_tensors
 from gatepruner.surgery import fold_gates, remove, remove_shortcuts
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -242,7 +243,7 @@ def test_own_file_is_plain_to_everyone(tmp_path):
 @pytest.mark.parametrize("suffix", OWN_SUFFIXES)
 def test_bare_weights_are_written_for_everyone(suffix, tmp_path):
     before = checkpoint_of("resnet8")
-    path = write(before.weights, tmp_path / f"bare{suffix}")
+    path = write_tensors(before.weights, tmp_path / f"bare{suffix}")
     after = load(path)
     assert after.network == replace(before.network, base=after.network.base)
     assert str(after.network) == "resnet8"
@@ -438,7 +439,7 @@ def misfitting(path, own):
     weights["spare.weight"], weights["other.bias"] = torch.zeros(1), torch.zeros(1)
     weights["linear.weight"] = torch.zeros(10, 63)
     weights["linear.bias"] = torch.zeros(11)
-    return save(Checkpoint(before.network, weights), path) if own else write(weights, path)
+    return save(Checkpoint(before.network, weights), path) if own else write_tensors(weights, path)
 
 
 def saved(path, content, **how):

@@ -31,7 +31,7 @@ def test_every_gate_has_a_layer_to_be_folded_into(name):
     text = f"gated-torchvision:{name}"
     network = Network.named(text, num_classes=10, input_shape=(3, 64, 64))
     for block in network.blocks:
-        keys, path = network.last_affine(block.name), block.name.partition(":")[0]
+        keys, path = network.fold_targets()[block.name], block.name.partition(":")[0]
         assert keys, block.name
         assert all(key.startswith(ENDS[name].format(path=path)) for key in keys)
         assert set(keys) <= network.state().keys()
@@ -60,7 +60,7 @@ def test_every_gate_has_a_layer_to_be_folded_into(name):
 def test_the_last_affine_layer_is_the_one_of_the_architecture(name, expected):
     network = Network.named(name)
     first = [block.name for block in network.blocks if block.name.startswith(expected[0][:8])]
-    assert network.last_affine(first[0]) == expected
+    assert network.fold_targets()[first[0]] == expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_last_affine_layer_is_the_one_of_the_architecture(name, expected):
 )
 def test_only_what_ends_in_an_activation_has_no_such_layer(name):
     network = Network.named(name, num_classes=10, input_shape=(3, 64, 64))
-    without = [block.name for block in network.blocks if not network.last_affine(block.name)]
+    without = [block.name for block in network.blocks if not network.fold_targets()[block.name]]
     # Fused blocks that do not expand are one convolution, batch norm and SiLU.
     assert without == (["features.1.0", "features.1.1"] if "v2" in name else [])
 
@@ -133,7 +133,7 @@ TAKEN_UP = {
 def test_a_gate_goes_where_its_branch_ends_or_leaves_a_constant(end):
     how, keys = TAKEN_UP[end]
     checkpoint = gated(Ending(how))
-    assert sorted(checkpoint.network.last_affine("root")) == sorted(keys)
+    assert sorted(checkpoint.network.fold_targets()["root"]) == sorted(keys)
     folded = fold_gates(checkpoint)
     assert folded.network.edits.scaled_branches == (() if keys else ("root",))
     images = images_for(checkpoint.network)
@@ -160,7 +160,7 @@ def test_a_gate_goes_where_its_branch_ends_or_leaves_a_constant(end):
 )
 def test_a_branch_that_ends_in_a_layer_gives_it_the_gate(layer, taken):
     checkpoint = gated(Ending(lambda self, f: self.last(f), last=layer))
-    assert sorted(checkpoint.network.last_affine("root")) == sorted(taken)
+    assert sorted(checkpoint.network.fold_targets()["root"]) == sorted(taken)
     images = images_for(checkpoint.network)
     folded = fold_gates(checkpoint).build()
     torch.testing.assert_close(

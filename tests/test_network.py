@@ -12,12 +12,13 @@ from conftest import GATED, Callers, draw, images_for, load_into, logits, remova
 from torch import nn
 from torchvision.models import get_model
 
+from gatepruner.base import blank
 from gatepruner.checkpoint import Checkpoint
 from gatepruner.errors import ArchitectureError, PlanError
 from gatepruner.models.fully_connected import FullyConnected
 from gatepruner.models.resnet import ResNet
 from gatepruner.models.wide import WideResNet
-from gatepruner.network import Network, blank
+from gatepruner.network import Network
 
 # ------------------------------------------------------------- built, and in its own library
 

@@ -87,5 +87,5 @@ def construct(name: str, input_shape: Shape, **arguments: Any) -> nn.Module:
         arguments["features"] = math.prod(input_shape)
     try:
         return family.module(**numbers, **family.fixed, **arguments)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ArchitectureError(f"{name}: {error}") from None

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.cost import Cost, Latency
-from gatepruner.curve import Point
-from gatepruner.evaluate import Accuracy
-from gatepruner.network import Block
-from gatepruner.ranking import Ranking
-from gatepruner.training import Moment
+if TYPE_CHECKING:
+    from gatepruner.checkpoint import Checkpoint
+    from gatepruner.cost import Cost, Latency
+    from gatepruner.curve import Point
+    from gatepruner.evaluate import Accuracy
+    from gatepruner.network import Block
+    from gatepruner.ranking import Ranking
+    from gatepruner.training import Moment
 
 
 class Terminal:

@@ -1,0 +1,109 @@
+"""What every benchmark records: its numbers, and the conditions under which they were measured.
+
+A result is a JSON document `results/NAME.json`; a smoke run (`--quick`) writes to
+`results/quick/`, so that it never takes the place of a real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+COMMAND = str(Path(sys.executable).with_name("gatepruner"))
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every script has."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--quick", action="store_true", help="a smoke run: small, few rounds")
+    return found
+
+
+def folder(quick: bool) -> Path:
+    """Where results are written."""
+    found = RESULTS / "quick" if quick else RESULTS
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def write(name: str, settings: Mapping[str, Any], rows: Sequence[Any], *, quick: bool) -> Path:
+    """Write the result of the benchmark `name`.
+
+    Args:
+        name: of the script.
+        settings: what the numbers depend on besides hardware and versions.
+        rows: the measurements, plain JSON.
+        quick: whether it was a smoke run.
+    """
+    path = folder(quick) / f"{name}.json"
+    document = {
+        "benchmark": name,
+        "quick": quick,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "settings": dict(settings),
+        "rows": list(rows),
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"wrote {path}")
+    return path
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, how many of its cores this process may use, threads, memory, load."""
+    model = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": model,
+        "cores": cores,
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or cores or 1),
+        "memory_bytes": memory,
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were measured with."""
+    packages = ("torch", "torchvision", "gatepruner")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and number of some measurements."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "low": low, "high": high, "n": len(values)}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a command that must succeed; what it prints is shown only if it does not."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

@@ -1,0 +1,97 @@
+"""A removal curve in shared passes, against building and evaluating each network by itself.
+
+A gated ResNet-56 (fresh weights, gates drawn at random, seed 0) and random images: the accuracy
+after removing 0 to 27 blocks is counted in both ways, in turns. The correct answers and the
+mean losses have to be equal, point by point, or the script fails. Reported are median and quartiles of
+both times, their ratio, and the ratio of the MACs that have to be computed (counted by
+`torch.utils.flop_counter` on the merged network), which is the floor of the ratio of times.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import record
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import gatepruner
+from gatepruner.curve import merged
+
+NETWORK = "gated-resnet56"
+
+
+def network_and_images(images: int) -> tuple[gatepruner.Checkpoint, gatepruner.Images]:
+    """What both ways are given."""
+    network, generator = gatepruner.Network.named(NETWORK), torch.Generator().manual_seed(0)
+    weights = network.initial_weights(0)
+    for block in network.edits.gated:
+        weights[network.gate_key(block)] = torch.rand((), generator=generator)
+    shape = network.base.input_shape
+    pixels = torch.randint(256, (images, *shape), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (images,), generator=generator)
+    classes = tuple(str(digit) for digit in range(10))
+    data = gatepruner.Images(labels, classes, shape, "random images", pixels)
+    return gatepruner.Checkpoint(network, weights), data
+
+
+def macs_ratio(checkpoint: gatepruner.Checkpoint, networks: list[gatepruner.Network]) -> float:
+    """MACs of the merged network over those of all networks one by one."""
+    module = merged(checkpoint, networks)
+    with FlopCounterMode(display=False) as flops, torch.inference_mode():
+        module(torch.zeros(1, *checkpoint.network.base.input_shape))
+    alone = sum(gatepruner.count(network).macs for network in networks)
+    return flops.get_total_flops() / 2 / alone
+
+
+def main() -> None:
+    options = record.parser(__doc__)
+    options.add_argument("--images", type=int, default=512, help="images evaluated")
+    options.add_argument("--rounds", type=int, default=5, help="rounds, after one not counted")
+    options.add_argument("--batch-size", type=int, default=128, help="images at a time")
+    chosen = options.parse_args()
+    images, rounds = (16, 2) if chosen.quick else (chosen.images, chosen.rounds)
+    checkpoint, data = network_and_images(images)
+    ranking = gatepruner.rank(checkpoint)
+    counts = range(len(ranking.names) + 1)
+    given = {"device": "cpu", "batch_size": chosen.batch_size}
+    found: dict[str, list[gatepruner.Accuracy]] = {}
+
+    def shared() -> None:
+        points = gatepruner.sweep(checkpoint, data, ranking, **given)
+        found["shared"] = [point.accuracy for point in points]
+
+    def one_by_one() -> None:
+        found["one by one"] = [
+            gatepruner.accuracy(gatepruner.remove(checkpoint, ranking.first(n)), data, **given)
+            for n in counts
+        ]
+
+    ways = {"shared": shared, "one by one": one_by_one}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, work in ways.items():
+            taken = record.seconds(work)
+            if turn:
+                times[name].append(taken)
+                print(f"{name}: {taken:.2f} s", flush=True)
+        if found["shared"] != found["one by one"]:
+            sys.exit("the two ways differ in correct answers or losses")
+    networks = [checkpoint.network.without(ranking.first(n)) for n in counts]
+    pairs = zip(times["shared"], times["one by one"], strict=True)
+    row = {
+        "network": NETWORK,
+        "points": len(counts),
+        "images": images,
+        "shared_seconds": record.spread(times["shared"]),
+        "one_by_one_seconds": record.spread(times["one by one"]),
+        "time_ratio": record.spread([one / other for one, other in pairs]),
+        "macs_ratio": macs_ratio(checkpoint, networks),
+        "correct": [one.correct for one in found["shared"]],
+    }
+    settings = {"batch_size": chosen.batch_size, "rounds": rounds, "device": "cpu", "seed": 0}
+    record.write("sweep", settings, [row], quick=chosen.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The base of a network: data from which a known source constructs a module, and its trace."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from gatepruner import models
+from gatepruner.errors import ArchitectureError, nearest
+from gatepruner.graph import Trace, trace
+from gatepruner.models import Shape
+
+
+@dataclass(frozen=True)
+class Base:
+    """Who constructs a network, and from what.
+
+    Attributes:
+        source: `"gatepruner"`, `"torchvision"`, `"timm"`, or `"caller"` for a caller's module.
+        name: the source's name for it; a caller's module has the name of its class.
+        input_shape: `(C, H, W)` of one image.
+        arguments: what else the source is given, `num_classes` among it.
+        module: a caller's module, without its weights; not part of the JSON.
+    """
+
+    source: str
+    name: str
+    input_shape: Shape
+    arguments: tuple[tuple[str, Any], ...] = ()
+    module: nn.Module | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        prefix = "" if self.source in ("gatepruner", "caller") else f"{self.source}:"
+        return f"{prefix}{self.name}"
+
+    def construct(self) -> nn.Module:
+        """The base with fresh weights, on torch's default device."""
+        return SOURCES[self.source](self)
+
+
+def _construct_own(base: Base) -> nn.Module:
+    return models.construct(base.name, base.input_shape, **dict(base.arguments))
+
+
+# Networks whose constructors have to know the size of the images, and by which argument.
+SIZED = {"vit_": ("image_size", 0), "maxvit": ("input_size", 2)}
+
+
+def _construct_torchvision(base: Base) -> nn.Module:
+    from torchvision.models import get_model, list_models
+
+    if base.name not in list_models():
+        near = nearest(base.name, list_models())
+        raise ArchitectureError(f"torchvision has no classification model {base.name!r}{near}")
+    arguments = dict(base.arguments)
+    for start, (argument, axes) in SIZED.items():
+        if base.name.startswith(start):
+            size = base.input_shape[1:]
+            arguments[argument] = size if axes else size[0]
+    try:
+        module: nn.Module = get_model(base.name, weights=None, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ArchitectureError(f"{base}: {error}") from None
+    return module
+
+
+def _construct_timm(base: Base) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise ArchitectureError(f"{base} needs timm: pip install timm") from None
+    try:
+        return timm.create_model(base.name, pretrained=False, **dict(base.arguments))
+    except (RuntimeError, TypeError, ValueError) as error:
+        near = nearest(base.name, timm.list_models())
+        raise ArchitectureError(f"{base}: {error}{near}") from None
+
+
+def _construct_caller(base: Base) -> nn.Module:
+    if base.module is None:
+        raise ArchitectureError(
+            f"{base.name} is a caller's module and has to be given again: "
+            "load(path, module=...) with one of the same architecture"
+        )
+    return copy.deepcopy(base.module)
+
+
+SOURCES: dict[str, Callable[[Base], nn.Module]] = {
+    "gatepruner": _construct_own,
+    "torchvision": _construct_torchvision,
+    "timm": _construct_timm,
+    "caller": _construct_caller,
+}
+
+
+class _WithoutInitialising(TorchFunctionMode):
+    """Skips the random numbers of a construction whose weights are never looked at."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in {"normal_", "uniform_", "erfinv_"}:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def blank(base: Base) -> nn.Module:
+    """The base with its parameters and buffers on the meta device.
+
+    Buffers that its state dict leaves out are there with their values: no file has them.
+    """
+    with _WithoutInitialising():
+        try:
+            with torch.device("meta"):
+                module = base.construct()
+        except NotImplementedError:  # a constructor that computes with tensors, as regnet's does
+            return without_weights(base.construct())
+        if {key for key, _ in module.named_buffers()} <= set(module.state_dict()):
+            return module
+        return without_weights(base.construct())
+
+
+def without_weights(module: nn.Module) -> nn.Module:
+    """A copy of a module with the tensors of its state dict on the meta device."""
+    memo: dict[int, Any] = {}
+    for tensor in module.state_dict(keep_vars=True).values():
+        blank = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        learned = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(blank, tensor.requires_grad) if learned else blank
+    return copy.deepcopy(module, memo)
+
+
+@functools.lru_cache(maxsize=32)
+def traced(base: Base) -> Trace:
+    """The base's graph; the same object every time, and never changed."""
+    leaf_modules: Iterable[type] = ()
+    leaf_functions: Iterable[Callable[..., Any]] = ()
+    if base.source == "timm":
+        from timm.models import _features_fx as timm_fx
+
+        leaf_modules = timm_fx.get_notrace_modules()  # type: ignore[no-untyped-call]
+        leaf_functions = timm_fx.get_notrace_functions()  # type: ignore[no-untyped-call]
+    return trace(blank(base), str(base), leaf_modules, leaf_functions)

@@ -1,0 +1,23 @@
+"""Lay out the first 2,000 test images of MNIST as the embedded demo has them.
+
+usage: python make_images.py DIR      (a folder with MNIST/raw/..., as torchvision lays it out)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets import MNIST
+
+ROWS, COLUMNS, SIDE = 40, 50, 28
+
+if __name__ == "__main__":
+    here, found = Path(__file__).parent, MNIST(sys.argv[1], train=False)
+    pixels = found.data[: ROWS * COLUMNS].view(ROWS, COLUMNS, SIDE, SIDE)
+    sheet = pixels.transpose(1, 2).reshape(ROWS * SIDE, COLUMNS * SIDE)
+    Image.fromarray(sheet.numpy()).save(here / "images.png", optimize=True)
+    digits = found.targets[: ROWS * COLUMNS].view(ROWS, COLUMNS).tolist()
+    lines = ["".join(map(str, row)) for row in digits]
+    (here / "labels.txt").write_text("\n".join(lines) + "\n")
