@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -38,19 +38,8 @@ class Point:
 
     def to_json(self) -> dict[str, Any]:
         """The point as plain JSON; accuracies are fractions of 1."""
-        low, high = self.accuracy.interval
-        return {
-            "removed": self.removed,
-            "blocks": self.blocks,
-            "accuracy": self.accuracy.accuracy,
-            "low": low,
-            "high": high,
-            "correct": self.accuracy.correct,
-            "images": self.accuracy.images,
-            "loss": self.accuracy.loss,
-            "params": self.cost.params,
-            "macs": self.cost.macs,
-        }
+        counts = {"removed": self.removed, "blocks": self.blocks}
+        return {**counts, **self.accuracy.to_json(), **asdict(self.cost)}
 
 
 def sweep(

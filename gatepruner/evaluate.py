@@ -46,6 +46,18 @@ class Accuracy:
         half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
         return max(middle - half, 0.0), min(middle + half, 1.0)
 
+    def to_json(self) -> dict[str, float]:
+        """The counts, the accuracy and its interval as plain JSON, in fractions of 1."""
+        low, high = self.interval
+        return {
+            "accuracy": self.accuracy,
+            "low": low,
+            "high": high,
+            "correct": self.correct,
+            "images": self.images,
+            "loss": self.loss,
+        }
+
 
 def accuracy(
     checkpoint: Checkpoint,

@@ -284,8 +284,6 @@ def test_folding_keeps_the_logits_and_leaves_no_gate(name):
 
 
 def test_folding_keeps_the_logits_of_torchvision_and_leaves_no_gate(library):
-    if library.network.base.name == "maxvit_t":
-        pytest.skip("55 gates take a quarter of a minute")
     network = library.network.with_gates()
     names = network.edits.gated
     generator = torch.Generator().manual_seed(3)

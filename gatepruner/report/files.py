@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 
 from gatepruner import __version__
 from gatepruner.checkpoint import Checkpoint
-from gatepruner.cost import Latency
 from gatepruner.curve import Point
 from gatepruner.errors import CheckpointError
 from gatepruner.ranking import Ranking
@@ -38,7 +37,7 @@ class Report:
         points: the removal curve of that order.
         baseline: curves of random orders.
         removed: blocks of the plan that was carried out, if one was.
-        latency: measured times by name, if any were.
+        latency: measured times by name, as `cost.Latency` has them, if any were.
         configuration: data, device, seed and what else the numbers depend on.
     """
 
@@ -47,7 +46,7 @@ class Report:
     points: Sequence[Point]
     baseline: Sequence[Sequence[Point]] = ()
     removed: Sequence[str] = ()
-    latency: Mapping[str, Latency] = field(default_factory=dict)
+    latency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +64,7 @@ class Report:
             "removed": list(self.removed),
             "points": [point.to_json() for point in self.points],
             "random": [[point.to_json() for point in curve] for curve in self.baseline],
-            "latency": {name: asdict(found) for name, found in self.latency.items()},
+            "latency": {name: dict(found) for name, found in self.latency.items()},
             "configuration": dict(self.configuration),
             "versions": versions(),
         }
@@ -175,9 +174,9 @@ def _plan_lines(report: Report) -> list[str]:
         lines += [f"Removed, {len(report.removed)} blocks: {', '.join(report.removed)}.", ""]
     for name, found in report.latency.items():
         lines.append(
-            f"- latency of the {name} network: median {1e3 * found.median:.2f} ms, quartiles "
-            f"{1e3 * found.low:.2f} and {1e3 * found.high:.2f} ms (batch size {found.batch}, "
-            f"{found.device}, {found.runs} interleaved runs)"
+            f"- latency of the {name} network: median {1e3 * found['median']:.2f} ms, quartiles "
+            f"{1e3 * found['low']:.2f} and {1e3 * found['high']:.2f} ms (batch size "
+            f"{found['batch']}, {found['device']}, {found['runs']} interleaved runs)"
         )
     return [*lines, ""] if report.latency else lines
 

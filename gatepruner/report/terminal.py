@@ -12,7 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from gatepruner.checkpoint import Checkpoint
-    from gatepruner.cost import Cost, Latency
+    from gatepruner.cost import Cost
     from gatepruner.curve import Point
     from gatepruner.evaluate import Accuracy
     from gatepruner.network import Block
@@ -171,14 +171,14 @@ def change_table(before: tuple[int, Cost], after: tuple[int, Cost]) -> Table:
     return table
 
 
-def latency_text(found: Mapping[str, Latency]) -> str:
+def latency_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Measured times side by side."""
     parts = [
-        f"{name} {1e3 * it.median:.2f} ms ({1e3 * it.low:.2f} to {1e3 * it.high:.2f})"
+        f"{name} {1e3 * it['median']:.2f} ms ({1e3 * it['low']:.2f} to {1e3 * it['high']:.2f})"
         for name, it in found.items()
     ]
     one = next(iter(found.values()))
     return (
-        f"latency, median and quartiles of {one.runs} interleaved runs, batch size {one.batch}, "
-        f"{one.device}: {', '.join(parts)}"
+        f"latency, median and quartiles of {one['runs']} interleaved runs, batch size "
+        f"{one['batch']}, {one['device']}: {', '.join(parts)}"
     )

@@ -1,0 +1,73 @@
+"""A device is there, or the message says which are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gatepruner.device import pick_device, place, precision
+from gatepruner.errors import DeviceError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Makes torch find so many CUDA devices, and MPS or not."""
+
+    def have(cuda: int = 0, mps: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return have
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "name", "device"),
+    [
+        (0, False, "auto", "cpu"),
+        (0, True, "auto", "mps"),
+        (2, True, "auto", "cuda:0"),
+        (2, False, "cuda", "cuda:0"),
+        (2, False, "cuda:1", "cuda:1"),
+        (2, False, "cpu", "cpu"),
+        (0, True, "mps", "mps"),
+    ],
+)
+def test_the_device_is_the_best_or_the_named_one(machine, cuda, mps, name, device):
+    machine(cuda, mps)
+    assert str(pick_device(name)) == device
+
+
+@pytest.mark.parametrize(
+    ("cuda", "name", "there"),
+    [
+        (0, "cuda", "cpu"),
+        (0, "cuda:0", "cpu"),
+        (0, "mps", "cpu"),
+        (2, "cuda:2", "cuda:0, cuda:1, cpu"),
+        (2, "gpu", "cuda:0, cuda:1, cpu"),
+        (0, "", "cpu"),
+        (0, "meta", "cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(machine, cuda, name, there):
+    machine(cuda)
+    with pytest.raises(DeviceError, match=f"no device '{name}' here: this machine has {there}$"):
+        pick_device(name)
+
+
+def test_on_a_cpu_modules_stay_as_they_are_and_nothing_is_cast():
+    module = nn.Conv2d(1, 2, 3)
+    cpu = torch.device("cpu")
+    assert place(module, cpu) is module
+    with precision(cpu):
+        assert not torch.is_autocast_enabled("cpu")
+        assert module(torch.zeros(1, 1, 4, 4)).dtype == torch.float32
+
+
+def test_on_cuda_convolutions_are_computed_in_bf16():
+    with precision(torch.device("cuda")) as context:
+        assert torch.is_autocast_enabled("cuda")
+        assert torch.get_autocast_dtype("cuda") == torch.bfloat16
+    assert context is None or context
