@@ -12,10 +12,10 @@ each as `.pt` and as `.safetensors`. In every round, with the file in the page c
 - `gatepruner prune --drop N`, half of the blocks, gates folded,
 
 each as a process of its own, with the disk synchronised before each. The peak resident memory of
-a process is the kernel's own (`ru_maxrss` of that child). Pages of a memory-mapped file count in it,
-though the kernel can drop them at any time; so the peak of anonymous memory (`RssAnon`, sampled every 5 ms)
-is reported beside it. This process imports neither torch nor gatepruner, because a child's peak
-begins at its parent's.
+a process is the kernel's own (`ru_maxrss` of that child). Pages of a memory-mapped file count in
+it, though the kernel can drop them at any time; so the peak of anonymous memory (`RssAnon`,
+sampled every 5 ms) is reported beside it. This process imports neither torch nor gatepruner,
+because a child's peak begins at its parent's.
 
 Aims: near the time of copying the file; peak memory under 1.3 times the file.
 Linux only.

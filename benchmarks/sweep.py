@@ -2,9 +2,9 @@
 
 A gated ResNet-56 (fresh weights, gates drawn at random, seed 0) and random images: the accuracy
 after removing 0 to 27 blocks is counted in both ways, in turns. The correct answers and the
-mean losses have to be equal, point by point, or the script fails. Reported are median and quartiles of
-both times, their ratio, and the ratio of the MACs that have to be computed (counted by
-`torch.utils.flop_counter` on the merged network), which is the floor of the ratio of times.
+mean losses have to be equal, point by point, or the script fails. Reported are median and
+quartiles of both times, their ratio, and the ratio of the MACs that have to be computed (counted by
+`torch.utils.flop_counter` on the merged network).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def macs_ratio(checkpoint: gatepruner.Checkpoint, networks: list[gatepruner.Netw
     with FlopCounterMode(display=False) as flops, torch.inference_mode():
         module(torch.zeros(1, *checkpoint.network.base.input_shape))
     alone = sum(gatepruner.count(network).macs for network in networks)
-    return flops.get_total_flops() / 2 / alone
+    return float(flops.get_total_flops()) / 2 / alone
 
 
 def main() -> None:

@@ -229,9 +229,8 @@ def settle_in_place(module: fx.GraphModule) -> None:
                 setattr(module.get_submodule(node.target), "inplace", False)  # noqa: B010
 
 
-def state_keys(traced: Trace, edits: Edits) -> dict[str, Tensor]:
-    """The state dict of the edited network, on the meta device, without assembling it."""
-    done = edited(traced, edits)
+def state_keys(traced: Trace, done: Edited) -> dict[str, Tensor]:
+    """The state dict of an edited network, on the meta device, without assembling it."""
     found: dict[str, Tensor] = {}
     for target in dict.fromkeys(str(it.target) for it in done.graph.nodes if it.op in OWNS_TENSORS):
         if target in done.new:

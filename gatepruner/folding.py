@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from gatepruner.edits import Edits, edited
 from gatepruner.graph import STOCHASTIC, Trace, attribute, kind, pads_with_zeros, tensors_of
 
 COMMUTES = {  # with a factor that is not negative, as every gate is
@@ -41,18 +41,19 @@ RESHAPES = {"reshape", "view", "unsqueeze", "flatten", torch.reshape, torch.flat
 MULTIPLICATIONS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
 
-def fold_targets(traced: Trace, edits: Edits) -> dict[str, tuple[str, ...]]:
+def fold_targets(
+    traced: Trace, graph: fx.Graph, gated: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
     """For every gated block the weights that take up its gate, by their state-dict keys.
 
     To multiply them is to multiply the branch. Walks back from the gate through what commutes
     with a factor; empty where the walk ends at something else, at a value that others use or at
     a weight that is used twice.
     """
-    graph = edited(traced, edits).graph
     uses = _uses(traced.module, graph)
     gates = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
     found = {}
-    for name in edits.gated:
+    for name in gated:
         branch = gates[traced.additions[name].gate].args[0]
         keys = _last_affine(traced.module, branch)
         tensors = [attribute(traced.module, key) for key in keys]

@@ -6,6 +6,7 @@ be checked before anything is computed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from gatepruner import models
 from gatepruner.base import SOURCES, Base, traced, without_weights
-from gatepruner.edits import GATES, Edits, assemble, edited, state_keys
+from gatepruner.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
 from gatepruner.folding import fold_targets
 from gatepruner.models import Shape
@@ -143,7 +144,7 @@ class Network:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """Every residual block of the base that has something left, in the order of depth."""
-        edits, alive = self.edits, edited(traced(self.base), self.edits).alive
+        edits, alive = self.edits, _edited(self.base, self.edits).alive
         found = []
         for addition in traced(self.base).additions.values():
             block = Block(
@@ -210,7 +211,7 @@ class Network:
     def _with(self, edits: Edits) -> Network:
         """The network with these edits, less those to blocks within a branch that is gone."""
         every = traced(self.base).additions.keys()
-        dead = every - edited(traced(self.base), edits).alive
+        dead = every - _edited(self.base, edits).alive
         return replace(self, edits=edits.forgetting(dead))
 
     def with_gates(self, gate: str = "residual") -> Network:
@@ -238,19 +239,19 @@ class Network:
 
     def fold_targets(self) -> dict[str, tuple[str, ...]]:
         """Keys of the weights that each gate can be folded into; see `gatepruner.folding`."""
-        return fold_targets(traced(self.base), self.edits)
+        return fold_targets(traced(self.base), self.graph(), self.edits.gated)
 
     def unused_keys(self) -> frozenset[str]:
         """Keys of the base's state dict that no part of its own graph uses."""
-        return traced(self.base).keys - state_keys(traced(self.base), NO_EDITS).keys()
+        return traced(self.base).keys - Network(self.base).state().keys()
 
     def graph(self) -> fx.Graph:
         """The graph after the edits; `node.meta["base"]` names the base's node."""
-        return edited(traced(self.base), self.edits).graph
+        return _edited(self.base, self.edits).graph
 
     def state(self) -> dict[str, Tensor]:
         """The state dict that the network takes, on the meta device."""
-        return state_keys(traced(self.base), self.edits)
+        return state_keys(traced(self.base), _edited(self.base, self.edits))
 
     def build_blank(self) -> fx.GraphModule:
         """The network as a module on the meta device, in evaluation mode."""
@@ -275,6 +276,12 @@ class Network:
             key: state[key] if key in state else torch.ones(tensor.shape)
             for key, tensor in self.state().items()
         }
+
+
+@functools.lru_cache(maxsize=64)
+def _edited(base: Base, edits: Edits) -> Edited:
+    """The edited graph to look at; what is built gets one of its own."""
+    return edited(traced(base), edits)
 
 
 def _argument(pair: str, text: str) -> tuple[str, Any]:

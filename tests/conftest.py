@@ -6,14 +6,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from gatepruner.checkpoint import Checkpoint
+from gatepruner.data import Images
 from gatepruner.models import Shape
 from gatepruner.network import Network
 
@@ -162,3 +166,36 @@ def callers() -> Callers:
 def library(request: pytest.FixtureRequest) -> Checkpoint:
     """A network of torchvision's, with random weights."""
     return draw(f"torchvision:{request.param}", input_shape=LIBRARY[request.param])
+
+
+# ----------------------------------------------------------------------- images and their files
+
+
+def random_images(
+    count: int, shape: Shape = (3, 32, 32), classes: int = 10, seed: int = 3, **values
+) -> Images:
+    """Random pixels, labels that go round."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+    names = tuple(f"class{index}" for index in range(classes))
+    return Images(torch.arange(count) % classes, names, shape, "made up", pixels, **values)
+
+
+def bright_images(count: int, shape: Shape = (1, 8, 8), classes: int = 4, seed: int = 4) -> Images:
+    """Noise in which one row of pixels is bright: the one that the label says."""
+    images = random_images(count, shape, classes, seed)
+    pixels = images.pixels // 2
+    for index, label in enumerate(images.labels.tolist()):
+        pixels[index, :, 2 * label] = 255
+    return replace(images, pixels=pixels)
+
+
+def write_folder(root: Path, images: Images, split: str = "test") -> Path:
+    """The images as torchvision's `ImageFolder` reads them, in the order of their classes."""
+    for name in images.classes:
+        (root / split / name).mkdir(parents=True, exist_ok=True)
+    for index, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        array = pixels.permute(1, 2, 0).squeeze(2).numpy()
+        file = root / split / images.classes[label] / f"{index:05d}.png"
+        Image.fromarray(array).save(file)
+    return root

@@ -95,7 +95,7 @@ def write_cifar(root: Path, kind: str, monkeypatch) -> dict[str, tuple[np.ndarra
     sums[meta] = pickled(root / folder / meta, {keys[1]: names})
     stock = getattr(torchvision.datasets, name)
     for split in ("train", "test"):
-        listed = [(file, sums[file]) for file in files if file.startswith("test") == (split[1:2] == "e")]
+        listed = [(it, sums[it]) for it in files if it.startswith("test") == (split == "test")]
         monkeypatch.setattr(stock, f"{split}_list", listed)
     monkeypatch.setattr(stock, "meta", {**stock.meta, "md5": sums[meta]})
     return {
@@ -258,9 +258,16 @@ def test_images_decoded_as_they_are_used_give_the_same_batches(tmp_path, monkeyp
         for (pixels, labels), (others, same) in zip(expected, found, strict=True):
             assert torch.equal(pixels, others)
             assert torch.equal(labels, same)
-    assert list(streamed.batches(indices[:0], 3)) == []
     checkpoint = draw("residual-fc4,width=8,num_classes=3", input_shape=COLOUR)
     assert accuracy(checkpoint, streamed) == accuracy(checkpoint, kept)
+
+
+def test_no_image_is_no_batch(tmp_path, monkeypatch):
+    write_folder(tmp_path, random_images(3, COLOUR, classes=3))
+    none = torch.arange(0)
+    assert list(load_images(f"imagefolder:{tmp_path}", COLOUR).batches(none, 3)) == []
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    assert list(load_images(f"imagefolder:{tmp_path}", COLOUR).batches(none, 3)) == []
 
 
 def test_batches_have_the_images_of_their_indices_in_their_order():

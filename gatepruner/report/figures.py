@@ -46,14 +46,15 @@ def curve_figure(
         removed: number of blocks to mark.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
+        figure = Figure(figsize=(WIDE, 3.9), layout="constrained")
         axes = figure.add_subplot()
         x = [point.removed for point in points]
         low, high = zip(*(point.accuracy.interval for point in points), strict=True)
         if baseline:
             _draw_baseline(axes, baseline)
         axes.fill_between(x, _percent(low), _percent(high), color=OURS, alpha=0.2, linewidth=0)
-        label = {"gate": "lowest gate first", "depth": "last block first"}.get(criterion, criterion)
+        order = {"gate": "lowest gate first", "depth": "last block first"}.get(criterion, criterion)
+        label = f"{order}, 95 % interval (n = {points[0].accuracy.images:,})"
         accuracies = _percent([point.accuracy.accuracy for point in points])
         marker = "o" if len(points) < 40 else None
         axes.plot(x, accuracies, color=OURS, marker=marker, markersize=3, label=label)
@@ -61,7 +62,7 @@ def curve_figure(
             axes.axvline(removed, color=GONE, linestyle="--", linewidth=1)
             axes.annotate(
                 f"{removed} removed",
-                (removed, 0.03),
+                (removed, 0.05),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, 0),
                 textcoords="offset points",
@@ -72,8 +73,7 @@ def curve_figure(
         axes.set_xlim(min(x), max(max(x), 1))
         axes.set_ylim(0, 102)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        images = points[0].accuracy.images
-        axes.legend(loc="lower left", title=f"{images:,} images, 95 % interval")
+        figure.legend(loc="outside lower center")
         _add_macs_axis(axes, points)
     return figure
 
@@ -111,15 +111,16 @@ def gates_figure(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, 2.8), layout="constrained")
         axes = figure.add_subplot()
-        for label, color, chosen in (
-            ("kept", OURS, [block.name not in removed for block in blocks]),
-            ("removed", GONE, [block.name in removed for block in blocks]),
-        ):
-            x = [index for index, yes in enumerate(chosen, start=1) if yes]
-            heights = [gates.get(blocks[index - 1].name, np.nan) for index in x]
-            if x:
-                axes.bar(x, heights, color=color, width=0.75, label=f"{label} ({len(x)})")
-                axes.plot(x, [0] * len(x), "|", color=color, markersize=5, clip_on=False)
+        x = range(1, len(blocks) + 1)
+        gone = [at for at, block in zip(x, blocks, strict=True) if block.name in removed]
+        kept = [at for at in x if at not in gone]
+        for color, chosen in ((OURS, kept), (GONE, gone)):
+            heights = [gates.get(blocks[at - 1].name, np.nan) for at in chosen]
+            label = f"kept ({len(kept)})" if chosen is kept else None
+            axes.bar(chosen, heights, color=color, width=0.75, label=label)
+        for at in gone:  # a closed gate has no bar
+            label = f"removed ({len(gone)})" if at == gone[0] else None
+            axes.axvspan(at - 0.5, at + 0.5, color=GONE, alpha=0.25, linewidth=0, label=label)
         _mark_stages(axes, blocks)
         axes.set_xlim(0.3, len(blocks) + 0.7)
         axes.set_ylim(bottom=0)
