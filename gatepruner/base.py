@@ -76,11 +76,20 @@ def _construct_timm(base: Base) -> nn.Module:
         import timm
     except ImportError:
         raise ArchitectureError(f"{base} needs timm: pip install timm") from None
-    try:
-        return timm.create_model(base.name, pretrained=False, **dict(base.arguments))
-    except (RuntimeError, TypeError, ValueError) as error:
-        near = nearest(base.name, timm.list_models())
-        raise ArchitectureError(f"{base}: {error}{near}") from None
+    channels, *size = base.input_shape
+    given = dict(base.arguments) | ({} if channels == 3 else {"in_chans": channels})
+    # Transformers have to know the size of the images; other networks refuse to be told.
+    attempts = [given] if size == [224, 224] else [{"img_size": tuple(size), **given}, given]
+    for arguments in attempts:
+        try:
+            module: nn.Module = timm.create_model(base.name, pretrained=False, **arguments)
+            return module
+        except TypeError as error:
+            reason: Exception = error
+        except (RuntimeError, ValueError) as error:
+            reason = error
+            break
+    raise ArchitectureError(f"{base}: {reason}{nearest(base.name, timm.list_models())}")
 
 
 def _construct_caller(base: Base) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, mm_flop
 
-from gatepruner.base import Base, traced
+from gatepruner.base import Base
 from gatepruner.models import Shape
 from gatepruner.network import Network
 
@@ -55,7 +55,7 @@ def _macs_of_nodes(base: Base) -> Mapping[str, int]:
         module = network.build(zeros)
         counter, image = _OfLayers(module), torch.zeros(1, *base.input_shape)
     else:
-        counter = _OfOperations(traced(base).module)
+        counter = _OfOperations(Network(base).build_blank().to("meta"))
         image = torch.empty(1, *base.input_shape, device="meta")
     with torch.inference_mode():
         counter.run(image)

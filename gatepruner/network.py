@@ -164,7 +164,7 @@ class Network:
     @property
     def num_classes(self) -> int:
         """Number of logits for one image."""
-        module = self.build_blank()
+        module = self.build_blank().to("meta")
         with torch.no_grad():
             logits = module(torch.empty(2, *self.base.input_shape, device="meta"))
         return int(logits.shape[-1])

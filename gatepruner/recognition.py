@@ -29,7 +29,7 @@ TORCHVISION_RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {
     "wide_resnet101_2": ((3, 4, 23, 3), (128, 128)),
 }
 FEATURES: dict[int, Shape] = {784: (1, 28, 28), 3072: (3, 32, 32)}
-HEADS = ("linear.weight", "head.weight", "fc.weight")
+HEAD = re.compile(r"(^|\.)(linear|head|fc|classifier(\.\d+)?)\.weight$")
 COUNTER = "num_batches_tracked"  # of batch norm; not in files of PyTorch before 0.4.1
 GATE_KEY = re.compile(r"(^|\.)gate\d*\.k$")
 
@@ -84,9 +84,9 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
-    return next(
-        (state[head].shape[0] for head in HEADS if head in state and state[head].ndim), None
-    )
+    """Rows of the last matrix with the name of a classifier."""
+    heads = [tensor for key, tensor in state.items() if HEAD.search(key) and tensor.ndim == 2]
+    return heads[-1].shape[0] if heads else None
 
 
 def _image_shape(shapes: Mapping[str, tuple[int, ...]]) -> Shape | None:

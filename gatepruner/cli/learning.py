@@ -82,6 +82,8 @@ def train(
     network = Network.named(arch, num_classes=num_classes, input_shape=shape)
     measuring = o.Measuring(data, split, normalize, resize, limit, device, batch_size)
     images = measuring.images(network.base.input_shape, terminal)
+    if num_classes is None:
+        network = Network.named(arch, num_classes=len(images.classes), input_shape=shape)
     images, held_out = images.held_out(hold_out, seed)
     terminal.say(f"{network}: {len(images):,} images of {images.source}")
     with _stopping(state), terminal.training() as watch:
