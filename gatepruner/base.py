@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gatepruner import models
+from gatepruner import models as own
 from gatepruner.errors import ArchitectureError, nearest
 from gatepruner.graph import Trace, trace
 from gatepruner.models import Shape
@@ -46,7 +47,19 @@ class Base:
 
 
 def _construct_own(base: Base) -> nn.Module:
-    return models.construct(base.name, base.input_shape, **dict(base.arguments))
+    return own.construct(base.name, base.input_shape, **dict(base.arguments))
+
+
+LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
+
+
+def _library(base: Base) -> Any:
+    """The package that a base comes from."""
+    try:
+        return importlib.import_module(LIBRARIES[base.source])
+    except ImportError as error:
+        package = LIBRARIES[base.source].partition(".")[0]
+        raise ArchitectureError(f"{base} needs {package}: pip install {package}") from error
 
 
 # Networks whose constructors have to know the size of the images, and by which argument.
@@ -54,10 +67,9 @@ SIZED = {"vit_": ("image_size", 0), "maxvit": ("input_size", 2)}
 
 
 def _construct_torchvision(base: Base) -> nn.Module:
-    from torchvision.models import get_model, list_models
-
-    if base.name not in list_models():
-        near = nearest(base.name, list_models())
+    models = _library(base)
+    if base.name not in models.list_models():
+        near = nearest(base.name, models.list_models())
         raise ArchitectureError(f"torchvision has no classification model {base.name!r}{near}")
     arguments = dict(base.arguments)
     for start, (argument, axes) in SIZED.items():
@@ -65,17 +77,14 @@ def _construct_torchvision(base: Base) -> nn.Module:
             size = base.input_shape[1:]
             arguments[argument] = size if axes else size[0]
     try:
-        module: nn.Module = get_model(base.name, weights=None, **arguments)
+        module: nn.Module = models.get_model(base.name, weights=None, **arguments)
     except (TypeError, ValueError) as error:
         raise ArchitectureError(f"{base}: {error}") from None
     return module
 
 
 def _construct_timm(base: Base) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise ArchitectureError(f"{base} needs timm: pip install timm") from None
+    timm = _library(base)
     channels, *size = base.input_shape
     given = dict(base.arguments) | ({} if channels == 3 else {"in_chans": channels})
     # Transformers have to know the size of the images; other networks refuse to be told.
@@ -125,6 +134,8 @@ def blank(base: Base) -> nn.Module:
 
     Buffers that its state dict leaves out are there with their values: no file has them.
     """
+    if base.source in LIBRARIES:
+        _library(base)  # imported here, where no mode is on that its own code would run under
     with _WithoutInitialising():
         try:
             with torch.device("meta"):

@@ -165,6 +165,7 @@ def _make_pure(module: fx.GraphModule) -> None:
     """
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     for node, index in order.items():
+        node.type = None  # an annotation; PyTorch 2.6 cannot pickle one that is a string
         pure = _out_of_place(node)
         flagged = node.op == "call_module" and getattr(
             module.get_submodule(str(node.target)), "inplace", False
