@@ -91,11 +91,12 @@ def measure(
 
 def draw(rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
     """Latency kept against MACs kept, a line for each network and batch size."""
+    top = max(100 * point["latency_kept"] for row in rows for point in row["points"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.0, 3.8), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color="#8a8a8a", linestyle="--", linewidth=1)
-        axes.annotate("latency = MACs", (14, 14), xytext=(5, -7), textcoords="offset points",
+        axes.annotate("latency = MACs", (14, 14), xytext=(7, -9), textcoords="offset points",
                       color="#6a6a6a", rotation=45, rotation_mode="anchor")  # fmt: skip
         for row in rows:
             points = row["points"]
@@ -120,7 +121,7 @@ def draw(rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
                 label=f"{row['network']}, batch size {row['batch']}",
             )
         axes.set_xlim(0, 103)
-        axes.set_ylim(0, 103)
+        axes.set_ylim(0, 1.03 * top)
         axes.set_aspect("equal")
         axes.set_xlabel("MACs kept (%)")
         axes.set_ylabel("latency kept (%)")

@@ -71,11 +71,13 @@ def hardware() -> dict[str, Any]:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch = sys.modules.get("torch")  # not imported here: see prune_large
+    threads = torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS") or cores or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": model,
         "cores": cores,
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or cores or 1),
+        "threads": int(threads),
         "memory_bytes": memory,
         "system": f"{platform.system()} {platform.machine()}",
         "load_average": round(os.getloadavg()[0], 2),

@@ -51,7 +51,10 @@ def _macs_of_nodes(base: Base) -> Mapping[str, int]:
     counter: _OfOperations | _OfLayers
     if base.source == "gatepruner":
         network = Network(base)
-        zeros = {key: torch.zeros(it.shape, dtype=it.dtype) for key, it in network.state().items()}
+        zeros = {  # one number each, however large
+            key: torch.zeros((), dtype=it.dtype).expand(it.shape)
+            for key, it in network.state().items()
+        }
         module = network.build(zeros)
         counter, image = _OfLayers(module), torch.zeros(1, *base.input_shape)
     else:

@@ -52,12 +52,15 @@ class StockResNet:
     def recipe(self, path: str) -> str:
         """Python that loads a file of the state dict with torchvision alone."""
         given = "".join(f", {key}={value}" for key, value in self.arguments.items())
+        read, load = "import torch", f"torch.load({path!r}, weights_only=True)"
+        if path.endswith(".safetensors"):
+            read, load = "from safetensors.torch import load_file", f"load_file({path!r})"
         return (
-            "import torch\n"
+            f"{read}\n"
             "from torchvision.models.resnet import ResNet, "
             f"{self.block}\n"
             f"model = ResNet({self.block}, {list(self.layers)}{given})\n"
-            f"model.load_state_dict(torch.load({path!r}))"
+            f"model.load_state_dict({load})"
         )
 
 

@@ -59,8 +59,8 @@ def _by_gate(checkpoint: Checkpoint, names: list[str], seed: int) -> list[float]
     if missing:
         raise PlanError(
             f"{checkpoint.network} has no gate in {listed(missing, 4)}: its blocks cannot be "
-            "ranked by gate; learn gates first (gatepruner gate), or rank with --by depth or "
-            "--by random"
+            "ranked by gate; learn gates first (gatepruner gate, in a later version), or rank with "
+            "--by depth or --by random"
         )
     return [gates[name] for name in names]
 

@@ -1,8 +1,8 @@
 """The embedded demo: a trained gated network and images it has not seen.
 
 `network.safetensors` is the 100-layer gated residual network for MNIST, trained by the command
-in `README.md` beside it. `images.png` holds 2,000 images of MNIST's test set (LeCun, Cortes,
-Burges, CC BY-SA 3.0), 50 to a row; `labels.txt` their digits, one line a row.
+in `README.md` beside it. `images.png` holds every fifth image of MNIST's test set (LeCun, Cortes,
+Burges, CC BY-SA 3.0), 2,000 of them, 50 to a row; `labels.txt` their digits, one line a row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def demo_checkpoint() -> Checkpoint:
 
 
 def demo_images() -> Images:
-    """The embedded images, in the order of MNIST's test set."""
+    """The embedded images, all ten digits among them."""
     folder = files(__package__)
     with as_file(folder / "images.png") as path, Image.open(path) as opened:
         sheet = torch.from_numpy(np.array(opened.convert("L")))

@@ -1,0 +1,168 @@
+"""Render the tables of the documents from `results/*.json`.
+
+A region between `<!-- table: NAME -->` and `<!-- end -->` in `README.md` or `docs/*.md` is
+replaced by the table of that name and the conditions it was measured under. With `--check`
+nothing is written, and the exit code is 1 if a region is not what it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from record import RESULTS
+
+ROOT = Path(__file__).parents[1]
+REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ABSENT = "Not measured yet.\n"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table, its first column to the left and the others to the right."""
+    lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def seconds(found: Mapping[str, Any], unit: float = 1, digits: int = 2) -> str:
+    """`median (low to high)` in seconds over the unit."""
+    median, low, high = (f"{found[key] / unit:.{digits}f}" for key in ("median", "low", "high"))
+    return f"{median} ({low} to {high})"
+
+
+def cli_overhead(result: Mapping[str, Any]) -> str:
+    times = {row["command"]: row["seconds"] for row in result["rows"]}
+    torch = next(found["median"] for name, found in times.items() if "import torch" in name)
+    rows = [
+        [f"`{name}`", seconds(found), f"{found['median'] - torch:+.2f}", str(found["n"])]
+        for name, found in times.items()
+    ]
+    return table(("command", "time (s)", "above import torch (s)", "n"), rows)
+
+
+def latency(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"{row['network']}, batch size {row['batch']}",
+            str(point["removed"]),
+            seconds(point["seconds"], 1e-3),
+            f"{100 * point['latency_kept']:.1f}",
+            f"{100 * point['macs_kept']:.1f}",
+            "" if point["ratio"] is None else f"{point['ratio']:.2f}",
+            str(point["seconds"]["n"]),
+        ]
+        for row in result["rows"]
+        for point in row["points"]
+    ]
+    kept = ("latency kept (%)", "MACs kept (%)", "saving in time / in MACs")
+    return table(("network", "removed", "latency (ms)", *kept, "n"), rows)
+
+
+def prune_large(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"{row['network']}, {row['suffix']}, {row['file_bytes'] / 1e9:.2f} GB",
+            f"`{row['command']}`",
+            seconds(row["seconds"]),
+            f"{row['peak_of_file']:.2f}",
+            f"{row['anonymous_of_file']:.2f}",
+            str(row["seconds"]["n"]),
+        ]
+        for row in result["rows"]
+    ]
+    memory = ("peak memory / file", "of it anonymous / file")
+    return table(("checkpoint", "command", "time (s)", *memory, "n"), rows)
+
+
+def sweep(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"{row['network']}, {row['points']} points, {row['images']} images",
+            seconds(row["shared_seconds"]),
+            seconds(row["one_by_one_seconds"]),
+            seconds(row["time_ratio"]),
+            f"{row['macs_ratio']:.2f}",
+            str(row["shared_seconds"]["n"]),
+        ]
+        for row in result["rows"]
+    ]
+    columns = ("sweep", "shared (s)", "one by one (s)", "ratio of times", "ratio of MACs", "n")
+    return table(columns, rows)
+
+
+def demo(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            str(row["removed"]),
+            f"{100 * row['accuracy']:.1f}",
+            f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+            f"{100 * row['random']:.1f}",
+            f"{100 * row['macs_kept']:.0f}",
+            f"{row['images']:,}",
+        ]
+        for row in result["rows"]
+        if row["removed"] % 5 == 0
+    ]
+    columns = ("removed", "accuracy (%)", "95 % interval", "random orders (%)", "MACs kept (%)")
+    return table((*columns, "n"), rows)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "cli_overhead": cli_overhead,
+    "demo": demo,
+    "latency": latency,
+    "prune_large": prune_large,
+    "sweep": sweep,
+}
+
+
+def conditions(result: Mapping[str, Any]) -> str:
+    """One line on what the numbers of a table depend on."""
+    hardware, versions = result["hardware"], result["versions"]
+    settings = ", ".join(
+        f"{key} {seconds(value) if isinstance(value, dict) else value}"
+        for key, value in result["settings"].items()
+    )
+    numbers = "" if result["benchmark"] == "demo" else "Median (quartiles) of n runs. "
+    software = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"\n{numbers}{hardware['cpu']}, {hardware['cores']} cores, "
+        f"{hardware['threads']} threads, {hardware['system']}; {software}; {result['date']}. "
+        f"Settings: {settings}.\n"
+    )
+
+
+def rendered(name: str) -> str:
+    """The table of that name with its conditions."""
+    if name not in TABLES:
+        sys.exit(f"unknown table {name!r}: expected {', '.join(TABLES)}")
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return ABSENT
+    result = json.loads(path.read_text())
+    return "\n" + TABLES[name](result) + conditions(result) + "\n"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--check", action="store_true", help="write nothing, compare")
+    check = options.parse_args().check
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        old = path.read_text()
+        new = REGION.sub(lambda found: found[1] + rendered(found[2]) + found[3], old)
+        if new != old:
+            stale.append(path.relative_to(ROOT))
+            if not check:
+                path.write_text(new)
+    for name in stale:
+        print(f"{name}: {'differs from the results' if check else 'tables written'}")
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
