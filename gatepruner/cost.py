@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, mm_flop
 
-from gatepruner.base import Base
+from gatepruner.base import Base, traced
 from gatepruner.models import Shape
 from gatepruner.network import Network
 
@@ -48,20 +48,10 @@ def count(network: Network) -> Cost:
 @functools.lru_cache(maxsize=32)
 def _macs_of_nodes(base: Base) -> Mapping[str, int]:
     """MACs of each node of the base's graph for one image, those with none left out."""
-    counter: _OfOperations | _OfLayers
-    if base.source == "gatepruner":
-        network = Network(base)
-        zeros = {  # one number each, however large
-            key: torch.zeros((), dtype=it.dtype).expand(it.shape)
-            for key, it in network.state().items()
-        }
-        module = network.build(zeros)
-        counter, image = _OfLayers(module), torch.zeros(1, *base.input_shape)
-    else:
-        counter = _OfOperations(Network(base).build_blank().to("meta"))
-        image = torch.empty(1, *base.input_shape, device="meta")
+    own = base.source == "gatepruner"
+    counter = _OfLayers(traced(base).module) if own else _OfOperations(Network(base).build_blank())
     with torch.inference_mode():
-        counter.run(image)
+        counter.run(torch.zeros(1, *base.input_shape, device="cpu" if own else "meta"))
     return counter.macs
 
 
@@ -69,7 +59,7 @@ class _OfOperations(fx.Interpreter):
     """Counts every operation that a node runs, on the meta device."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module.eval())
+        super().__init__(module.to("meta"))
         self.macs: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -84,27 +74,34 @@ class _OfLayers(fx.Interpreter):
     """Counts convolutions and linear layers, which is all that our own networks multiply in.
 
     By the same formulas, but a second sooner: the first operation under `FlopCounterMode`, and
-    the first one on the meta device, makes torch import its compiler. One image through a small
-    network takes milliseconds.
+    the first one on the meta device, makes torch import its compiler. No layer is run: its
+    output has the right shape and one number in it.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module.eval())
+        super().__init__(module)
         self.macs: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            taken, weight = self.env[n.all_input_nodes[0]], layer.weight
-            convolves = isinstance(layer, nn.Conv2d)
-            flops = (
-                conv_flop_count(list(taken.shape), list(weight.shape), list(result.shape))
-                if convolves
-                else mm_flop(taken.shape, weight.T.shape)
-            )
-            self.macs[n.name] = flops // 2
-        return result
+        if n.op != "call_module":
+            return super().run_node(n)
+        layer, taken = self.fetch_attr(str(n.target)), self.env[n.all_input_nodes[0]]
+        if isinstance(layer, nn.Conv2d):
+            sides = [
+                (taken.shape[2 + axis] + 2 * int(layer.padding[axis]) - layer.kernel_size[axis])
+                // layer.stride[axis]
+                + 1
+                for axis in (0, 1)
+            ]
+            shape = [taken.shape[0], layer.out_channels, *sides]
+            flops = conv_flop_count(list(taken.shape), list(layer.weight.shape), shape)
+        elif isinstance(layer, nn.Linear):
+            shape = [*taken.shape[:-1], layer.out_features]
+            flops = mm_flop(taken.shape, layer.weight.T.shape)
+        else:  # normalisation, activation and dropout keep the shape
+            return taken
+        self.macs[n.name] = flops // 2
+        return torch.zeros(()).expand(shape)
 
 
 @dataclass(frozen=True)
