@@ -95,20 +95,8 @@ def sweep(result: Mapping[str, Any]) -> str:
 
 
 def demo(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            str(row["removed"]),
-            f"{100 * row['accuracy']:.1f}",
-            f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
-            f"{100 * row['random']:.1f}",
-            f"{100 * row['macs_kept']:.0f}",
-            f"{row['images']:,}",
-        ]
-        for row in result["rows"]
-        if row["removed"] % 5 == 0
-    ]
-    columns = ("removed", "accuracy (%)", "95 % interval", "random orders (%)", "MACs kept (%)")
-    return table((*columns, "n"), rows)
+    lines = ["$ gatepruner demo", *(line.rstrip() for line in result["rows"][0]["output"])]
+    return "".join(f"    {line}\n" if line else "\n" for line in lines)
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {

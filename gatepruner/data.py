@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +82,8 @@ def parse_normalization(text: str) -> Normalization:
     mean, _, std = text.partition("/")
     try:
         values = [tuple(float(value) for value in part.split(",")) for part in (mean, std)]
-        if len(values[0]) != len(values[1]) or min(values[1]) <= 0:
+        odd = not all(map(math.isfinite, (*values[0], *values[1])))
+        if odd or len(values[0]) != len(values[1]) or min(values[1]) <= 0:
             raise ValueError
     except ValueError:
         raise DataError(
@@ -160,7 +163,7 @@ class Images:
             return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             waiting = self._decoding(pool, parts[0]) if parts else []
-            for part, following in zip(parts, [*parts[1:], None], strict=True):
+            for part, following in itertools.zip_longest(parts, parts[1:]):
                 decoded = waiting
                 waiting = self._decoding(pool, following) if following is not None else []
                 pixels = torch.stack([future.result() for future in decoded])
@@ -252,14 +255,19 @@ def _set_reader(kind: str) -> Callable[..., Images]:
             raise DataError(f"{kind} cannot be resized: --resize is for imagefolder")
         try:
             found = getattr(torchvision.datasets, SETS[kind])(root, train=split == "train")
-        except (RuntimeError, OSError, EOFError, ValueError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+        except Exception as error:  # torchvision tells of damage in many ways
+            reason = (str(error).strip() or "damaged").splitlines()[0].rstrip(".")
             raise DataError(
                 f"cannot read {kind}:{root} ({reason}): expected {LAYOUTS[kind]}"
             ) from None
         pixels = torch.as_tensor(found.data)
         pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         labels = torch.as_tensor(found.targets, dtype=torch.int64)
+        if len(labels) != len(pixels):
+            raise DataError(
+                f"{kind}:{root} {split} has {len(pixels)} images and {len(labels)} labels: "
+                "as many of each were expected; unpack it again"
+            )
         size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
         whole = Images(
             labels, tuple(found.classes), size, f"{kind}:{root} {split}", pixels.contiguous()
@@ -274,6 +282,10 @@ def _read_folder(
 ) -> Images:
     from torchvision.datasets import ImageFolder
 
+    if shape[0] not in (1, 3):
+        raise DataError(
+            f"imagefolder:{root} has images of 1 or 3 channels: the network takes {_size(shape)}"
+        )
     there = [name for name in ("train", "val", "test") if (root / name).is_dir()]
     split = split or ("test" if "test" in there else "val")
     if split not in there:

@@ -44,7 +44,7 @@ class Accuracy:
         n, p = self.images, self.accuracy
         middle = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
         half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-        return max(middle - half, 0.0), min(middle + half, 1.0)
+        return max(min(middle - half, p), 0.0), min(max(middle + half, p), 1.0)
 
     def to_json(self) -> dict[str, float]:
         """The counts, the accuracy and its interval as plain JSON, in fractions of 1."""

@@ -39,8 +39,7 @@ def write_tensors(
     Into a temporary file beside `path` that is renamed once it is whole.
     """
     refuse_existing(path, force=force)
-    if path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise CheckpointError(f"cannot write {path}: expected a name ending in .pt or .safetensors")
+    refuse_name(path)
     tensors = {key: _alone(tensor) for key, tensor in weights.items()}
 
     def put(partial: Path) -> None:
@@ -91,6 +90,14 @@ def _write_whole(path: Path, put: Callable[[Path], None]) -> Path:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def refuse_name(path: Path) -> None:
+    """Raise a `CheckpointError` if nothing could be written to `path` for its name or folder."""
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise CheckpointError(f"cannot write {path}: expected a name ending in .pt or .safetensors")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

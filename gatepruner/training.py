@@ -6,7 +6,10 @@ was interrupted and resumed ends with the very weights of one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -70,9 +73,15 @@ class Recipe:
             raise TrainingError(
                 f"unknown schedule {self.schedule!r}: expected {', '.join(SCHEDULES)}"
             )
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}: expected at least 1")
+        for name, least in (("epochs", 1), ("batch_size", 2)):  # batch norm needs two images
+            if getattr(self, name) < least:
+                raise TrainingError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        for name in ("learning_rate", "weight_decay", "gate_learning_rate", "gate_penalty"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise TrainingError(f"{name} is {value}: expected a number from 0 up")
+        if self.learning_rate == 0:
+            raise TrainingError("learning_rate is 0: expected a number above 0")
 
     @property
     def peak(self) -> float:
@@ -179,6 +188,22 @@ def train(
     return run.checkpoint()
 
 
+@contextlib.contextmanager
+def _whole_step() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of a step: a state of half a step could not be gone on from."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread alone
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
 @dataclass
 class _Run:
     """A training run under way: the one thing in this package that changes."""
@@ -211,12 +236,12 @@ class _Run:
         while self.done < self.total:
             epoch, first = divmod(self.done, self.per_epoch)
             for pixels, labels in self._batches(epoch, first):
-                self._step(pixels, labels)
+                with _whole_step():
+                    self._step(pixels, labels)
                 now = time.monotonic()
                 if self.done % self.per_epoch == 0 or now - shown > 0.5:
                     shown = now
                     yield self._moment(epoch, now - started)
-            self.sums.zero_()
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.Generator().manual_seed(_mixed(self.recipe.seed, epoch))
@@ -270,6 +295,7 @@ class _Run:
         )
         if ends:
             self.history.append(moment.record())
+            self.sums.zero_()
         return moment
 
     def _identity(self) -> dict[str, Any]:

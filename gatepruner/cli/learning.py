@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -99,6 +99,7 @@ def train(
             watch=_recording(history, watch, anew=not resume),
         )
     save(checkpoint, output, force=force)
+    _write_epochs(checkpoint.notes["epochs"], history)
     state.unlink(missing_ok=True)
     last = checkpoint.notes["epochs"][-1]
     terminal.say(f"wrote {output} (training loss {last['loss']:.4f}) and {history}")
@@ -108,10 +109,11 @@ def train(
 
 def _kept_beside(output: Path, *, resume: bool, force: bool) -> tuple[Path, Path]:
     """Where the state and the history of a run are kept, if nothing is lost by it."""
-    from gatepruner.storage import refuse_existing
+    from gatepruner.storage import refuse_existing, refuse_name
 
     state, history = (output.with_name(output.name + end) for end in (".state", ".history.jsonl"))
     refuse_existing(output, force=force)
+    refuse_name(output)
     if state.exists() and not resume and not force:
         raise CheckpointError(
             f"{state} is the state of a run that was interrupted: --resume to go on with it, or "
@@ -137,15 +139,28 @@ def _recording(
     history: Path, watch: Callable[[Moment], None], *, anew: bool
 ) -> Callable[[Moment], None]:
     """A watcher that also writes a line for every epoch; a resumed run keeps the earlier ones."""
-    if anew:
-        history.unlink(missing_ok=True)
+    earlier = [] if anew else _epochs(history)
 
     def record(moment: Moment) -> None:
         watch(moment)
         if moment.ends_epoch:
-            lines = history.read_text().splitlines() if history.exists() else []
-            earlier = [line for line in lines if json.loads(line)["epoch"] < moment.epoch]
-            text = "\n".join([*earlier, json.dumps(moment.record())])
-            history.write_text(f"{text}\n")
+            earlier[:] = [one for one in earlier if one["epoch"] < moment.epoch]
+            earlier.append(moment.record())
+            _write_epochs(earlier, history)
 
     return record
+
+
+def _epochs(history: Path) -> list[dict[str, Any]]:
+    """What a history holds; a line that was cut while it was written is left out."""
+    found = []
+    for line in history.read_text().splitlines() if history.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def _write_epochs(epochs: Iterable[Mapping[str, Any]], history: Path) -> None:
+    partial = history.with_name(f".{history.name}.part")
+    partial.write_text("".join(f"{json.dumps(one)}\n" for one in epochs))
+    partial.replace(history)

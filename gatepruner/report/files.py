@@ -93,12 +93,16 @@ def write_report(report: Report, directory: str | Path, *, force: bool = False) 
     """
     directory = Path(directory)
     refuse_report(directory, force=force)
+    written: set[str] = set()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report.", dir=directory) as partial:
             _write_all(report, Path(partial))
             for file in sorted(Path(partial).iterdir()):
                 shutil.move(file, directory / file.name)
+                written.add(file.name)
+        for name in set(FILES) - written:  # of an older report, on a network with gates
+            (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write the report {directory}: {error.strerror}") from error
     return directory

@@ -1,0 +1,174 @@
+"""A report is whole, says what the points say, and replaces nothing it was not asked to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import draw, random_images, removable
+from PIL import Image
+
+import gatepruner
+from gatepruner.cost import Latency
+from gatepruner.curve import sweep
+from gatepruner.errors import CheckpointError
+from gatepruner.evaluate import Accuracy
+from gatepruner.ranking import rank
+from gatepruner.report.files import FILES, Report, write_report
+from gatepruner.report.terminal import accuracy_text
+from gatepruner.surgery import fold_gates
+
+
+def made(name: str = "gated-residual-fc12,width=8", by: str = "gate", orders: int = 2) -> Report:
+    checkpoint = draw(name, input_shape=(1, 8, 8) if "fc" in name else None)
+    shape = checkpoint.network.base.input_shape
+    images = random_images(20, shape)
+    notes = {"normalize": {"mean": [0.5] * shape[0], "std": [0.5] * shape[0]}}
+    checkpoint = type(checkpoint)(checkpoint.network, checkpoint.weights, notes)
+    ranking = rank(checkpoint, by)
+    curves = [
+        list(sweep(checkpoint, images, one))
+        for one in (ranking, *(rank(checkpoint, "random", seed=seed) for seed in range(orders)))
+    ]
+    times = {"whole": asdict(Latency(0.002, 0.001, 0.003, 30, 1, "cpu"))}
+    configuration = {"data": images.source, "seed": 0, "device": "cpu"}
+    return Report(
+        checkpoint, ranking, curves[0], curves[1:], ranking.first(2), times, configuration
+    )
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def written(report, tmp_path_factory) -> Path:
+    return write_report(report, tmp_path_factory.mktemp("reports") / "new" / "report")
+
+
+def test_a_report_is_all_of_its_files_and_nothing_else(written):
+    assert sorted(file.name for file in written.iterdir()) == sorted(FILES)
+    assert all(file.stat().st_size for file in written.iterdir())
+
+
+def test_the_table_is_the_points(report, written):
+    with (written / "curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = [{key: str(it) for key, it in one.to_json().items()} for one in report.points]
+    assert rows == expected
+    assert len(rows) == 7
+
+
+def test_the_document_is_the_whole_report(report, written):
+    document = json.loads((written / "report.json").read_text())
+    assert document == json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert document["points"] == [point.to_json() for point in report.points]
+    assert document["random"] == [[it.to_json() for it in curve] for curve in report.baseline]
+    assert [row["name"] for row in document["ranking"]] == list(report.ranking.names)
+    gates = report.checkpoint.gates
+    assert {row["name"]: row["gate"] for row in document["ranking"]} == gates
+    assert document["removed"] == list(report.removed)
+    assert document["network"]["base"] == report.checkpoint.network.to_json()["base"]
+    assert tuple(document["network"]["edits"]["gated"]) == report.checkpoint.network.edits.gated
+    assert document["configuration"] == {"data": "made up", "seed": 0, "device": "cpu"}
+    assert document["versions"]["gatepruner"] == gatepruner.__version__
+    assert document["latency"]["whole"]["median"] == 0.002
+
+
+def test_the_text_shows_the_pictures_and_every_point(report, written):
+    text = (written / "report.md").read_text()
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert pictures == ["curve.png", "gates.png"]
+    assert all((written / picture).is_file() for picture in pictures)
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(report.points)
+    for row, point in zip(rows, report.points, strict=True):
+        assert int(row[0]) == point.removed
+        assert float(row[2]) == round(100 * point.accuracy.accuracy, 1)
+        assert int(row[6].replace(",", "")) == point.cost.params
+    assert ", ".join(report.removed) in text
+    assert "median 2.00 ms" in text
+
+
+@pytest.mark.parametrize("name", ["curve", "gates"])
+def test_the_pictures_are_large_enough_for_print_and_well_formed(written, name):
+    with Image.open(written / f"{name}.png") as image:
+        assert image.format == "PNG"
+        assert 1000 <= image.width <= 2400
+        assert 500 <= image.height <= 1600
+        assert len(image.convert("RGB").getcolors(2**24)) > 10
+    root = ET.parse(written / f"{name}.svg").getroot()
+    assert root.tag.endswith("}svg")
+    said = " ".join("".join(root.itertext()).split())
+    expected = {
+        "curve": ("blocks removed", "accuracy (%)", "MACs kept (%)", "2 removed", "n = 20"),
+        "gates": ("block, in order of depth", "kept (4)", "removed (2)"),
+    }
+    assert all(text in said for text in expected[name]), said
+
+
+def test_the_same_report_is_the_same_files(report, written, tmp_path):
+    again = write_report(report, tmp_path)
+    for name in FILES:
+        assert (again / name).read_bytes() == (written / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_report_that_is_there_is_replaced_only_by_force(report, tmp_path, name):
+    (tmp_path / name).write_text("older")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=f"has a report already .{name}.*--force"):
+        write_report(report, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "notes.txt"])
+    assert (tmp_path / name).read_text() == "older"
+    write_report(report, tmp_path, force=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*FILES, "notes.txt"])
+    assert (tmp_path / name).read_bytes() != b"older"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(report, tmp_path):
+    (tmp_path / "it").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(CheckpointError, match="is a file: a folder was expected"):
+            write_report(report, tmp_path / "it", force=force)
+    assert (tmp_path / "it").read_text() == "mine"
+
+
+def test_a_network_without_gates_has_a_report_without_their_picture(tmp_path):
+    write_report(made("resnet14", "depth"), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {it for it in FILES if "gates" not in it}
+    assert "gates.png" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_replaced_report_leaves_no_picture_of_the_one_before(report, tmp_path):
+    write_report(report, tmp_path)
+    write_report(made("resnet14", "depth"), tmp_path, force=True)
+    assert not (tmp_path / "gates.png").exists()
+    assert not (tmp_path / "gates.svg").exists()
+
+
+def test_gates_that_were_folded_are_shown(tmp_path):
+    whole = made("gated-resnet14", orders=0)
+    folded = fold_gates(whole.checkpoint)
+    report = Report(folded, rank(folded), whole.points)
+    write_report(report, tmp_path)
+    rows = json.loads((tmp_path / "report.json").read_text())["ranking"]
+    assert {row["name"]: row["gate"] for row in rows} == whole.checkpoint.gates
+    assert [row["name"] for row in rows] == list(whole.ranking.names)
+    assert len(rows) == len(removable(folded.network))
+    root = ET.parse(tmp_path / "gates.svg").getroot()
+    said = "".join(root.itertext())
+    assert all(stage in said for stage in ("layer1", "layer2", "layer3"))
+
+
+def test_an_accuracy_is_told_with_its_interval_and_count():
+    assert accuracy_text(Accuracy(915, 1000, 0.38421)) == (
+        "91.50 % (95 % interval 89.61 to 93.07, 915 of 1,000 images), loss 0.3842"
+    )

@@ -1,0 +1,534 @@
+"""A run repeats bit for bit, and is resumed as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import bright_images, random_images, write_folder
+
+from gatepruner import training
+from gatepruner.checkpoint import Checkpoint, load, save
+from gatepruner.data import NORMALIZATIONS
+from gatepruner.errors import DataError, TrainingError
+from gatepruner.evaluate import accuracy
+from gatepruner.network import Network
+from gatepruner.training import Recipe, augmented, train
+
+GREY = (1, 8, 8)
+FAST = Recipe(epochs=2, batch_size=16, gate_penalty=0.01)
+DROPOUT = "gated-wrn-10-1,dropout=0.3,num_classes=4"
+
+
+def network(name: str = "gated-residual-fc6,width=8,num_classes=4") -> Network:
+    return Network.named(name, input_shape=GREY if "-fc" in name else (3, 8, 8))
+
+
+def images_for(net: Network, count: int = 70):
+    return bright_images(count, net.base.input_shape)
+
+
+def run(recipe: Recipe = FAST, net: Network | None = None, **options) -> Checkpoint:
+    net = net or network()
+    grey = NORMALIZATIONS["mnist" if net.base.input_shape[0] == 1 else "cifar10"]
+    options = {"normalization": grey, "device": "cpu", **options}
+    return train(net, images_for(net), recipe, **options)
+
+
+def same_weights(one: Checkpoint, other: Checkpoint) -> bool:
+    assert one.weights.keys() == other.weights.keys()
+    return all(torch.equal(it, other.weights[key]) for key, it in one.weights.items())
+
+
+def gates(checkpoint: Checkpoint) -> torch.Tensor:
+    net = checkpoint.network
+    return torch.stack([checkpoint.weights[net.gate_key(name)] for name in net.edits.gated])
+
+
+# --------------------------------------------------------------------------------- repeated runs
+
+
+@pytest.mark.parametrize("name", ["gated-residual-fc6,width=8,num_classes=4", DROPOUT])
+def test_the_seed_alone_says_what_a_run_ends_with(name):
+    first = run(net=network(name))
+    torch.manual_seed(99)
+    assert same_weights(run(net=network(name)), first)
+    assert not same_weights(run(replace(FAST, seed=1), network(name)), first)
+
+
+@pytest.mark.parametrize("name", [DROPOUT])
+def test_dropout_and_augmentation_draw_from_the_seed(name):
+    plain = network(name.replace("0.3", "0.0"))
+    without = run(replace(FAST, augment=False), plain)
+    assert not same_weights(run(FAST, plain), without)
+    dropped = run(replace(FAST, augment=False), network(name))
+    assert dropped.weights.keys() == without.weights.keys()
+    assert not torch.equal(dropped.weights["conv1.weight"], without.weights["conv1.weight"])
+
+
+def test_training_leaves_the_random_numbers_and_the_images_of_the_caller_alone():
+    images = images_for(network())
+    pixels, state = images.pixels.clone(), torch.get_rng_state()
+    train(network(), images, FAST, normalization=NORMALIZATIONS["mnist"], device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(images.pixels, pixels)
+
+
+def test_a_learnable_set_is_learned():
+    recipe = replace(FAST, epochs=12, gate_penalty=0.0, augment=False)
+    learned = run(recipe)
+    unseen = bright_images(60, GREY, seed=77)
+    assert accuracy(learned, unseen).accuracy > 0.9
+    losses = [record["loss"] for record in learned.notes["epochs"]]
+    assert losses[-1] < losses[0] / 2
+
+
+# ------------------------------------------------------------------------------ interrupted runs
+
+
+@pytest.fixture
+def every_step(monkeypatch, tmp_path):
+    """Makes every step one that is shown, and whose state is on the disk; the state file."""
+    clock = iter(range(0, 10**9, 100))
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
+    return tmp_path / "run.state"
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("kind", ["interrupted", "killed"])
+def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(every_step, stop, kind):
+    net = network(DROPOUT)
+    held_out = images_for(net, 8)
+    whole = run(net=net, validation=held_out)
+
+    class Stopped(BaseException):
+        pass
+
+    def watch(moment) -> None:
+        if moment.step == stop:
+            raise KeyboardInterrupt if kind == "interrupted" else Stopped
+
+    with pytest.raises((KeyboardInterrupt, Stopped)):
+        run(net=net, validation=held_out, state=every_step, watch=watch)
+    if stop == 1 and kind == "killed":
+        assert not every_step.exists()  # nothing was shown before
+        return
+    assert every_step.exists()
+    steps: list[int] = []
+    again = run(
+        net=net,
+        validation=held_out,
+        state=every_step,
+        resume=True,
+        watch=lambda moment: steps.append(moment.step),
+    )
+    assert steps[0] == (stop + 1 if kind == "interrupted" else stop)
+    assert same_weights(again, whole)
+    assert not every_step.exists()
+    ours, theirs = (
+        [{**record, "seconds": 0} for record in it.notes["epochs"]] for it in (again, whole)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("at", ["loss", "optimizer"])
+@pytest.mark.parametrize("stop", [1, 2, 6])
+def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
+    tmp_path, monkeypatch, at, stop
+):
+    """Ctrl-C comes when it comes, not between two steps."""
+    net, state = network(DROPOUT), tmp_path / "run.state"
+    whole, calls = run(net=net), []
+
+    def interrupting(function):
+        def call(*args, **options):
+            result = function(*args, **options)
+            calls.append(at)
+            if len(calls) == stop:
+                signal.raise_signal(signal.SIGINT)
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if at == "loss":
+            patch.setattr(F, "cross_entropy", interrupting(F.cross_entropy))
+        else:
+            patch.setattr(torch.optim.SGD, "step", interrupting(torch.optim.SGD.step))
+        with pytest.raises(KeyboardInterrupt):
+            run(net=net, state=state)
+    resumed = run(net=net, state=state, resume=True)
+    assert same_weights(resumed, whole)
+
+
+# The command line with the state on the disk after every epoch, and time to be killed in.
+DRIVER = """
+import sys, time
+from gatepruner import training
+training.SAVE_EVERY = -1.0
+step = training._Run._step
+def slow(*args):
+    time.sleep(0.02)
+    step(*args)
+training._Run._step = slow
+from gatepruner.cli import main
+sys.argv = ["gatepruner", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("images")
+    write_folder(folder, bright_images(48, (3, 8, 8)), "train")
+    arch = "gated-wrn-10-1,dropout=0.3"
+    rest = ("--epochs", "12", "--batch-size", "12", "--gate-penalty", "0.01", "--seed", "3")
+    rest += ("--num-classes", "4", "--input-size", "8", "--device", "cpu")
+    return ["train", arch, "--data", f"imagefolder:{folder}", *rest]
+
+
+def started(command: list[str], output: Path, *more: str) -> subprocess.Popen:
+    arguments = [*command, "-o", str(output), *more]
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory) -> Checkpoint:
+    output = tmp_path_factory.mktemp("whole") / "whole.pt"
+    process = started(command, output)
+    assert process.wait(100) == 0, process.communicate()
+    process.communicate()
+    return load(output)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda it: it.name)
+def test_a_killed_command_is_resumed_to_the_same_weights(command, uninterrupted, tmp_path, sent):
+    output = tmp_path / "it.pt"
+    state, history = tmp_path / "it.pt.state", tmp_path / "it.pt.history.jsonl"
+    process = started(command, output)
+    deadline = time.monotonic() + 100
+    while not state.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(random.SystemRandom().uniform(0, 0.5))
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130), errors
+    assert state.exists()
+    assert not output.exists()
+    if sent == signal.SIGINT:
+        assert f"{state} is kept" in errors
+        assert "--resume" in errors
+        assert "Traceback" not in errors
+        assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+    again = started(command, output, "--resume")
+    _, errors = again.communicate(timeout=100)
+    assert again.returncode == 0, errors
+    assert not state.exists()
+    assert same_weights(load(output), uninterrupted)
+    records = [json.loads(line) for line in history.read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, 13))
+
+
+# ------------------------------------------------------------------------------- what is refused
+
+
+def stopped(state: Path) -> None:
+    """A run whose state is left behind."""
+
+    def watch(moment) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(state=state, watch=watch)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"recipe": replace(FAST, epochs=3)}, "recipe"),
+        ({"recipe": replace(FAST, seed=1)}, "recipe"),
+        ({"net": network("gated-residual-fc6,width=9,num_classes=4")}, "network"),
+        ({"normalization": NORMALIZATIONS["fashion-mnist"]}, "normalization"),
+        (
+            {"recipe": replace(FAST, seed=1), "normalization": NORMALIZATIONS["fashion-mnist"]},
+            "recipe and normalization",
+        ),
+    ],
+)
+def test_the_state_of_another_run_is_refused_and_kept(tmp_path, options, named):
+    state = tmp_path / "run.state"
+    stopped(state)
+    content = state.read_bytes()
+    with pytest.raises(TrainingError, match=f"is of another run, its {named} differ"):
+        run(**options, state=state, resume=True)
+    assert state.read_bytes() == content
+
+
+def test_the_state_of_a_run_on_other_images_is_refused(tmp_path):
+    state = tmp_path / "run.state"
+    stopped(state)
+    images, grey = images_for(network(), 69), NORMALIZATIONS["mnist"]
+    with pytest.raises(TrainingError, match="its images differ"):
+        train(network(), images, FAST, normalization=grey, state=state, resume=True)
+
+
+def test_a_run_without_a_state_cannot_be_resumed(tmp_path):
+    with pytest.raises(TrainingError, match=r"no run to resume: .*run\.state is not there"):
+        run(state=tmp_path / "run.state", resume=True)
+    with pytest.raises(TrainingError, match="no run to resume"):
+        run(resume=True)
+
+
+@pytest.mark.parametrize(
+    "rates", [{"learning_rate": 1e25}, {"learning_rate": 1e25, "optimizer": "adam"}]
+)
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rates(rates):
+    recipe = replace(FAST, **rates)
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch") as told:
+        run(recipe)
+    assert str(recipe.peak) in str(told.value)
+    assert str(recipe.gate_learning_rate) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "lion"}, "unknown optimizer 'lion': expected sgd, adam, adamw"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine': expected onecycle, step"),
+        ({"epochs": 0}, "epochs is 0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: expected at least"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1"),
+        ({"gate_learning_rate": -0.1}, "gate_learning_rate is -0.1"),
+        ({"gate_penalty": math.nan}, "gate_penalty is nan"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(TrainingError, match=message):
+        Recipe(**options)
+
+
+def test_images_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="made up has images"):
+        train(network(), bright_images(40, (1, 9, 9)), FAST)
+    with pytest.raises(DataError, match="made up has 5 classes"):
+        train(network(), random_images(40, GREY, 5), FAST)
+    grey = NORMALIZATIONS["mnist"]
+    held_out = random_images(40, GREY, 5)
+    with pytest.raises(DataError, match="made up has 5 classes"):
+        train(network(), images_for(network()), FAST, validation=held_out, normalization=grey)
+    with pytest.raises(TrainingError, match="made up has 15 images: a batch of 16"):
+        train(network(), bright_images(15, GREY), FAST)
+
+
+def test_a_batch_of_one_image_is_refused_where_it_cannot_be_normalised():
+    with pytest.raises(TrainingError, match="batch"):
+        run(replace(FAST, batch_size=1))
+
+
+# ----------------------------------------------------------------------------------------- gates
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_weight_decay_leaves_gates_alone(optimizer):
+    """With a head of zeros no gradient comes to the gates: only decay could move them."""
+    recipe = replace(
+        FAST,
+        optimizer=optimizer,
+        weight_decay=0.9,
+        learning_rate=1e-8,
+        gate_learning_rate=10.0,
+        gate_penalty=0.0,
+    )
+    net = network()
+
+    class Frozen(Network):
+        def initial_weights(self, seed: int = 0):
+            weights = super().initial_weights(seed)
+            return {**weights, "head.weight": torch.zeros_like(weights["head.weight"])}
+
+    still = run(replace(recipe, learning_rate=1e-30), Frozen(net.base, net.edits))
+    assert gates(still).tolist() == pytest.approx([1.0] * 3, abs=1e-4)
+    decayed = run(replace(recipe, learning_rate=0.01, gate_learning_rate=0.0))
+    light = run(replace(recipe, learning_rate=0.01, gate_learning_rate=0.0, weight_decay=0.0))
+    assert gates(decayed).tolist() == [1.0] * 3
+    size = [float(it.weights["stem.weight"].norm()) for it in (decayed, light)]
+    assert size[0] < 0.99 * size[1]
+
+
+def test_gates_move_at_their_own_learning_rate():
+    moved = []
+    for rate in (0.0, 1e-4, 1e-1):
+        trained = run(replace(FAST, gate_learning_rate=rate, gate_penalty=0.0))
+        moved.append(float((gates(trained) - 1).abs().max()))
+    assert moved[0] == 0
+    assert 0 < moved[1] < 0.01 < moved[2]
+
+
+def test_the_penalty_lowers_the_mean_gate():
+    means = [
+        run(replace(FAST, epochs=4, gate_penalty=penalty)).notes["epochs"][-1]["gate"]
+        for penalty in (0.0, 0.05, 1.0)
+    ]
+    assert means[0] > means[1] > means[2]
+
+
+def test_a_network_without_gates_has_no_mean_gate():
+    notes = run(net=network("residual-fc6,width=8,num_classes=4")).notes
+    assert [record["gate"] for record in notes["epochs"]] == [None, None]
+
+
+# ------------------------------------------------------------------- recipes, notes and progress
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("schedule", ["onecycle", "step"])
+def test_every_optimizer_runs_with_every_schedule(optimizer, schedule):
+    recipe = replace(FAST, epochs=8, optimizer=optimizer, schedule=schedule)
+    rates: list[float] = []
+    trained = run(recipe, watch=lambda moment: rates.append(moment.learning_rate))
+    assert trained.notes["recipe"]["optimizer"] == optimizer
+    assert trained.notes["epochs"][-1]["loss"] < trained.notes["epochs"][0]["loss"]
+    peak = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}[optimizer]
+    if schedule == "step":
+        assert rates == pytest.approx([peak] * 3 + [peak / 10] * 2 + [peak / 100] * 3)
+    else:
+        assert rates[-1] < peak / 1e3
+        assert 0.9 * peak < max(rates) <= peak
+        assert rates.index(max(rates)) not in (0, 7)
+
+
+def test_the_history_has_a_record_for_every_epoch(tmp_path):
+    net = network()
+    held_out = bright_images(20, GREY, seed=6)
+    ends = []
+    trained = run(
+        replace(FAST, epochs=3),
+        validation=held_out,
+        watch=lambda moment: ends.append(moment) if moment.ends_epoch else None,
+    )
+    records = trained.notes["epochs"]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert records == [moment.record() for moment in ends]
+    assert set(records[0]) == {
+        *("epoch", "loss", "accuracy", "gate", "learning_rate", "seconds", "validation")
+    }
+    assert records[-1]["validation"] == accuracy(trained, held_out).accuracy
+    assert records[-1]["gate"] == pytest.approx(float(gates(trained).relu().mean()))
+    assert [moment.step for moment in ends] == [4, 8, 12]
+    assert {moment.steps for moment in ends} == {12}
+    assert net.edits.gated == trained.network.edits.gated
+
+
+def test_what_was_trained_says_how_and_can_be_saved(tmp_path):
+    trained = run()
+    again = load(save(trained, tmp_path / "it.safetensors"))
+    assert same_weights(again, trained)
+    notes = json.loads(json.dumps(dict(again.notes), allow_nan=False))
+    assert notes["normalize"] == {"mean": [0.1307], "std": [0.3081]}
+    assert notes["classes"] == [f"class{index}" for index in range(4)]
+    assert Recipe(**notes["recipe"]) == FAST
+    assert notes["device"] == "cpu"
+    assert notes["torch"] == torch.__version__
+    assert trained.network == network()
+
+
+def test_the_training_sets_own_normalisation_is_the_default():
+    images = replace(bright_images(40, (1, 8, 8)), source="fashion-mnist:somewhere train")
+    trained = train(network(), images, FAST, device="cpu")
+    assert trained.notes["normalize"] == {"mean": [0.286], "std": [0.353]}
+
+
+def test_what_is_trained_on_is_what_is_evaluated():
+    """The accuracy of an epoch at a learning rate of nothing is that of the first weights."""
+    net = network("gated-residual-fc6,width=8,num_classes=4")
+    images = images_for(net, 64)
+    recipe = Recipe(epochs=1, batch_size=64, learning_rate=1e-30, augment=False, weight_decay=0.0)
+    trained = train(net, images, recipe, normalization=NORMALIZATIONS["mnist"], device="cpu")
+    module = net.build(net.initial_weights(0)).train()
+    logits = module(NORMALIZATIONS["mnist"](images.pixels)).detach()
+    record = trained.notes["epochs"][0]
+    assert record["accuracy"] == pytest.approx((logits.argmax(1) == images.labels).double().mean())
+    assert record["loss"] == pytest.approx(float(F.cross_entropy(logits, images.labels)), rel=1e-4)
+
+
+# ----------------------------------------------------------------------------------- augmentation
+
+
+def moved(image: torch.Tensor, down: int, right: int, mirror: bool) -> torch.Tensor:
+    """One image, pixel by pixel: what it shows `down` lower and `right` further right."""
+    channels, height, width = image.shape
+    source, result = image.tolist(), torch.zeros_like(image).tolist()
+    for channel in range(channels):
+        for y in range(height):
+            for x in range(width):
+                from_y, from_x = y + down, (width - 1 - x if mirror else x) + right
+                if 0 <= from_y < height and 0 <= from_x < width:
+                    result[channel][y][x] = source[channel][from_y][from_x]
+    return torch.tensor(result, dtype=image.dtype)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 16, 16), (3, 8, 16), (1, 6, 6)])
+def test_augmentation_shifts_by_an_eighth_and_mirrors_colour_alone(shape):
+    pixels = random_images(24, shape).pixels
+    found = augmented(pixels)
+    assert found.shape == pixels.shape
+    assert found.dtype == torch.uint8
+    reach, seen = shape[2] // 8, set()
+    shifts = range(-reach, reach + 1)
+    for image, result in zip(pixels, found, strict=True):
+        fits = [
+            (down, right, mirror)
+            for down in shifts
+            for right in shifts
+            for mirror in (False, True)
+            if torch.equal(moved(image, down, right, mirror), result)
+        ]
+        assert len(fits) == 1, "no shift, or not one alone, makes this image"
+        seen.add(fits[0])
+    assert {mirror for *_, mirror in seen} == ({False, True} if shape[0] == 3 else {False})
+    assert {down for down, *_ in seen} == set(shifts)
+    assert {right for _, right, _ in seen} == set(shifts)
+
+
+def test_augmentation_is_drawn_anew_for_every_step_and_repeats_with_the_seed():
+    pixels = random_images(20, (3, 16, 16)).pixels
+    torch.manual_seed(1)
+    first, second = augmented(pixels), augmented(pixels)
+    torch.manual_seed(1)
+    assert torch.equal(augmented(pixels), first)
+    assert not torch.equal(first, second)
+
+
+def test_a_state_file_is_replaced_whole(tmp_path, every_step):
+    """Every state that was ever on the disk goes on to the same weights."""
+    copies: list[Path] = []
+
+    def watch(moment) -> None:
+        if every_step.exists():
+            copies.append(tmp_path / f"copy{len(copies)}")
+            shutil.copy(every_step, copies[-1])
+
+    whole = run(state=every_step, watch=watch)
+    assert len(copies) == 7
+    for copy in copies[::3]:
+        assert same_weights(run(state=copy, resume=True), whole)
