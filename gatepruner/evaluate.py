@@ -46,8 +46,11 @@ class Accuracy:
         half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
         return max(min(middle - half, p), 0.0), min(max(middle + half, p), 1.0)
 
-    def to_json(self) -> dict[str, float]:
-        """The counts, the accuracy and its interval as plain JSON, in fractions of 1."""
+    def to_json(self) -> dict[str, float | None]:
+        """The counts, the accuracy and its interval as plain JSON, in fractions of 1.
+
+        A loss that is no finite number is `None`: JSON has none.
+        """
         low, high = self.interval
         return {
             "accuracy": self.accuracy,
@@ -55,7 +58,7 @@ class Accuracy:
             "high": high,
             "correct": self.correct,
             "images": self.images,
-            "loss": self.loss,
+            "loss": self.loss if math.isfinite(self.loss) else None,
         }
 
 

@@ -132,7 +132,11 @@ class Network:
             "input_shape": list(self.base.input_shape),
             "arguments": dict(self.base.arguments),
         }
-        return {"base": base, "edits": asdict(self.edits)}
+        edits = {
+            key: value if isinstance(value, str) else list(value)
+            for key, value in asdict(self.edits).items()
+        }
+        return {"base": base, "edits": edits}
 
     def __str__(self) -> str:
         name, edits = str(self.base), self.edits

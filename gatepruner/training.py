@@ -144,7 +144,8 @@ def train(
         validation: held-out images; their accuracy is recorded after every epoch.
         normalization: of the images; the training set's own by default.
         device: where to compute.
-        state: file to keep the run's state in, so that it can be resumed; removed at the end.
+        state: file to keep the run's state in, so that it can be resumed; at the end it holds the
+            whole run, for the caller to remove once the result is safe.
         resume: whether to go on from that state.
         watch: called now and then, and after every epoch.
 
@@ -184,7 +185,7 @@ def train(
                 save_state(run.snapshot(), Path(state))
             raise
     if state is not None:
-        Path(state).unlink(missing_ok=True)
+        save_state(run.snapshot(), Path(state))
     return run.checkpoint()
 
 

@@ -32,6 +32,7 @@ from gatepruner.cli import app, main
 from gatepruner.cost import count
 from gatepruner.curve import sweep
 from gatepruner.data import load_images
+from gatepruner.errors import CheckpointError
 from gatepruner.evaluate import accuracy
 from gatepruner.network import Network
 from gatepruner.ranking import rank
@@ -351,6 +352,23 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(run, folder, monkeyp
     again = load(folder / "it.pt")
     assert run(*command, "--force").code == 0
     assert same(load(folder / "it.pt"), again)
+
+
+def test_a_training_that_cannot_be_saved_is_not_lost(run, folder, monkeypatch):
+    def full(*args, **options):
+        raise CheckpointError("the disk is full")
+
+    command = training_command(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(gatepruner.checkpoint, "save", full)
+        assert run(*command).code == 1
+    assert (folder / "it.pt.state").exists()
+    document = run(*command, "--resume", "--json").document
+    assert document["epoch"] == 3
+    assert not (folder / "it.pt.state").exists()
+    resumed = load(folder / "it.pt")
+    assert run(*command, "--force").code == 0
+    assert same(load(folder / "it.pt"), resumed)
 
 
 def test_a_history_that_was_cut_while_it_was_written_does_not_stop_a_resumed_run(

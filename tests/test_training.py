@@ -136,7 +136,8 @@ def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(every_ste
     )
     assert steps[0] == (stop + 1 if kind == "interrupted" else stop)
     assert same_weights(again, whole)
-    assert not every_step.exists()
+    finished = run(net=net, validation=held_out, state=every_step, resume=True)
+    assert same_weights(finished, whole)  # the state holds the whole run until it is removed
     ours, theirs = (
         [{**record, "seconds": 0} for record in it.notes["epochs"]] for it in (again, whole)
     )

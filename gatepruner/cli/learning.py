@@ -130,8 +130,8 @@ def _stopping(state: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"interrupted; {state} is kept: go on with the same command and --resume"
-        typer.echo(kept, err=True)
+        kept = f"; {state} is kept: go on with the same command and --resume"
+        typer.echo(f"interrupted{kept if state.exists() else ''}", err=True)
         sys.exit(130)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -133,16 +132,7 @@ def terminal_of(quiet: bool, as_json: bool) -> Terminal:
 def finish(document: dict[str, Any], as_json: bool) -> None:
     """Print the document if it is asked for."""
     if as_json:
-        typer.echo(json.dumps(_finite(document), indent=1, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """The document with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(it) for key, it in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(it) for it in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        typer.echo(json.dumps(document, indent=1))
 
 
 def beside(path: Path, what: str, suffix: str | None = None) -> Path:

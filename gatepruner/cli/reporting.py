@@ -141,6 +141,8 @@ def demo(
 
     Example: `gatepruner demo`
     """
+    import torch
+
     from gatepruner.checkpoint import save
     from gatepruner.cost import count
     from gatepruner.data import normalization_of
@@ -155,6 +157,7 @@ def demo(
     refuse_report(output, force=force)
     smaller = output / "pruned.pt"
     refuse_existing(smaller, force=force)
+    torch.set_num_threads(1)  # layers of 50 units are done before a second thread has begun
     terminal = o.terminal_of(quiet, as_json)
     whole, images = demo_checkpoint(), demo_images()
     rankings = [rank(whole), *(rank(whole, "random", seed=seed) for seed in range(3))]
