@@ -29,6 +29,7 @@ class Base:
         input_shape: `(C, H, W)` of one image.
         arguments: what else the source is given, `num_classes` among it.
         module: a caller's module, without its weights; not part of the JSON.
+        leaves: module classes that tracing keeps whole, where the caller declares some; neither.
     """
 
     source: str
@@ -36,6 +37,7 @@ class Base:
     input_shape: Shape
     arguments: tuple[tuple[str, Any], ...] = ()
     module: nn.Module | None = field(default=None, repr=False)
+    leaves: tuple[type[nn.Module], ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         prefix = "" if self.source in ("gatepruner", "caller") else f"{self.source}:"
@@ -160,7 +162,7 @@ def without_weights(module: nn.Module) -> nn.Module:
 @functools.lru_cache(maxsize=32)
 def traced(base: Base) -> Trace:
     """The base's graph; the same object every time, and never changed."""
-    leaf_modules: Iterable[type] = ()
+    leaf_modules: Iterable[type] = base.leaves
     leaf_functions: Iterable[Callable[..., Any]] = ()
     if base.source == "timm":
         from timm.models import _features_fx as timm_fx

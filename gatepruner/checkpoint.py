@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -47,7 +47,11 @@ class Checkpoint:
 
     @classmethod
     def of(
-        cls, module: nn.Module, input_shape: Shape, notes: Mapping[str, Any] = EMPTY
+        cls,
+        module: nn.Module,
+        input_shape: Shape,
+        notes: Mapping[str, Any] = EMPTY,
+        leaves: Iterable[type[nn.Module]] = (),
     ) -> Checkpoint:
         """A checkpoint of a module that the caller brings; the module is left as it is.
 
@@ -55,8 +59,9 @@ class Checkpoint:
             module: any residual network that `torch.fx` can trace.
             input_shape: `(C, H, W)` of one image.
             notes: what to record.
+            leaves: module classes that tracing keeps whole, since it cannot follow their code.
         """
-        network = Network.of(module, input_shape)
+        network = Network.of(module, input_shape, leaves)
         state, wanted = module.state_dict(), network.state()
         weights = {key: state[key].detach().clone() for key in wanted}
         return cls(network, MappingProxyType(weights), dict(notes))
@@ -118,6 +123,7 @@ def load(
     num_classes: int | None = None,
     input_shape: Shape | None = None,
     module: nn.Module | None = None,
+    leaves: Iterable[type[nn.Module]] = (),
 ) -> Checkpoint:
     """Read a checkpoint of the project's own or a state dict of someone else's.
 
@@ -133,6 +139,7 @@ def load(
         input_shape: `(C, H, W)` of the images of a foreign file.
         module: the caller's module that an own file was made of, or whose weights the foreign
             file holds.
+        leaves: module classes that tracing keeps whole, for a caller's module.
 
     Raises:
         CheckpointError: the file is no checkpoint, is damaged, wants code to run, or its
@@ -145,7 +152,7 @@ def load(
         known = module.state_dict().keys() if module is not None else frozenset()
         state = _strip_prefixes(_state_dict(content, path), known)
         if module is not None:
-            network = Network.of(module, input_shape or (3, 224, 224))
+            network = Network.of(module, input_shape or (3, 224, 224), leaves)
         else:
             network = recognise(state, str(path), arch, num_classes, input_shape)
         return _fitted(path, network, state, {"source": path.name}, network.unused_keys())
@@ -157,7 +164,7 @@ def load(
     if arch is not None:
         raise CheckpointError(f"{path} says what it is: leave out --arch {arch}")
     try:
-        network = Network.from_json(header["network"], module)
+        network = Network.from_json(header["network"], module, leaves)
         notes = dict(header["notes"].items())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

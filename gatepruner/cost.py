@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, mm_flop
 
 from gatepruner.base import Base, traced
 from gatepruner.models import Shape
@@ -63,6 +63,8 @@ class _OfOperations(fx.Interpreter):
         self.macs: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        from torch.utils.flop_counter import FlopCounterMode
+
         with FlopCounterMode(display=False) as flops:
             result = super().run_node(n)
         if flops.get_total_flops():
@@ -73,9 +75,9 @@ class _OfOperations(fx.Interpreter):
 class _OfLayers(fx.Interpreter):
     """Counts convolutions and linear layers, which is all that our own networks multiply in.
 
-    By the same formulas, but a second sooner: the first operation under `FlopCounterMode`, and
-    the first one on the meta device, makes torch import its compiler. No layer is run: its
-    output has the right shape and one number in it.
+    The same numbers a second sooner: `torch.utils.flop_counter` and the first operation on the
+    meta device make torch import its compilers. No layer is run: its output has the right shape
+    and one number in it.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -94,13 +96,11 @@ class _OfLayers(fx.Interpreter):
                 for axis in (0, 1)
             ]
             shape = [taken.shape[0], layer.out_channels, *sides]
-            flops = conv_flop_count(list(taken.shape), list(layer.weight.shape), shape)
         elif isinstance(layer, nn.Linear):
             shape = [*taken.shape[:-1], layer.out_features]
-            flops = mm_flop(taken.shape, layer.weight.T.shape)
         else:  # normalisation, activation and dropout keep the shape
             return taken
-        self.macs[n.name] = flops // 2
+        self.macs[n.name] = math.prod(shape) * layer.weight[0].numel()
         return torch.zeros(()).expand(shape)
 
 

@@ -107,7 +107,8 @@ def trace(
         except Exception as error:  # whatever the network's own code raises on a proxy
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ArchitectureError(
-                f"{name} cannot be traced: {reason}; declare the module that does this as a leaf"
+                f"{name} cannot be traced: {reason}; name the class of the module that does this "
+                "among the leaves, Checkpoint.of(..., leaves=(ThatModule,))"
             ) from error
     modes = _join_modes(*graphs, name=name)
     for target, mode in modes.items():
@@ -139,8 +140,8 @@ def _join_modes(training: fx.Graph, evaluation: fx.Graph, *, name: str) -> dict[
     same = len(training.nodes) == len(evaluation.nodes)
     if not same or any((a.op, a.target) != (b.op, b.target) for a, b in pairs):
         raise ArchitectureError(
-            f"{name} is another graph in training than in evaluation: declare the module that "
-            "asks for `self.training` as a leaf"
+            f"{name} is another graph in training than in evaluation: name the class of the "
+            "module that asks for `self.training` among the leaves"
         )
 
     def join(node: fx.Node, in_training: Any, in_evaluation: Any) -> Any:

@@ -97,23 +97,40 @@ class Network:
         return network.with_gates("plain" if plain else "residual") if gated else network
 
     @classmethod
-    def of(cls, module: nn.Module, input_shape: Shape) -> Network:
-        """The network of a module that the caller brings; the module is left as it is."""
-        return cls(Base("caller", type(module).__name__, input_shape, (), without_weights(module)))
+    def of(
+        cls, module: nn.Module, input_shape: Shape, leaves: Iterable[type[nn.Module]] = ()
+    ) -> Network:
+        """The network of a module that the caller brings; the module is left as it is.
+
+        Args:
+            module: any residual network that `torch.fx` can trace.
+            input_shape: `(C, H, W)` of one image.
+            leaves: module classes that tracing keeps whole, since it cannot follow their code.
+
+        Raises:
+            ArchitectureError: it cannot be traced, or has no residual addition.
+        """
+        blank, name = without_weights(module), type(module).__name__
+        network = cls(Base("caller", name, input_shape, (), blank, tuple(leaves)))
+        traced(network.base)
+        return network
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], module: nn.Module | None = None) -> Network:
-        """The network that `to_json` wrote; a caller's module has to be given again."""
+    def from_json(
+        cls,
+        data: Mapping[str, Any],
+        module: nn.Module | None = None,
+        leaves: Iterable[type[nn.Module]] = (),
+    ) -> Network:
+        """The network that `to_json` wrote; a caller's module and leaves have to be given again."""
         base, edits = dict(data["base"]), dict(data["edits"])
         shape = tuple(base.pop("input_shape"))
         arguments = tuple(sorted((key, _frozen(it)) for key, it in base.pop("arguments").items()))
         given = without_weights(module) if module is not None else None
         gate = edits.pop("gate")
         kinds = {kind: tuple(names) for kind, names in edits.items()}
-        network = cls(
-            Base(**base, input_shape=shape, arguments=arguments, module=given),
-            Edits(gate, **kinds),
-        )
+        again = Base(base["source"], base["name"], shape, arguments, given, tuple(leaves))
+        network = cls(again, Edits(gate, **kinds))
         if network.base.source not in SOURCES:
             raise ValueError(f"unknown source {network.base.source!r}")
         if gate not in ("", *GATES):

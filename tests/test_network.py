@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from gatepruner.base import blank
-from gatepruner.checkpoint import Checkpoint
+from gatepruner.checkpoint import Checkpoint, load, save
 from gatepruner.errors import ArchitectureError, PlanError
 from gatepruner.models.fully_connected import FullyConnected
 from gatepruner.models.resnet import ResNet
@@ -380,3 +380,23 @@ def test_a_built_module_trains_under_distributed_data_parallel(small, tmp_path):
             torch.testing.assert_close(found.grad, expected.grad, msg=key)
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Hesitant(nn.Module):
+    """Asks for the value of its input, which no tracer can follow."""
+
+    def forward(self, x):
+        return x.relu() if x.sum() > 0 else x
+
+
+def test_what_cannot_be_followed_can_be_kept_whole(tmp_path):
+    module = Callers().eval()
+    module.blocks.append(Hesitant())
+    with pytest.raises(ArchitectureError, match=r"cannot be traced: .*leaves=\(ThatModule,\)"):
+        Network.of(module, (3, 8, 8))
+    checkpoint = Checkpoint.of(module, (3, 8, 8), leaves=(Hesitant,))
+    images = images_for(checkpoint.network)
+    assert torch.equal(logits(checkpoint.build(), images), logits(module, images))
+    path = save(checkpoint, tmp_path / "it.pt")
+    again = load(path, module=module, leaves=(Hesitant,))
+    assert torch.equal(logits(again.build(), images), logits(module, images))
