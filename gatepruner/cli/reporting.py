@@ -147,6 +147,7 @@ def demo(
     from gatepruner.cost import count
     from gatepruner.data import normalization_of
     from gatepruner.demo import demo_checkpoint, demo_images
+    from gatepruner.device import pick_device
     from gatepruner.evaluate import accuracy
     from gatepruner.ranking import rank
     from gatepruner.report import terminal as show
@@ -182,7 +183,8 @@ def demo(
     terminal.say(f"accuracy after:  {show.accuracy_text(found)}")
     terminal.say(show.latency_text(times))
 
-    configuration = {"data": images.source, "images": len(images), "device": device, "seed": 0}
+    chosen = str(pick_device(device))
+    configuration = {"data": images.source, "images": len(images), "device": chosen, "seed": 0}
     report = Report(whole, rankings[0], curves[0], curves[1:], plan, times, configuration)
     write_report(report, output, force=force)
     save(small, smaller, force=force)
