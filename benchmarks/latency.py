@@ -96,7 +96,7 @@ def draw(rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
         figure = Figure(figsize=(4.0, 3.8), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color="#8a8a8a", linestyle="--", linewidth=1)
-        axes.annotate("latency = MACs", (14, 14), xytext=(7, -9), textcoords="offset points",
+        axes.annotate("latency = MACs", (3, 3), fontsize=8, xytext=(7, -7), textcoords="offset points",
                       color="#6a6a6a", rotation=45, rotation_mode="anchor")  # fmt: skip
         for row in rows:
             points = row["points"]
