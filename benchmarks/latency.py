@@ -96,8 +96,16 @@ def draw(rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
         figure = Figure(figsize=(4.0, 3.8), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color="#8a8a8a", linestyle="--", linewidth=1)
-        axes.annotate("latency = MACs", (3, 3), fontsize=8, xytext=(7, -7), textcoords="offset points",
-                      color="#6a6a6a", rotation=45, rotation_mode="anchor")  # fmt: skip
+        axes.annotate(
+            "latency = MACs",
+            (3, 3),
+            xytext=(7, -7),
+            textcoords="offset points",
+            color="#6a6a6a",
+            fontsize=8,
+            rotation=45,
+            rotation_mode="anchor",
+        )
         for row in rows:
             points = row["points"]
             whole = points[0]["seconds"]["median"]
