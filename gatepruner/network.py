@@ -129,8 +129,9 @@ class Network:
         given = without_weights(module) if module is not None else None
         gate = edits.pop("gate")
         kinds = {kind: tuple(names) for kind, names in edits.items()}
-        again = Base(base["source"], base["name"], shape, arguments, given, tuple(leaves))
-        network = cls(again, Edits(gate, **kinds))
+        read = Base(**base, input_shape=shape, arguments=arguments)
+        read = replace(read, module=given, leaves=tuple(leaves))
+        network = cls(read, Edits(gate, **kinds))
         if network.base.source not in SOURCES:
             raise ValueError(f"unknown source {network.base.source!r}")
         if gate not in ("", *GATES):

@@ -151,7 +151,9 @@ def test_a_network_that_asks_for_its_values_is_refused_with_the_reason():
     def branching(self, x):
         return x + self.f(x) if x.sum() > 0 else x
 
-    with pytest.raises(ArchitectureError, match=r"Applied cannot be traced: .*control flow.*leaf"):
+    with pytest.raises(
+        ArchitectureError, match=r"Applied cannot be traced: .*control flow.*leaves"
+    ):
         additions(Applied(branching))
 
 
