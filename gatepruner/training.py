@@ -239,10 +239,12 @@ class _Run:
             for pixels, labels in self._batches(epoch, first):
                 with _whole_step():
                     self._step(pixels, labels)
-                now = time.monotonic()
-                if self.done % self.per_epoch == 0 or now - shown > 0.5:
+                    now = time.monotonic()
+                    due = self.done % self.per_epoch == 0 or now - shown > 0.5
+                    moment = self._moment(epoch, now - started) if due else None
+                if moment is not None:
                     shown = now
-                    yield self._moment(epoch, now - started)
+                    yield moment
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.Generator().manual_seed(_mixed(self.recipe.seed, epoch))

@@ -145,7 +145,7 @@ def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(every_ste
 
 
 @pytest.mark.parametrize("at", ["loss", "optimizer"])
-@pytest.mark.parametrize("stop", [1, 2, 6])
+@pytest.mark.parametrize("stop", [1, 2, 4, 6])  # 4 is the last step of an epoch
 def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
     tmp_path, monkeypatch, at, stop
 ):
@@ -172,6 +172,7 @@ def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
             run(net=net, state=state)
     resumed = run(net=net, state=state, resume=True)
     assert same_weights(resumed, whole)
+    assert [record["epoch"] for record in resumed.notes["epochs"]] == [1, 2]
 
 
 # The command line with the state on the disk after every epoch, and time to be killed in.
