@@ -99,7 +99,22 @@ def demo(result: Mapping[str, Any]) -> str:
     return "".join(f"    {line}\n" if line else "\n" for line in lines)
 
 
+def accuracy(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["network"],
+            str(row["removed"]),
+            f"{100 * row['accuracy']:.2f}",
+            f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
+            f"{row['images']:,}",
+        ]
+        for row in result["rows"]
+    ]
+    return table(("network", "removed", "accuracy (%)", "95 % interval", "n"), rows)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "accuracy": accuracy,
     "cli_overhead": cli_overhead,
     "demo": demo,
     "latency": latency,
@@ -115,7 +130,8 @@ def conditions(result: Mapping[str, Any]) -> str:
         f"{key} {seconds(value) if isinstance(value, dict) else value}"
         for key, value in result["settings"].items()
     )
-    numbers = "" if result["benchmark"] == "demo" else "Median (quartiles) of n runs. "
+    exact = result["benchmark"] in ("accuracy", "demo")
+    numbers = "" if exact else "Median (quartiles) of n runs. "
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"\n{numbers}{hardware['cpu']}, {hardware['cores']} cores, "
