@@ -751,3 +751,5 @@ def test_the_examples_of_the_readme_run(folder, monkeypatch):
             if not (folder / name).exists() and f'save(small, "{name}"' not in example:
                 save(load(folder / "gated.pt"), folder / name)
         exec(example, found)
+    assert isinstance(found["module"], torch.nn.Module)
+    assert (folder / "small.pt").is_file()
