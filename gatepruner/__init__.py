@@ -22,11 +22,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gatepruner.checkpoint import Checkpoint as Checkpoint
+    from gatepruner.checkpoint import State as State
     from gatepruner.checkpoint import load as load
     from gatepruner.checkpoint import save as save
     from gatepruner.cost import Cost as Cost
     from gatepruner.cost import count as count
     from gatepruner.cost import latency as latency
+    from gatepruner.cost import savings as savings
     from gatepruner.curve import Point as Point
     from gatepruner.curve import sweep as sweep
     from gatepruner.data import Images as Images
@@ -35,16 +37,24 @@ if TYPE_CHECKING:
     from gatepruner.evaluate import Accuracy as Accuracy
     from gatepruner.evaluate import accuracy as accuracy
     from gatepruner.export import to_torchvision as to_torchvision
+    from gatepruner.gates import GateRecipe as GateRecipe
+    from gatepruner.gates import add_gates as add_gates
+    from gatepruner.gates import learn_gates as learn_gates
     from gatepruner.network import Block as Block
     from gatepruner.network import Network as Network
     from gatepruner.ranking import Ranking as Ranking
     from gatepruner.ranking import rank as rank
+    from gatepruner.recalibration import recalibrate as recalibrate
     from gatepruner.report.files import Report as Report
     from gatepruner.report.files import write_report as write_report
     from gatepruner.surgery import fold_gates as fold_gates
+    from gatepruner.surgery import follow as follow
     from gatepruner.surgery import remove as remove
     from gatepruner.surgery import remove_shortcuts as remove_shortcuts
+    from gatepruner.targets import Target as Target
+    from gatepruner.training import FINE_TUNING as FINE_TUNING
     from gatepruner.training import Recipe as Recipe
+    from gatepruner.training import finetune as finetune
     from gatepruner.training import train as train
 
 # Where each public name lives; imported when it is first asked for, so that `import gatepruner`
@@ -73,6 +83,16 @@ _HOME = {
     "sweep": "curve",
     "to_torchvision": "export",
     "train": "training",
+    "State": "checkpoint",
+    "savings": "cost",
+    "Target": "targets",
+    "FINE_TUNING": "training",
+    "finetune": "training",
+    "recalibrate": "recalibration",
+    "follow": "surgery",
+    "GateRecipe": "gates",
+    "learn_gates": "gates",
+    "add_gates": "gates",
     "Report": "report.files",
     "write_report": "report.files",
 }

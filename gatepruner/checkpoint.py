@@ -8,9 +8,10 @@ state dicts; `gatepruner.recognition` tells their architecture.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,16 +19,31 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatepruner.errors import CheckpointError, listed
+from gatepruner.errors import CheckpointError, PlanError, listed
 from gatepruner.models import Shape
 from gatepruner.network import Network
 from gatepruner.recognition import COUNTER, recognise
 from gatepruner.storage import SUFFIXES, read_file, write_tensors
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)  # 2 brought the path
 NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class State:
+    """What was learned when one more block of a path was gone.
+
+    Attributes:
+        gone: the block that went last.
+        weights: what differs from the checkpoint's own weights since: gates, scales and shifts,
+            and statistics of batch norm, by their state-dict keys; not to be written to.
+    """
+
+    gone: str
+    weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,11 +55,14 @@ class Checkpoint:
         weights: tensors by their state-dict keys; not to be written to.
         notes: plain JSON: `normalize` (`mean` and `std` of each channel), `classes` (names),
             `history` (what was done, oldest first) and what else a writer cares to record.
+        path: blocks in the order in which they went while the gates were learned, each with the
+            state that the network was left in; see `gatepruner.gates`.
     """
 
     network: Network
     weights: Mapping[str, Tensor]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    path: tuple[State, ...] = ()
 
     @classmethod
     def of(
@@ -71,6 +90,16 @@ class Checkpoint:
         return self.network.build({key: value.clone() for key, value in self.weights.items()})
 
     @property
+    def fingerprint(self) -> str:
+        """A hash of network and weights: whether two checkpoints are the same."""
+        digest = hashlib.sha256(json.dumps(self.network.to_json()).encode())
+        for key, tensor in _flat(self).items():
+            digest.update(key.encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
     def gates(self) -> dict[str, float]:
         """The gate `g = relu(k)` of every gated block, in the order of depth.
 
@@ -86,6 +115,18 @@ class Checkpoint:
                 "with a lower gate learning rate"
             )
         return {name: max(k, 0.0) for name, k in values.items()}
+
+    @property
+    def known_gates(self) -> dict[str, float]:
+        """Every gate that there is or was: folded ones too, and on a path the last they were."""
+        learned = {state["gone"]: state["gate"] for state in self.notes.get("path", ())}
+        last = self.path[-1].weights if self.path else {}
+        left = {
+            name: max(float(last[self.network.gate_key(name)]), 0.0)
+            for name in self.network.edits.gated
+            if self.network.gate_key(name) in last
+        }
+        return {**self.notes.get("gates", {}), **self.gates, **left, **learned}
 
     def noting(self, **done: Any) -> dict[str, Any]:
         """The notes with one more entry in their history."""
@@ -108,12 +149,43 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
         "format": FORMAT,
         "network": checkpoint.network.to_json(),
         "notes": dict(checkpoint.notes),
+        "path": [state.gone for state in checkpoint.path],
     }
     try:
         text = json.dumps(header)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"cannot write {path}: its notes are no JSON ({error})") from None
-    return write_tensors(checkpoint.weights, path, text, force=force)
+    return write_tensors(_flat(checkpoint), path, text, force=force)
+
+
+def _flat(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, those of its path as `path/INDEX/KEY`."""
+    states = enumerate(checkpoint.path)
+    learned = {f"path/{i}/{key}": it for i, state in states for key, it in state.weights.items()}
+    return {**checkpoint.weights, **learned}
+
+
+def _path_of(
+    path: Path, network: Network, names: Sequence[str], content: Mapping[str, Tensor]
+) -> tuple[State, ...]:
+    """The path in what a file holds, if it is one that the network can go."""
+    network.without(names)  # refuses a block that is not there
+    states: list[dict[str, Tensor]] = [{} for _ in names]
+    wanted, odd = network.state(), []
+    for key, tensor in content.items():
+        where, _, inner = key.removeprefix("path/").partition("/")
+        index = int(where) if where.isdecimal() else -1
+        if not 0 <= index < len(names) or inner not in wanted:
+            odd.append(key)
+        elif tensor.shape != wanted[inner].shape:
+            odd.append(f"{key} {tuple(tensor.shape)}, not {tuple(wanted[inner].shape)}")
+        else:
+            states[index][inner] = tensor
+    if odd:
+        raise CheckpointError(f"{path} is damaged: its path does not fit {network}: {listed(odd)}")
+    return tuple(
+        State(name, MappingProxyType(state)) for name, state in zip(names, states, strict=True)
+    )
 
 
 def load(
@@ -156,16 +228,17 @@ def load(
         else:
             network = recognise(state, str(path), arch, num_classes, input_shape)
         return _fitted(path, network, state, {"source": path.name}, network.unused_keys())
-    if header.get("format") != FORMAT:
+    if header.get("format") not in READS:
         raise CheckpointError(
             f"{path} has format {header.get('format')}: this version of gatepruner reads "
-            f"format {FORMAT}; install the version that wrote it"
+            f"format {' and '.join(map(str, READS))}; install the version that wrote it"
         )
     if arch is not None:
         raise CheckpointError(f"{path} says what it is: leave out --arch {arch}")
     try:
         network = Network.from_json(header["network"], module, leaves)
         notes = dict(header["notes"].items())
+        names = list(map(str, header.get("path", ())))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged: its header does not describe a network and notes "
@@ -174,7 +247,13 @@ def load(
     odd = [key for key, it in content.items() if not isinstance(it, Tensor)]
     if odd:
         raise CheckpointError(f"{path} is damaged: {listed(odd)} is no tensor")
-    return _fitted(path, network, content, notes)
+    learned = {key: it for key, it in content.items() if key.startswith("path/")}
+    own = {key: it for key, it in content.items() if key not in learned}
+    fitted = _fitted(path, network, own, notes)
+    try:
+        return replace(fitted, path=_path_of(path, network, names, learned))
+    except PlanError as error:
+        raise CheckpointError(f"{path} is damaged: its path cannot be gone: {error}") from None
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:

@@ -166,6 +166,31 @@ def latency(
     return {name: _summary(found, batch, device) for name, found in times.items()}
 
 
+def savings(
+    network: Network, cost: str, device: str | torch.device = "cpu", batch: int = 1
+) -> dict[str, float]:
+    """What the removal of each removable block alone saves.
+
+    Args:
+        network: of which a block is removed.
+        cost: `"params"`, `"macs"`, or `"latency"`, in seconds, measured with random weights.
+        device: where latency is measured.
+        batch: images in one pass when it is.
+    """
+    names = [block.name for block in network.blocks if block.removable]
+    without = {name: network.without([name]) for name in names}
+    if cost != "latency":
+        whole = getattr(count(network), cost)
+        return {name: whole - getattr(count(small), cost) for name, small in without.items()}
+    weights = network.initial_weights()
+    modules = {
+        name: small.build({key: weights[key] for key in small.state()})
+        for name, small in {"": network, **without}.items()
+    }
+    found = latency(modules, network.base.input_shape, batch=batch, device=device)
+    return {name: found[""].median - found[name].median for name in names}
+
+
 def _summary(times: list[float], batch: int, device: torch.device) -> Latency:
     low, median, high = np.quantile(times, (0.25, 0.5, 0.75)).tolist()
     return Latency(median, low, high, len(times), batch, str(device))

@@ -16,6 +16,7 @@ from gatepruner.edits import settle_in_place
 from gatepruner.evaluate import Accuracy, check_fit, tally
 from gatepruner.network import Network
 from gatepruner.ranking import Ranking
+from gatepruner.surgery import follow
 
 TOGETHER = 32  # points that share one pass; more hold more activations in memory
 
@@ -56,7 +57,7 @@ def sweep(
     """Accuracy after every number of removals, least important block first.
 
     The networks of neighbouring points are the same up to their first difference: what they
-    have in common is computed once.
+    have in common is computed once. Along a path that was learned every point has its own state.
 
     Args:
         checkpoint: a network with its weights.
@@ -78,6 +79,11 @@ def sweep(
     check_fit(checkpoint.network, data)
     chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
     counts = range(len(ranking.names) + 1) if counts is None else counts
+    if checkpoint.path and ranking.criterion == "gate":
+        yield from _along_path(
+            checkpoint, data, ranking, counts, (chosen, device, batch_size, track)
+        )
+        return
     networks = [checkpoint.network.without(ranking.first(removed)) for removed in counts]
     for start in range(0, len(networks), TOGETHER):
         part = networks[start : start + TOGETHER]
@@ -85,6 +91,17 @@ def sweep(
         for removed, network, found in zip(counts[start:], part, heads, strict=False):
             left = sum(block.branch for block in network.blocks)
             yield Point(removed, left, found, count(network))
+
+
+def _along_path(
+    checkpoint: Checkpoint, data: Images, ranking: Ranking, counts: Sequence[int], how: Any
+) -> Iterator[Point]:
+    """The points of a path that was learned: each network has its own state, shared by none."""
+    for removed in counts:
+        small = follow(checkpoint, ranking.first(removed))
+        (found,) = tally(small.build(), data, *how)
+        left = sum(block.branch for block in small.network.blocks)
+        yield Point(removed, left, found, count(small.network))
 
 
 def merged(checkpoint: Checkpoint, networks: Sequence[Network]) -> fx.GraphModule:

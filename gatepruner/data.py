@@ -218,6 +218,12 @@ def load_images(
     return images
 
 
+def has_split(spec: str, split: str) -> bool:
+    """Whether a set has such a split; only a folder of images may be without one."""
+    kind, _, directory = spec.partition(":")
+    return kind != "imagefolder" or (Path(directory).expanduser() / split).is_dir()
+
+
 def _size(shape: Shape) -> str:
     return f"{shape[0]}x{shape[1]}x{shape[2]} (channels, height, width)"
 

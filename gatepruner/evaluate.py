@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gatepruner.checkpoint import Checkpoint
 from gatepruner.data import Images, Normalization, Track, normalization_of
-from gatepruner.device import pick_device, place, precision
+from gatepruner.device import laid_out, pick_device, place, precision
 from gatepruner.errors import DataError
 from gatepruner.network import Network
 
@@ -93,13 +93,18 @@ def accuracy(
     return result
 
 
-def check_fit(network: Network, data: Images) -> None:
-    """Raise a `DataError` if the images are of another size or class count."""
+def check_size(network: Network, data: Images) -> None:
+    """Raise a `DataError` if the images are of another size."""
     if data.shape != network.base.input_shape:
         raise DataError(
             f"{data.source} has images of {data.shape} (channels, height, width): "
             f"{network} takes {network.base.input_shape}"
         )
+
+
+def check_fit(network: Network, data: Images) -> None:
+    """Raise a `DataError` if the images are of another size or class count."""
+    check_size(network, data)
     if len(data.classes) != network.num_classes:
         raise DataError(
             f"{data.source} has {len(data.classes)} classes: {network} tells "
@@ -129,9 +134,7 @@ def tally(
     batches = data.to(device).batches(indices, batch_size)
     total: Tensor | None = None
     for _, (pixels, labels) in zip(track(steps), batches, strict=True):
-        images = normalization(pixels)
-        if device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = laid_out(normalization(pixels))
         with precision(device):
             heads = module(images)
         counts = torch.stack([_count(head, labels) for head in _heads(heads)])

@@ -80,7 +80,7 @@ def _uses(module: nn.Module, graph: fx.Graph) -> Counter[int]:
 
 def _last_affine(module: nn.Module, node: Any) -> tuple[str, ...]:
     while isinstance(node, fx.Node) and "base" in node.meta and len(node.users) == 1:
-        if keys := _affine_keys(module, node):
+        if keys := affine_keys(module, node):
             return keys
         if not _commutes(module, node):
             return ()
@@ -95,7 +95,7 @@ def _commutes(module: nn.Module, node: fx.Node) -> bool:
     return what in COMMUTES or getattr(what, "__name__", "") in STOCHASTIC
 
 
-def _affine_keys(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
+def affine_keys(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
     """Keys of the weight and bias that a node applies last."""
     what = kind(module, node)
     if node.op == "call_module":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gatepruner.checkpoint import Checkpoint
@@ -54,13 +54,14 @@ class Ranking:
 
 
 def _by_gate(checkpoint: Checkpoint, names: list[str], seed: int) -> list[float]:
-    gates = {**checkpoint.notes.get("gates", {}), **checkpoint.gates}  # folded ones, and there
+    closed = {state.gone: 0.0 for state in checkpoint.path}
+    gates = {**checkpoint.known_gates, **closed}
     missing = [name for name in names if name not in gates]
     if missing:
         raise PlanError(
             f"{checkpoint.network} has no gate in {listed(missing, 4)}: its blocks cannot be "
-            "ranked by gate; learn gates first (gatepruner gate, in a later version), or rank with "
-            "--by depth or --by random"
+            "ranked by gate; learn gates first (gatepruner gate), or rank with --by depth or "
+            "--by random"
         )
     return [gates[name] for name in names]
 
@@ -82,8 +83,17 @@ CRITERIA: dict[str, Callable[[Checkpoint, list[str], int], list[float]]] = {
 }
 
 
-def rank(checkpoint: Checkpoint, by: str = "gate", *, seed: int = 0) -> Ranking:
+def rank(
+    checkpoint: Checkpoint,
+    by: str = "gate",
+    *,
+    seed: int = 0,
+    saved: Mapping[str, float] | None = None,
+) -> Ranking:
     """Rank the removable blocks, least important first; ties in the order of depth.
+
+    The blocks of a checkpoint's path, whose gates have closed while they were learned, come
+    first in the order in which they went.
 
     Args:
         checkpoint: a network with its weights.
@@ -91,13 +101,19 @@ def rank(checkpoint: Checkpoint, by: str = "gate", *, seed: int = 0) -> Ranking:
             https://arxiv.org/abs/1611.01260); or a baseline: `"random"`, or `"depth"`, the
             last block first.
         seed: of the random order.
+        saved: what the removal of each block saves (MACs, say): gates are then compared for what
+            is saved by them.
 
     Raises:
         PlanError: the criterion is unknown, or a block has no gate to rank it by.
     """
     if by not in CRITERIA:
         raise PlanError(f"unknown criterion {by!r}: expected {', '.join(CRITERIA)}")
-    names = [block.name for block in checkpoint.network.blocks if block.removable]
+    there = [block.name for block in checkpoint.network.blocks if block.removable]
+    path = [state.gone for state in checkpoint.path if by == "gate"]
+    names = [*path, *(name for name in there if name not in path)]
     scores = CRITERIA[by](checkpoint, names, seed)
+    if saved is not None and by == "gate":
+        scores = [one / max(saved[name], 1e-12) for name, one in zip(names, scores, strict=True)]
     pairs = sorted(zip(names, scores, strict=True), key=lambda pair: pair[1])
     return Ranking(by, tuple(pairs), str(checkpoint.network))

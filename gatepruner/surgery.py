@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -24,6 +25,25 @@ def remove(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
     """
     network = checkpoint.network.without(blocks)
     return _kept(checkpoint, network, removed=list(blocks))
+
+
+def follow(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
+    """Remove residual blocks with what was learned when they went.
+
+    Of the checkpoint's path as much is followed as the plan holds, from the beginning and without
+    a gap: gates, scales, shifts and statistics are those of that state. The other blocks are
+    removed as `remove` does. Without a path it is `remove`.
+
+    Raises:
+        PlanError: a block is not there, or has only its branch or its shortcut left.
+    """
+    states = list(itertools.takewhile(lambda state: state.gone in blocks, checkpoint.path))
+    if not states:
+        return remove(checkpoint, blocks)
+    network = checkpoint.network.without(blocks)
+    learned = {**checkpoint.weights, **states[-1].weights}
+    weights = MappingProxyType({key: learned[key] for key in network.state()})
+    return Checkpoint(network, weights, checkpoint.noting(removed=list(blocks), path=len(states)))
 
 
 def remove_shortcuts(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
@@ -76,5 +96,5 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
     )
     folded = replace(network, edits=edits)
     notes = checkpoint.noting(folded=list(network.edits.gated), constants=[*branches, *shortcuts])
-    known = {**notes.get("gates", {}), **checkpoint.gates}
-    return Checkpoint(folded, MappingProxyType(weights), {**notes, "gates": known})
+    notes = {**notes, "gates": checkpoint.known_gates}
+    return Checkpoint(folded, MappingProxyType(weights), notes)

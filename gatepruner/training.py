@@ -1,15 +1,11 @@
-"""Training: weights and gates together, repeatable, and resumable at any step.
+"""Training: weights and gates together, from fresh weights or from those that are there.
 
-All that is random in a step is drawn from the seed and the number of that step, so a run that
-was interrupted and resumed ends with the very weights of one that was not.
+Repeatable, and resumable at any step; see `gatepruner.running`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,19 +16,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from gatepruner.checkpoint import Checkpoint
+from gatepruner.cost import count
 from gatepruner.data import NORMALIZATIONS, Images, Normalization, normalization_of
-from gatepruner.device import pick_device, place, precision
+from gatepruner.device import laid_out, learns_fast, pick_device, place, precision
 from gatepruner.errors import TrainingError
 from gatepruner.evaluate import check_fit, tally
 from gatepruner.network import Network
-from gatepruner.storage import load_state, save_state
+from gatepruner.running import carry_out, mixed, whole_step
 
-SAVE_EVERY = 60.0  # seconds between two states on the disk
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
-SCHEDULES = ("onecycle", "step")
+NOT_NEGATIVE = ("gate_learning_rate", "gate_penalty", "distillation", "temperature")
+SCHEDULES = ("onecycle", "step", "cosine")
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,16 @@ class Recipe:
         optimizer: `"sgd"` (Nesterov momentum 0.9), `"adam"` or `"adamw"`.
         learning_rate: of the weights, at its peak; 0.1 for SGD, 0.001 for Adam by default.
         schedule: `"onecycle"` (Smith and Topin, 2017, https://arxiv.org/abs/1708.07120), or
-            `"step"`: a tenth after half and again after three quarters of the steps.
+            `"step"`: a tenth after half and again after three quarters of the steps, or
+            `"cosine"`: from the peak to 0 (Loshchilov and Hutter, 2017,
+            https://arxiv.org/abs/1608.03983).
         weight_decay: of the weights; gates are exempt.
         gate_learning_rate: of the gates, at its peak; at the weights' rate they hardly move.
         gate_penalty: weight of the sum of all gates in the loss.
         augment: shift by up to an eighth of the width, and mirror if in colour.
+        distillation: share of the loss that a teacher gives, if there is one; labels give the
+            rest.
+        temperature: that both logits are divided by for it.
         seed: of initial weights, order, augmentation and dropout.
     """
 
@@ -62,6 +64,8 @@ class Recipe:
     gate_learning_rate: float = 0.05
     gate_penalty: float = 0.0
     augment: bool = True
+    distillation: float = 0.9
+    temperature: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,17 +80,23 @@ class Recipe:
         for name, least in (("epochs", 1), ("batch_size", 2)):  # batch norm needs two images
             if getattr(self, name) < least:
                 raise TrainingError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        for name in ("learning_rate", "weight_decay", "gate_learning_rate", "gate_penalty"):
+        for name in ("learning_rate", "weight_decay", *NOT_NEGATIVE):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise TrainingError(f"{name} is {value}: expected a number from 0 up")
-        if self.learning_rate == 0:
-            raise TrainingError("learning_rate is 0: expected a number above 0")
+        for name in ("learning_rate", "temperature"):
+            if getattr(self, name) == 0:
+                raise TrainingError(f"{name} is 0: expected a number above 0")
+        if self.distillation > 1:
+            raise TrainingError(f"distillation is {self.distillation}: expected at most 1")
 
     @property
     def peak(self) -> float:
         """The learning rate of the weights at its peak."""
         return self.learning_rate or LEARNING_RATES[self.optimizer]
+
+
+FINE_TUNING = Recipe(schedule="cosine", learning_rate=0.02, gate_learning_rate=0.001)
 
 
 @dataclass(frozen=True)
@@ -156,8 +166,86 @@ def train(
         DataError: the images do not fit the network.
         TrainingError: the loss is no number any more, or there is no such run to resume.
     """
+    weights = network.initial_weights(recipe.seed)
+    start = Checkpoint(network, weights)
+    run = _begun(start, data, recipe, normalization, device, validation, further=False)
+    carry_out(run, device=run.device, state=state, resume=resume, watch=watch)
+    return run.checkpoint("trained")
+
+
+def finetune(
+    checkpoint: Checkpoint,
+    data: Images,
+    recipe: Recipe = FINE_TUNING,
+    *,
+    teacher: Checkpoint | None = None,
+    validation: Images | None = None,
+    normalization: Normalization | None = None,
+    device: str | torch.device = "auto",
+    state: str | Path | None = None,
+    resume: bool = False,
+    watch: Callable[[Moment], None] = lambda moment: None,
+) -> Checkpoint:
+    """Train all weights of a network further, gates included if it has any.
+
+    Args:
+        checkpoint: where to start from.
+        data: training images of the network's size and classes.
+        recipe: how.
+        teacher: a network whose softened logits are learned, too, the whole one as a rule
+            (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531).
+        validation: held-out images; their accuracy is recorded after every epoch.
+        normalization: instead of the one that the checkpoint records.
+        device: where to compute; in bf16 where that is faster.
+        state: as for `train`.
+        resume: as for `train`.
+        watch: called now and then, and after every epoch.
+
+    Returns:
+        The network with its new weights; its path, if it had one, is gone.
+
+    Raises:
+        DataError: the images do not fit the network.
+        TrainingError: the teacher tells other classes apart, the loss is no number any more, or
+            there is no such run to resume.
+    """
+    if teacher is not None:
+        check_teacher(checkpoint.network, teacher)
+    normalization = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    run = _begun(checkpoint, data, recipe, normalization, device, validation, teacher)
+    carry_out(run, device=run.device, state=state, resume=resume, watch=watch)
+    return run.checkpoint("finetuned")
+
+
+def check_teacher(network: Network, teacher: Checkpoint) -> None:
+    """Raise a `TrainingError` if a network cannot learn from a teacher's logits."""
+    ours, theirs = network, teacher.network
+    if theirs.num_classes != ours.num_classes:
+        raise TrainingError(
+            f"the teacher {theirs} has {theirs.num_classes} classes: {ours} has "
+            f"{ours.num_classes}; give a teacher of the same classes"
+        )
+    if theirs.base.input_shape != ours.base.input_shape:
+        raise TrainingError(
+            f"the teacher {theirs} takes images of {theirs.base.input_shape}: {ours} takes "
+            f"{ours.base.input_shape}; give a teacher of the same images"
+        )
+
+
+def _begun(
+    start: Checkpoint,
+    data: Images,
+    recipe: Recipe,
+    normalization: Normalization | None,
+    device: str | torch.device,
+    validation: Images | None,
+    teacher: Checkpoint | None = None,
+    *,
+    further: bool = True,
+) -> _Run:
+    """A run at its first step, if the images fit."""
     for images in (data, validation) if validation is not None else (data,):
-        check_fit(network, images)
+        check_fit(start.network, images)
     if len(data) < recipe.batch_size:
         raise TrainingError(
             f"{data.source} has {len(data)} images: a batch of {recipe.batch_size} was expected "
@@ -166,61 +254,30 @@ def train(
     kind = data.source.partition(":")[0]
     normalization = normalization or normalization_of({}, data.shape[0], NORMALIZATIONS.get(kind))
     device = pick_device(device) if isinstance(device, str) else device
-    run = _Run(network, data.to(device), recipe, normalization, device, validation)
-    if resume:
-        if state is None or not Path(state).is_file():
-            raise TrainingError(f"there is no run to resume: {state} is not there")
-        run.restore(load_state(Path(state)), Path(state))
-    cuda = [device] if device.type == "cuda" else []
-    saved = time.monotonic()
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            for moment in run.steps():
-                watch(moment)
-                if state is not None and time.monotonic() - saved > SAVE_EVERY:
-                    save_state(run.snapshot(), Path(state))
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            if state is not None:
-                save_state(run.snapshot(), Path(state))
-            raise
-    if state is not None:
-        save_state(run.snapshot(), Path(state))
-    return run.checkpoint()
-
-
-@contextlib.contextmanager
-def _whole_step() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of a step: a state of half a step could not be gone on from."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread alone
-        return
-    caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        raise KeyboardInterrupt
+    return _Run(start, data.to(device), recipe, normalization, device, validation, teacher, further)
 
 
 @dataclass
 class _Run:
     """A training run under way: the one thing in this package that changes."""
 
-    network: Network
+    start: Checkpoint
     data: Images
     recipe: Recipe
     normalization: Normalization
     device: torch.device
     validation: Images | None
+    teacher: Checkpoint | None
+    further: bool  # whether the weights are not fresh
     done: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        weights = self.network.initial_weights(self.recipe.seed)
-        self.module = place(self.network.build(weights), self.device)
+        self.network = self.start.network
+        self.fast = learns_fast(self.device, count(self.network).macs)
+        self.module = place(self.start.build(), self.device, self.fast)
+        teacher = self.teacher.build() if self.teacher else None
+        self.known = place(teacher, self.device, self.fast) if teacher else None
         gates = {self.network.gate_key(name) for name in self.network.edits.gated}
         named = dict(self.module.named_parameters())
         self.gates = [parameter for key, parameter in named.items() if key in gates]
@@ -237,7 +294,7 @@ class _Run:
         while self.done < self.total:
             epoch, first = divmod(self.done, self.per_epoch)
             for pixels, labels in self._batches(epoch, first):
-                with _whole_step():
+                with whole_step():
                     self._step(pixels, labels)
                     now = time.monotonic()
                     due = self.done % self.per_epoch == 0 or now - shown > 0.5
@@ -247,22 +304,26 @@ class _Run:
                     yield moment
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.Generator().manual_seed(_mixed(self.recipe.seed, epoch))
+        order = torch.Generator().manual_seed(mixed(self.recipe.seed, epoch))
         size = self.recipe.batch_size
         indices = torch.randperm(len(self.data), generator=order)
         yield from self.data.batches(indices[first * size : self.per_epoch * size], size)
 
     def _step(self, pixels: Tensor, labels: Tensor) -> None:
-        torch.manual_seed(_mixed(self.recipe.seed, -1 - self.done))
+        torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
         if self.recipe.augment:
             pixels = augmented(pixels)
-        images = self.normalization(pixels)
-        if self.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = laid_out(self.normalization(pixels), self.fast)
         self.module.train()
-        with precision(self.device):
+        with precision(self.device, self.fast):
             logits = self.module(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels)
+        if self.known is not None:
+            with torch.no_grad(), precision(self.device, self.fast):
+                known = self.known(images).float()
+            share, heat = self.recipe.distillation, self.recipe.temperature
+            loss = share * heat**2 * distance(logits / heat, known / heat) + (1 - share) * loss
         penalised = loss
         if self.gates and self.recipe.gate_penalty:
             penalised = loss + self.recipe.gate_penalty * self._open().sum()
@@ -301,19 +362,20 @@ class _Run:
             self.sums.zero_()
         return moment
 
-    def _identity(self) -> dict[str, Any]:
-        """What has to be the same for a run to be resumed."""
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for the run to be resumed."""
         return {
             "network": self.network.to_json(),
             "recipe": asdict(self.recipe),
             "images": [self.data.source, len(self.data)],
             "normalization": [list(self.normalization.mean), list(self.normalization.std)],
+            "start": self.start.fingerprint if self.further else "",
+            "teacher": self.teacher.fingerprint if self.teacher else "",
         }
 
     def snapshot(self) -> dict[str, Any]:
         """The run as tensors and plain values."""
         return {
-            "identity": self._identity(),
             "done": self.done,
             "history": self.history,
             "sums": self.sums,
@@ -322,22 +384,19 @@ class _Run:
             "scheduler": self.scheduler.state_dict(),
         }
 
-    def restore(self, snapshot: dict[str, Any], path: Path) -> None:
+    def sound(self) -> bool:
+        """Whether the run can be gone on from where it is."""
+        return bool(self.sums.isfinite().all())
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to a snapshot of the same run."""
-        ours = self._identity()
-        other = [key for key, value in ours.items() if snapshot["identity"].get(key) != value]
-        if other:
-            raise TrainingError(
-                f"{path} is of another run, its {' and '.join(other)} differ: give the options "
-                "of that run, or leave out --resume to begin anew"
-            )
         self.done, self.history = snapshot["done"], snapshot["history"]
         self.sums.copy_(snapshot["sums"])
         self.module.load_state_dict(snapshot["weights"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.scheduler.load_state_dict(snapshot["scheduler"])
 
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self, verb: str) -> Checkpoint:
         """What was learned, with what was done."""
         state = self.module.state_dict()
         weights = {key: state[key].detach().cpu().contiguous() for key in self.network.state()}
@@ -351,14 +410,16 @@ class _Run:
             "epochs": self.history,
             "torch": torch.__version__,
             "device": str(self.device),
-            "history": [{"trained": self.data.source, "images": len(self.data)}],
         }
+        done = {verb: self.data.source, "images": len(self.data)}
+        notes = {**self.start.noting(**done), **notes}
         return Checkpoint(self.network, MappingProxyType(weights), notes)
 
 
-def _mixed(seed: int, index: int) -> int:
-    """A seed for every index (numbers below 0 too), far from those of its neighbours."""
-    return (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9) % 2**63
+def distance(logits: Tensor, known: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of what two logits `(N, K)` say, from the known ones."""
+    said, known = F.log_softmax(logits, 1), F.log_softmax(known, 1)
+    return F.kl_div(said, known, log_target=True, reduction="batchmean")
 
 
 def _optimizer(
@@ -377,6 +438,8 @@ def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> 
     if recipe.schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
         return OneCycleLR(optimizer, peaks, total_steps=steps + 1, cycle_momentum=False)
+    if recipe.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
     return MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
 
 

@@ -236,7 +236,8 @@ def test_own_file_is_plain_to_everyone(tmp_path):
     before = checkpoint_of(TINY)
     content = torch.load(save(before, tmp_path / "net.pt"), weights_only=True)
     header = json.loads(content["gatepruner"])
-    assert header == {"format": 1, "network": as_json(before.network), "notes": NOTES}
+    network = as_json(before.network)
+    assert header == {"format": 2, "network": network, "notes": NOTES, "path": []}
     assert_same_weights(content["weights"], before.weights)
 
 
@@ -530,12 +531,12 @@ REFUSED = {
         *("net.pt", {"arch": "preresnet8"}, ("does not fit preresnet8", "bn.weight", "--arch")),
     ),
     "newer format": (
-        lambda p: with_header(p, changed("format", to=2)),
-        *("net.pt", {}, ("format 2", "format 1")),
+        lambda p: with_header(p, changed("format", to=3)),
+        *("net.pt", {}, ("format 3", "format 1 and 2")),
     ),
     "newer format, .safetensors": (
-        lambda p: with_header(p, changed("format", to=2)),
-        *("net.safetensors", {}, ("format 2", "format 1")),
+        lambda p: with_header(p, changed("format", to=3)),
+        *("net.safetensors", {}, ("format 3", "format 1 and 2")),
     ),
     "no format": (lambda p: with_header(p, changed("format", to=None)), "net.pt", {}, ("format",)),
     "own file, arch said": (own, "net.pt", {"arch": "resnet20"}, ("leave out --arch resnet20",)),

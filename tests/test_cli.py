@@ -39,7 +39,10 @@ from gatepruner.ranking import rank
 from gatepruner.report.files import FILES
 from gatepruner.surgery import fold_gates, remove, remove_shortcuts
 
-COMMANDS = ("demo", "inspect", "rank", "prune", "sweep", "evaluate", "train", "export")
+COMMANDS = (
+    *("demo", "compress", "inspect", "rank", "gate", "prune", "sweep", "recalibrate", "finetune"),
+    *("evaluate", "train", "export"),
+)
 GREY = (1, 8, 8)
 
 

@@ -18,12 +18,16 @@ LEVELS = (
     {"graph"},
     {"edits"},
     {"folding"},
+    {"norms"},
     {"base"},
     {"network"},
     {"recognition", "storage"},
     {"checkpoint"},
     {"ranking", "surgery", "cost"},
-    {"device", "data", "evaluate", "curve", "training", "export"},
+    {"device", "data", "evaluate", "curve", "export"},
+    {"running"},
+    {"training", "recalibration", "targets"},
+    {"gates"},
     {"report"},
     {"cli"},
 )
@@ -32,7 +36,6 @@ ALSO: dict[str, set[str]] = {
     "data": {"device"},
     "evaluate": {"device", "data"},
     "curve": {"device", "data", "evaluate"},
-    "training": {"device", "data", "evaluate"},
 }
 OUTSIDE = ("__init__", "__main__", "demo")  # the package's own front, and its data
 FILES = sorted(ROOT.rglob("*.py"))

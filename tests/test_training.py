@@ -178,8 +178,8 @@ def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
 # The command line with the state on the disk after every epoch, and time to be killed in.
 DRIVER = """
 import sys, time
-from gatepruner import training
-training.SAVE_EVERY = -1.0
+from gatepruner import running, training
+running.SAVE_EVERY = -1.0
 step = training._Run._step
 def slow(*args):
     time.sleep(0.02)
@@ -314,7 +314,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rates(rates):
     ("options", "message"),
     [
         ({"optimizer": "lion"}, "unknown optimizer 'lion': expected sgd, adam, adamw"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine': expected onecycle, step"),
+        ({"schedule": "linear"}, "unknown schedule 'linear': expected onecycle, step, cosine"),
         ({"epochs": 0}, "epochs is 0: expected at least 1"),
         ({"batch_size": 0}, "batch_size is 0: expected at least"),
         ({"learning_rate": -0.1}, "learning_rate is -0.1"),

@@ -11,8 +11,11 @@ from typing import Annotated
 import typer
 
 from gatepruner.cli.changing import export, prune
+from gatepruner.cli.compressing import compress
+from gatepruner.cli.gating import gate
 from gatepruner.cli.learning import train
 from gatepruner.cli.looking import evaluate, inspect, rank
+from gatepruner.cli.recovering import finetune, recalibrate
 from gatepruner.cli.reporting import demo, sweep
 from gatepruner.errors import GatePrunerError
 
@@ -25,7 +28,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, rank, prune, sweep, evaluate, train, export):
+COMMANDS = (
+    *(demo, compress, inspect, rank, gate, prune, sweep),
+    *(recalibrate, finetune, evaluate, train, export),
+)
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatepruner.cli import options as o
-from gatepruner.errors import CheckpointError, PlanError
+from gatepruner.cli.goals import Goal
+from gatepruner.errors import CheckpointError, DataError, PlanError
 
 if TYPE_CHECKING:
     from gatepruner.checkpoint import Checkpoint
     from gatepruner.cost import Cost
+    from gatepruner.curve import Point
+    from gatepruner.data import Images, Normalization
+    from gatepruner.ranking import Ranking
     from gatepruner.report.terminal import Terminal
 
 
@@ -29,18 +34,21 @@ class Wish:
     shortcuts: int
     by: str
     seed: int
+    goal: Goal
 
     def __post_init__(self) -> None:
         if len(self._given) > 1 or not (self._given or self.shortcuts):
             raise typer.BadParameter(
-                "give one of --drop, --keep, --threshold and --blocks, or --shortcuts"
+                "give one of --drop, --keep, --threshold, --blocks, --target-macs, "
+                "--target-params, --target-latency and --max-loss, or --shortcuts"
             )
 
     @property
     def _given(self) -> list[str]:
         wishes = {"drop": self.drop, "keep": self.keep, "threshold": self.threshold}
         given = [f"{key}{value:g}" for key, value in wishes.items() if value is not None]
-        return given + ([f"blocks{len(self._names)}"] if self.blocks is not None else [])
+        named = [f"blocks{len(self._names)}"] if self.blocks is not None else []
+        return given + named + self.goal.given
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -50,13 +58,16 @@ class Wish:
         loose = [f"shortcuts{self.shortcuts}"] if self.shortcuts else []
         return "-".join([*self._given, *loose])
 
-    def plan(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """The blocks to remove."""
-        from gatepruner.ranking import rank
-
+    def plan(
+        self, checkpoint: Checkpoint, curve: Callable[[Ranking], list[Point]], terminal: Terminal
+    ) -> tuple[str, ...]:
+        """The blocks to remove; `curve` tells accuracies on held-out images, if it is asked."""
         if self.blocks is not None or not self._given:
             return self._names
-        ranking = rank(checkpoint, self.by, seed=self.seed)
+        ranking = self.goal.ranking(checkpoint, self.by, self.seed)
+        if self.goal.given:
+            count = self.goal.count(checkpoint, ranking, lambda: curve(ranking), terminal)
+            return ranking.first(count)
         if self.threshold is not None:
             return ranking.up_to(self.threshold)
         there = len(ranking.names)
@@ -98,8 +109,14 @@ def prune(
     normalize: o.Normalize = None,
     resize: o.Resize = None,
     limit: o.Limit = None,
+    target_macs: o.TargetMacs = None,
+    target_params: o.TargetParams = None,
+    target_latency: o.TargetLatency = None,
+    max_loss: o.MaxLoss = None,
+    hold_out: o.HoldOut = 1000,
+    recalibrate: o.Recalibrate = 2000,
     latency: Annotated[bool, typer.Option("--latency", help="Measure latency, too.")] = False,
-    latency_batch: Annotated[int, typer.Option(help="Images in a timed pass.", min=1)] = 1,
+    latency_batch: o.LatencyBatch = 1,
     arch: o.Arch = None,
     num_classes: o.Classes = None,
     input_size: o.Size = None,
@@ -112,24 +129,33 @@ def prune(
 ) -> None:
     """Remove blocks and write the smaller network.
 
-    Needs no data; with `--data` it reports accuracy before and after, too.
+    Needs no data. With `--data` it also estimates the statistics of batch norm anew on training
+    images, and reports accuracy before and after. Blocks of a path that `gatepruner gate` has
+    learned go with what was learned when they went.
 
     Example: `gatepruner prune gated.pt --drop 10`
+
+    Example: `gatepruner prune gated.pt --target-latency 50% --data imagefolder:cifar10`
 
     Example: `gatepruner prune resnet56.th --blocks layer1.2,layer1.5 --data imagefolder:cifar10`
     """
     from gatepruner.checkpoint import save
     from gatepruner.cost import count
     from gatepruner.storage import refuse_existing
-    from gatepruner.surgery import fold_gates, remove, remove_shortcuts
+    from gatepruner.surgery import fold_gates, follow, remove, remove_shortcuts
 
-    wish = Wish(drop, keep, threshold, blocks, shortcuts, by, seed)
+    goal = Goal(target_macs, target_params, target_latency, max_loss, device, latency_batch)
+    wish = Wish(drop, keep, threshold, blocks, shortcuts, by, seed, goal)
+    if max_loss is not None and data is None:
+        raise typer.BadParameter("--max-loss is measured on held-out training images: give --data")
     terminal = o.terminal_of(quiet, as_json)
     target = output or o.beside(ckpt, str(wish))
     refuse_existing(target, force=force)
     whole = o.read(ckpt, arch, num_classes, input_size)
-    plan = wish.plan(whole)
-    small = remove(whole, plan)
+    measuring = o.Measuring(data or "", split, normalize, resize, limit, device, batch_size)
+    held_out = functools.partial(_held_out_curve, whole, measuring, hold_out, seed, terminal)
+    plan = wish.plan(whole, held_out, terminal)
+    small = (follow if by == "gate" else remove)(whole, plan)
     loose = wish.loose(small)
     small = remove_shortcuts(small, loose) if loose else small
     folded = len(small.network.edits.gated) if fold else 0
@@ -149,13 +175,60 @@ def prune(
     for name, cost in zip(("before", "after"), costs, strict=True):
         document |= {f"params_{name}": cost.params, f"macs_{name}": cost.macs}
     if data is not None:
-        measuring = o.Measuring(data, split, normalize, resize, limit, device, batch_size)
+        if recalibrate and (plan or loose):
+            small = recalibrated(small, measuring, recalibrate, terminal)
         document |= _accuracies(whole, small, measuring, terminal)
     if latency:
         document["latency"] = latencies(whole, small, latency_batch, device, terminal)
     save(small, target, force=force)
     _show_pruned(document, costs, terminal)
     o.finish(document, as_json)
+
+
+def recalibrated(
+    small: Checkpoint, measuring: o.Measuring, count: int, terminal: Terminal
+) -> Checkpoint:
+    """The network with its statistics of so many training images, if there are any."""
+    from gatepruner.recalibration import recalibrate
+
+    images = measuring.training(small.network.base.input_shape, terminal, count)
+    if images is None:
+        return small
+    return recalibrate(
+        small,
+        images,
+        device=measuring.device,
+        batch_size=measuring.batch_size,
+        normalization=measuring.normalization(small, images, terminal),
+        track=terminal.track("recalibrating"),
+    )
+
+
+def _held_out_curve(
+    whole: Checkpoint,
+    measuring: o.Measuring,
+    hold_out: int,
+    seed: int,
+    terminal: Terminal,
+    ranking: Ranking,
+) -> list[Point]:
+    """Accuracy against blocks removed on training images that nothing was learned from."""
+    images = measuring.training(whole.network.base.input_shape, terminal)
+    held_out = images.held_out(hold_out, seed)[1] if images is not None else None
+    if held_out is None:
+        raise DataError(
+            f"--max-loss is measured on held-out training images: {measuring.data} was expected "
+            "to have a train split, and --hold-out to be above 0"
+        )
+    return curves(
+        whole,
+        [ranking],
+        held_out,
+        measuring.normalization(whole, held_out, terminal),
+        terminal,
+        device=measuring.device,
+        batch_size=measuring.batch_size,
+    )[0]
 
 
 def _accuracies(
@@ -180,6 +253,38 @@ def _accuracies(
         found[f"accuracy_{name}"] = result.accuracy
         terminal.say(f"accuracy {name}: {accuracy_text(result)}")
     return found
+
+
+def curves(
+    checkpoint: Checkpoint,
+    rankings: list[Ranking],
+    images: Images,
+    normalization: Normalization,
+    terminal: Terminal,
+    *,
+    step: int = 1,
+    device: str = "auto",
+    batch_size: int = 128,
+) -> list[list[Point]]:
+    """The removal curve of every ranking, at the same numbers of blocks."""
+    from gatepruner.curve import sweep
+
+    last = len(rankings[0].names)
+    curves = []
+    for number, ranking in enumerate(rankings):
+        what = ranking.criterion if not number else f"random order {number} of {len(rankings) - 1}"
+        points = sweep(
+            checkpoint,
+            images,
+            ranking,
+            counts=sorted({*range(0, last + 1, step), last}),
+            device=device,
+            batch_size=batch_size,
+            normalization=normalization,
+            track=terminal.track(f"removing by {what}" if not number else what),
+        )
+        curves.append(list(points))
+    return curves
 
 
 def latencies(

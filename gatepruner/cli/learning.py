@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gatepruner.cli import options as o
-from gatepruner.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from gatepruner.training import Moment
+from gatepruner.cli.keeping import kept_beside, recording, stopping, write_epochs
 
 
 def train(
@@ -32,7 +25,7 @@ def train(
     learning_rate: Annotated[
         o.MaybeFloat, typer.Option(help="Peak, of the weights; 0.1 for SGD, 0.001 for Adam.")
     ] = None,
-    schedule: Annotated[str, typer.Option(help="onecycle or step.")] = "onecycle",
+    schedule: Annotated[str, typer.Option(help="onecycle, step or cosine.")] = "onecycle",
     weight_decay: Annotated[float, typer.Option(help="Of the weights, not of gates.")] = 5e-4,
     gate_learning_rate: Annotated[float, typer.Option(help="Peak, of the gates.")] = 0.05,
     gate_penalty: Annotated[float, typer.Option(help="Times the sum of all gates.")] = 0.0,
@@ -64,7 +57,7 @@ def train(
     from gatepruner.data import parse_normalization
     from gatepruner.network import Network
 
-    state, history = _kept_beside(output, resume=resume, force=force)
+    state, history = kept_beside(output, resume=resume, force=force)
     recipe = training.Recipe(
         epochs,
         batch_size,
@@ -75,7 +68,7 @@ def train(
         gate_learning_rate,
         gate_penalty,
         augment,
-        seed,
+        seed=seed,
     )
     terminal = o.terminal_of(quiet, as_json)
     shape = o.shape_of(input_size)
@@ -86,7 +79,7 @@ def train(
         network = Network.named(arch, num_classes=len(images.classes), input_shape=shape)
     images, held_out = images.held_out(hold_out, seed)
     terminal.say(f"{network}: {len(images):,} images of {images.source}")
-    with _stopping(state), terminal.training() as watch:
+    with stopping(state), terminal.training() as watch:
         checkpoint = training.train(
             network,
             images,
@@ -96,71 +89,12 @@ def train(
             device=device,
             state=state,
             resume=resume,
-            watch=_recording(history, watch, anew=not resume),
+            watch=recording(history, watch, anew=not resume),
         )
     save(checkpoint, output, force=force)
-    _write_epochs(checkpoint.notes["epochs"], history)
+    write_epochs(checkpoint.notes["epochs"], history)
     state.unlink(missing_ok=True)
     last = checkpoint.notes["epochs"][-1]
     terminal.say(f"wrote {output} (training loss {last['loss']:.4f}) and {history}")
     named = {"output": str(output), "history": str(history), "name": str(network)}
     o.finish({**named, **last}, as_json)
-
-
-def _kept_beside(output: Path, *, resume: bool, force: bool) -> tuple[Path, Path]:
-    """Where the state and the history of a run are kept, if nothing is lost by it."""
-    from gatepruner.storage import refuse_existing, refuse_name
-
-    state, history = (output.with_name(output.name + end) for end in (".state", ".history.jsonl"))
-    refuse_existing(output, force=force)
-    refuse_name(output)
-    if state.exists() and not resume and not force:
-        raise CheckpointError(
-            f"{state} is the state of a run that was interrupted: --resume to go on with it, or "
-            "--force to begin anew"
-        )
-    if not resume:
-        refuse_existing(history, force=force)
-    return state, history
-
-
-@contextlib.contextmanager
-def _stopping(state: Path) -> Iterator[None]:
-    """Say how to go on when a run is interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = f"; {state} is kept: go on with the same command and --resume"
-        typer.echo(f"interrupted{kept if state.exists() else ''}", err=True)
-        sys.exit(130)
-
-
-def _recording(
-    history: Path, watch: Callable[[Moment], None], *, anew: bool
-) -> Callable[[Moment], None]:
-    """A watcher that also writes a line for every epoch; a resumed run keeps the earlier ones."""
-    earlier = [] if anew else _epochs(history)
-
-    def record(moment: Moment) -> None:
-        watch(moment)
-        if moment.ends_epoch:
-            earlier[:] = [one for one in earlier if one["epoch"] < moment.epoch]
-            earlier.append(moment.record())
-            _write_epochs(earlier, history)
-
-    return record
-
-
-def _epochs(history: Path) -> list[dict[str, Any]]:
-    """What a history holds; a line that was cut while it was written is left out."""
-    found = []
-    for line in history.read_text().splitlines() if history.exists() else []:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
-
-def _write_epochs(epochs: Iterable[Mapping[str, Any]], history: Path) -> None:
-    partial = history.with_name(f".{history.name}.part")
-    partial.write_text("".join(f"{json.dumps(one)}\n" for one in epochs))
-    partial.replace(history)

@@ -23,7 +23,7 @@ def inspect(
 
     checkpoint = o.read(ckpt, arch, num_classes, input_size)
     network, cost = checkpoint.network, count(checkpoint.network)
-    terminal, gates = o.terminal_of(False, as_json), show.gates_of(checkpoint)
+    terminal, gates = o.terminal_of(False, as_json), checkpoint.known_gates
     shape, left = "x".join(map(str, network.base.input_shape)), o.blocks_left(checkpoint)
     terminal.say(f"{ckpt}: {network}, images of {shape}")
     terminal.say(f"{left} blocks, {cost.params:,} parameters, {cost.macs:,} MACs")
@@ -59,7 +59,7 @@ def rank(
     from gatepruner.report import terminal as show
 
     checkpoint = o.read(ckpt, arch, num_classes, input_size)
-    ranking, gates = r.rank(checkpoint, by, seed=seed), show.gates_of(checkpoint)
+    ranking, gates = r.rank(checkpoint, by, seed=seed), checkpoint.known_gates
     o.terminal_of(False, as_json).say(show.ranking_table(ranking, gates))
     blocks = [
         {"name": name, "gate": gates.get(name), "score": score} for name, score in ranking.scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -57,6 +57,34 @@ By = Annotated[str, typer.Option(help="gate, random or depth.", metavar="CRITERI
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
+Recalibrate = Annotated[
+    int,
+    typer.Option(
+        help="Training images to estimate batch-norm statistics on anew; 0: keep them.", min=0
+    ),
+]
+TargetMacs = Annotated[
+    MaybeStr, typer.Option(help="At most so many MACs, as in 50% or 62M.", metavar="AMOUNT")
+]
+TargetParams = Annotated[
+    MaybeStr, typer.Option(help="At most so many parameters, as in 50% or 400K.", metavar="AMOUNT")
+]
+TargetLatency = Annotated[
+    MaybeStr,
+    typer.Option(help="At most this time on the device, as in 50% or 8.5ms.", metavar="AMOUNT"),
+]
+MaxLoss = Annotated[
+    MaybeFloat,
+    typer.Option(
+        help="As many as can go within so many points of accuracy on held-out training images.",
+        min=0,
+        metavar="POINTS",
+    ),
+]
+HoldOut = Annotated[
+    int, typer.Option(help="Training images held out to choose on; never learned from.", min=0)
+]
+LatencyBatch = Annotated[int, typer.Option(help="Images in a timed pass.", min=1)]
 Output = Annotated[
     MaybePath,
     typer.Option("--output", "-o", help="What to write; by default beside the input."),
@@ -109,6 +137,15 @@ class Measuring:
             limit=self.limit,
             track=terminal.track("reading images"),
         )
+
+    def training(self, shape: Shape, terminal: Terminal, limit: int | None = None) -> Images | None:
+        """Training images of the same set, at most so many; `None` if it has no such split."""
+        from gatepruner.data import has_split
+
+        if not has_split(self.data, "train"):
+            terminal.say(f"{self.data} has no training images: batch norm keeps its statistics")
+            return None
+        return replace(self, split="train", limit=limit).images(shape, terminal)
 
     def normalization(
         self, checkpoint: Checkpoint, images: Images, terminal: Terminal

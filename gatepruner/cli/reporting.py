@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gatepruner.cli import options as o
-from gatepruner.cli.changing import latencies
+from gatepruner.cli.changing import curves, latencies
 
 if TYPE_CHECKING:
-    from gatepruner.checkpoint import Checkpoint
-    from gatepruner.curve import Point
-    from gatepruner.data import Images, Normalization
-    from gatepruner.ranking import Ranking
-    from gatepruner.report.terminal import Terminal
+    pass
 
 NEXT = """
 next, on a gated network of your own:
@@ -24,38 +20,6 @@ next, on a gated network of your own:
   gatepruner prune yours.pt --drop 10 --data imagefolder:DIR
 or train one:
   gatepruner train gated-resnet20 --data cifar10:DIR -o yours.pt"""
-
-
-def _curves(
-    checkpoint: Checkpoint,
-    rankings: list[Ranking],
-    images: Images,
-    normalization: Normalization,
-    terminal: Terminal,
-    *,
-    step: int = 1,
-    device: str = "auto",
-    batch_size: int = 128,
-) -> list[list[Point]]:
-    """The removal curve of every ranking, at the same numbers of blocks."""
-    from gatepruner.curve import sweep
-
-    last = len(rankings[0].names)
-    curves = []
-    for number, ranking in enumerate(rankings):
-        what = ranking.criterion if not number else f"random order {number} of {len(rankings) - 1}"
-        points = sweep(
-            checkpoint,
-            images,
-            ranking,
-            counts=sorted({*range(0, last + 1, step), last}),
-            device=device,
-            batch_size=batch_size,
-            normalization=normalization,
-            track=terminal.track(f"removing by {what}" if not number else what),
-        )
-        curves.append(list(points))
-    return curves
 
 
 def sweep(
@@ -98,7 +62,7 @@ def sweep(
     measuring = o.Measuring(data, split, normalize, resize, limit, device, batch_size)
     images = measuring.images(checkpoint.network.base.input_shape, terminal)
     chosen = measuring.normalization(checkpoint, images, terminal)
-    points, *baseline = _curves(
+    points, *baseline = curves(
         checkpoint,
         rankings,
         images,
@@ -164,14 +128,14 @@ def demo(
     rankings = [rank(whole), *(rank(whole, "random", seed=seed) for seed in range(3))]
     plan = rankings[0].first(10)
     terminal.say(f"{whole.network}: the ten lowest gates of its {len(rankings[0].names)} blocks")
-    terminal.say(show.ranking_table(rankings[0], show.gates_of(whole), 10))
+    terminal.say(show.ranking_table(rankings[0], whole.known_gates, 10))
 
     normalization = normalization_of(whole.notes, images.shape[0])
-    curves = _curves(
+    found_curves = curves(
         whole, rankings, images, normalization, terminal, device=device, batch_size=500
     )
     terminal.say(f"\naccuracy against blocks removed, {len(images):,} images it was not trained on")
-    terminal.say(show.curve_table(curves[0], curves[1:]))
+    terminal.say(show.curve_table(found_curves[0], found_curves[1:]))
 
     small = fold_gates(remove(whole, plan))
     found = accuracy(small, images, device=device, batch_size=500)
@@ -179,13 +143,15 @@ def demo(
     before, after = ((o.blocks_left(it), count(it.network)) for it in (whole, small))
     terminal.say("\nwithout these ten, the other gates folded into the weights")
     terminal.say(show.change_table(before, after))
-    terminal.say(f"accuracy before: {show.accuracy_text(curves[0][0].accuracy)}")
+    terminal.say(f"accuracy before: {show.accuracy_text(found_curves[0][0].accuracy)}")
     terminal.say(f"accuracy after:  {show.accuracy_text(found)}")
     terminal.say(show.latency_text(times))
 
     chosen = str(pick_device(device))
     configuration = {"data": images.source, "images": len(images), "device": chosen, "seed": 0}
-    report = Report(whole, rankings[0], curves[0], curves[1:], plan, times, configuration)
+    report = Report(
+        whole, rankings[0], found_curves[0], found_curves[1:], plan, times, configuration
+    )
     write_report(report, output, force=force)
     save(small, smaller, force=force)
     terminal.say(f"\nwrote {smaller} and the report {output / 'report.md'}\n{NEXT}")

@@ -52,7 +52,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON; accuracies are fractions of 1, times seconds."""
         network = self.checkpoint.network
-        gates = {**self.checkpoint.notes.get("gates", {}), **self.checkpoint.gates}
+        gates = self.checkpoint.known_gates
         return {
             "network": network.to_json(),
             "name": str(network),

@@ -11,12 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from gatepruner.checkpoint import Checkpoint
     from gatepruner.cost import Cost
     from gatepruner.curve import Point
     from gatepruner.evaluate import Accuracy
+    from gatepruner.gates import GateMoment
     from gatepruner.network import Block
     from gatepruner.ranking import Ranking
+    from gatepruner.report.compression import Step
+    from gatepruner.targets import Reach
     from gatepruner.training import Moment
 
 
@@ -70,6 +72,32 @@ class Terminal:
 
             yield watch
 
+    @contextmanager
+    def gating(self) -> Iterator[Callable[[GateMoment], None]]:
+        """A watcher for the learning of gates: a bar on a terminal, else a line for every block."""
+        with self._progress() as progress:
+            task = progress.add_task("learning gates", total=None)
+
+            def watch(moment: GateMoment) -> None:
+                text = f"learning gates, {moment.gone} gone  loss {moment.loss:.4f}"
+                progress.update(task, completed=moment.step, total=moment.steps, description=text)
+                if moment.block is not None and not self.err.is_terminal:
+                    number = f"{moment.gone} of {moment.blocks}"
+                    self.err.print(f"{number}: {moment.block}, loss {moment.loss:.4f}")
+
+            yield watch
+
+
+def path_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Blocks in the order in which they went, their gates then, and the loss without them."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "block", "gate", "loss"):
+        table.add_column(column, justify="left" if column == "block" else "right")
+    for number, record in enumerate(records, start=1):
+        gate, loss = f"{record['gate']:.4f}", f"{record['loss']:.4f}"
+        table.add_row(str(number), record["gone"], gate, loss)
+    return table
+
 
 def moment_text(moment: Moment) -> str:
     """Loss, accuracy and mean gate of the epoch so far."""
@@ -79,11 +107,6 @@ def moment_text(moment: Moment) -> str:
         f"epoch {moment.epoch}  loss {moment.loss:.4f}  "
         f"accuracy {100 * moment.accuracy:.2f} %{gate}{held}"
     )
-
-
-def gates_of(checkpoint: Checkpoint) -> dict[str, float]:
-    """The gates of a checkpoint, those that were folded included."""
-    return {**checkpoint.notes.get("gates", {}), **checkpoint.gates}
 
 
 def block_table(blocks: Sequence[Block], gates: Mapping[str, float]) -> Table:
@@ -182,3 +205,49 @@ def latency_text(found: Mapping[str, Mapping[str, Any]]) -> str:
         f"latency, median and quartiles of {one['runs']} interleaved runs, batch size "
         f"{one['batch']}, {one['device']}: {', '.join(parts)}"
     )
+
+
+def reached_text(found: Reach, removed: int) -> str:
+    """What a target of cost takes."""
+    limit = found.target.text(found.target.limit(found.whole), found.whole)
+    return f"target: {limit}, reached without {removed} blocks"
+
+
+def loss_text(points: Sequence[Point], removed: int, loss: float) -> str:
+    """What a target of accuracy allows."""
+    whole, worst = points[0].accuracy, points[-1].accuracy
+    chosen = next(point for point in points if point.removed == removed).accuracy
+    return (
+        f"reachable: accuracy on {whole.images:,} held-out training images from "
+        f"{100 * worst.accuracy:.1f} % ({points[-1].removed} blocks removed) to "
+        f"{100 * whole.accuracy:.1f} %\n"
+        f"target: at most {loss:g} points lower, kept without {removed} blocks "
+        f"({100 * chosen.accuracy:.1f} %)"
+    )
+
+
+def step_text(step: Step) -> str:
+    """What a step of a compression has left, in one line."""
+    return (
+        f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, accuracy "
+        f"{100 * step.accuracy:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), "
+        f"{step.seconds:.1f} s"
+    )
+
+
+def steps_table(steps: Sequence[Step]) -> Table:
+    """Every step of a compression."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("step", "blocks", "accuracy", "MACs", "parameters", "latency", "time"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for step in steps:
+        table.add_row(
+            step.name,
+            str(step.blocks),
+            f"{100 * step.accuracy:.2f} %",
+            f"{step.macs / steps[0].macs:.1%}",
+            f"{step.params / steps[0].params:.1%}",
+            f"{1e3 * (step.latency or 0.0):.2f} ms",
+            f"{step.seconds:.1f} s",
+        )
+    return table

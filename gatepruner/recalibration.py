@@ -1,0 +1,145 @@
+"""Recalibration: batch-norm statistics estimated anew, since a removal changes what layers see.
+
+Exact: every batch norm gets mean and variance of all images at once, as they are when the layers
+before it have their new statistics already. No batch size and no order is in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.data import Images, Normalization, Track, normalization_of
+from gatepruner.device import pick_device
+from gatepruner.errors import DataError
+from gatepruner.evaluate import check_size
+from gatepruner.models import Shape
+from gatepruner.norms import statistics
+
+MEMORY = 2 * 2**30  # bytes of activations that are held at a time
+
+
+def recalibrate(
+    checkpoint: Checkpoint,
+    data: Images,
+    *,
+    device: str | torch.device = "auto",
+    batch_size: int = 128,
+    normalization: Normalization | None = None,
+    memory: int = MEMORY,
+    track: Track = iter,
+) -> Checkpoint:
+    """Estimate the statistics of every batch norm anew; no weight is changed.
+
+    All images go through the network together, node by node, so that each batch norm sees them
+    all and no image is computed twice. Of more images than `memory` holds the activations of,
+    as many as it holds are taken, evenly from all over the set; the notes say how many.
+
+    Args:
+        checkpoint: a network with its weights.
+        data: training images of the network's size; their labels are not used.
+        device: where to compute.
+        batch_size: images in one pass through a node; it changes nothing but time.
+        normalization: instead of the one that the checkpoint records.
+        memory: bytes of activations to hold.
+        track: wraps the nodes of the network, to show progress.
+
+    Raises:
+        DataError: the images are of another size, or there are fewer than two.
+    """
+    check_size(checkpoint.network, data)
+    if len(data) < 2:
+        raise DataError(f"{data.source} has {len(data)} images: statistics take at least 2")
+    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    module = checkpoint.build()
+    norms = statistics(module)
+    if not norms:
+        return checkpoint
+    device = pick_device(device) if isinstance(device, str) else device
+    with torch.inference_mode():
+        fitting = memory // _peak(module, data.shape)
+        data = data.spread(max(fitting, 2)).to(device)
+        batches = data.batches(torch.arange(len(data)), batch_size)
+        chunks = [chosen(pixels) for pixels, _ in batches]
+        found = dict(_walk(module.to(device), chunks, norms, track))
+    weights = {
+        key: found[key].to(tensor.dtype) if key in found else tensor
+        for key, tensor in checkpoint.weights.items()
+    }
+    notes = checkpoint.noting(recalibrated=data.source, images=len(data))
+    return Checkpoint(checkpoint.network, MappingProxyType(weights), notes)
+
+
+def _walk(
+    module: fx.GraphModule,
+    images: list[Tensor],
+    norms: dict[fx.Node, tuple[str, str]],
+    track: Track,
+) -> Iterator[tuple[str, Tensor]]:
+    """Every statistic under its key; the module is left with them."""
+    run = fx.Interpreter(module)
+    env: dict[fx.Node, list[Any]] = {}
+    last = {used: node for node in module.graph.nodes for used in node.all_input_nodes}
+    for node in track(list(module.graph.nodes)):
+        if node.op == "placeholder":
+            env[node] = images
+        elif node.op == "output":
+            return
+        else:
+            if node in norms:
+                found = moments(env[node.all_input_nodes[0]])
+                for key, value in zip(norms[node], found, strict=True):
+                    module.get_buffer(key).copy_(value)
+                    yield key, value.cpu()
+            env[node] = [_result(run, node, env, at) for at in range(len(images))]
+        for used in node.all_input_nodes:
+            if last[used] is node:
+                del env[used]
+
+
+def _result(run: fx.Interpreter, node: fx.Node, env: dict[fx.Node, list[Any]], at: int) -> Any:
+    """What a node makes of one part of the images."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: env[used][at])
+    return getattr(run, node.op)(node.target, args, kwargs)
+
+
+def moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance `(C,)` over images and places of parts `(N, C, ...)` of the images.
+
+    Those of the parts are put together in float64 (Chan, Golub, LeVeque, 1979).
+    """
+    wide = torch.float32 if parts[0].device.type == "mps" else torch.float64
+    flat = [part.float().flatten(2) if part.ndim > 2 else part.float()[..., None] for part in parts]
+    means = torch.stack([part.mean((0, 2)) for part in flat])
+    around = (part - mean[:, None] for part, mean in zip(flat, means, strict=True))
+    variances = torch.stack([part.square_().mean((0, 2)) for part in around]).to(wide)
+    means = means.to(wide)
+    counts = [part.numel() // part.shape[1] for part in parts]
+    share = torch.tensor(counts, dtype=wide, device=means.device)[:, None] / sum(counts)
+    mean = (share * means).sum(0)
+    variance = (share * (variances + (means - mean).square())).sum(0)
+    return mean, variance * sum(counts) / (sum(counts) - 1)
+
+
+class _Measured(fx.Interpreter):
+    """Notes how many bytes are alive at a time."""
+
+    peak = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        alive = [it for it in (*self.env.values(), result) if isinstance(it, Tensor)]
+        self.peak = max(self.peak, sum(it.numel() * it.element_size() for it in alive))
+        return result
+
+
+def _peak(module: fx.GraphModule, shape: Shape) -> int:
+    """Bytes of activations of one image that are alive at a time, at most."""
+    measured = _Measured(module)
+    measured.run(torch.zeros(1, *shape))
+    return measured.peak

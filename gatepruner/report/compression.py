@@ -1,0 +1,121 @@
+"""The report on a compression: what every step did to accuracy, size, work and latency."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from gatepruner.report.figures import GONE, OURS, STYLE, WIDE, save_figure
+from gatepruner.report.files import versions
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of a compression has left.
+
+    Attributes:
+        name: `whole`, `gated`, `removed`, `folded`, `recalibrated` or `fine-tuned`.
+        accuracy: fraction of the test images that are right.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        images: test images.
+        blocks: with a branch.
+        params: parameters.
+        macs: multiply-accumulates for one image.
+        seconds: that the step took, its evaluation left out.
+        latency: median, in seconds; measured at the end, all networks in turns.
+    """
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    images: int
+    blocks: int
+    params: int
+    macs: int
+    seconds: float
+    latency: float | None = None
+
+
+def write_compression(
+    steps: Sequence[Step], configuration: Mapping[str, Any], directory: Path
+) -> Path:
+    """Write `steps.csv`, `report.json`, `report.md` and the figure `tradeoff` (png, svg)."""
+    document = {
+        "steps": [asdict(step) for step in steps],
+        "configuration": dict(configuration),
+        "versions": versions(),
+    }
+    save_figure(tradeoff_figure(steps), directory / "tradeoff")
+    with (directory / "steps.csv").open("w", newline="") as file:
+        rows = csv.DictWriter(file, fieldnames=list(asdict(steps[0])))
+        rows.writeheader()
+        rows.writerows(asdict(step) for step in steps)
+    (directory / "report.json").write_text(json.dumps(document, indent=1) + "\n")
+    (directory / "report.md").write_text(_markdown(steps, document))
+    return directory / "report.md"
+
+
+def tradeoff_figure(steps: Sequence[Step]) -> Figure:
+    """Accuracy against latency, from step to step."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        shown = [step for step in steps if step.name not in ("gated", "folded")]
+        x = [1e3 * (step.latency or 0.0) for step in shown]
+        y = [100 * step.accuracy for step in shown]
+        spread = [[100 * (it.accuracy - it.low) for it in shown]]
+        spread += [[100 * (it.high - it.accuracy) for it in shown]]
+        axes.plot(x, y, color=GONE, linewidth=0.8, linestyle="--", zorder=1)
+        label = f"95 % interval (n = {shown[0].images:,})"
+        axes.errorbar(x, y, yerr=spread, fmt="o", color=OURS, markersize=4, capsize=2, label=label)
+        for index, (step, at, height) in enumerate(zip(shown, x, y, strict=True)):
+            right = at < (min(x) + max(x)) / 2
+            axes.annotate(
+                step.name,
+                (at, height),
+                xytext=(7 if right else -7, -11 if index == 1 else 4),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                fontsize=8,
+            )
+        axes.margins(x=0.2, y=0.2)
+        axes.set_xlabel("latency (ms)")
+        axes.set_ylabel("top-1 accuracy (%)")
+        figure.legend(loc="outside upper right")
+    return figure
+
+
+def _markdown(steps: Sequence[Step], document: Mapping[str, Any]) -> str:
+    whole, last = steps[0], steps[-1]
+    faster = (whole.latency or 0.0) / last.latency if last.latency else 0.0
+    lines = [
+        "# Compression, step by step",
+        "",
+        f"{whole.macs / last.macs:.2f} times fewer MACs, {whole.params / last.params:.2f} times "
+        f"fewer parameters, {faster:.2f} times less latency; top-1 accuracy "
+        f"{100 * whole.accuracy:.2f} % before and {100 * last.accuracy:.2f} % after "
+        f"(n = {last.images:,}).",
+        "",
+        "![accuracy against latency](tradeoff.png)",
+        "",
+        "| step | blocks | accuracy (%) | 95 % interval | MACs | parameters | latency (ms) | time (s) |",  # noqa: E501
+        "|:---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {step.name} | {step.blocks} | {100 * step.accuracy:.2f} "
+        f"| {100 * step.low:.1f} to {100 * step.high:.1f} | {step.macs:,} | {step.params:,} "
+        f"| {1e3 * (step.latency or 0.0):.2f} | {step.seconds:.1f} |"
+        for step in steps
+    ]
+    lines += ["", "Computed with:", ""]
+    known = {**document["configuration"], **document["versions"]}
+    return "\n".join([*lines, *(f"- {key}: {value}" for key, value in known.items())]) + "\n"
