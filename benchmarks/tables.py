@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -113,8 +114,45 @@ def accuracy(result: Mapping[str, Any]) -> str:
     return table(("network", "removed", "accuracy (%)", "95 % interval", "n"), rows)
 
 
+def against_torch_pruning(result: Mapping[str, Any]) -> str:
+    cells: dict[tuple[int, int, int], dict[str, list[Any]]] = {}
+    for row in result["rows"]:
+        target = (row["epochs"], row["batch"], row["share"])
+        cells.setdefault(target, {}).setdefault(row["method"], []).append(row)
+    methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    rows = []
+    for (epochs, batch, share), found in cells.items():
+        means = {name: _mean(of, "accuracy") for name, of in found.items() if _reached(of)}
+        best = [name for name, mean in means.items() if mean == max(means.values())]
+        shown = [_against_cell(found.get(name, []), name in best) for name in methods]
+        rows.append([f"epochs {epochs}, batch size {batch}, {share} %", *shown, ", ".join(best)])
+    return table(("accuracy (%) at latency kept", *methods, "best"), rows)
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.mean(float(row[key]) for row in rows)
+
+
+def _reached(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(rows) and all(row["reached"] for row in rows)
+
+
+def _against_cell(rows: Sequence[Mapping[str, Any]], best: bool) -> str:
+    """`accuracy ± deviation over seeds (share of the latency)`."""
+    if not rows:
+        return ""
+    kept = f"{100 * _mean(rows, 'kept'):.0f} %"
+    if not _reached(rows):
+        return f"not reached ({kept})"
+    values = [100 * row["accuracy"] for row in rows]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    number = f"{statistics.mean(values):.2f}{spread}"
+    return f"{f'**{number}**' if best else number} ({kept})"
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "accuracy": accuracy,
+    "against_torch_pruning": against_torch_pruning,
     "cli_overhead": cli_overhead,
     "demo": demo,
     "latency": latency,
@@ -130,7 +168,7 @@ def conditions(result: Mapping[str, Any]) -> str:
         f"{key} {seconds(value) if isinstance(value, dict) else value}"
         for key, value in result["settings"].items()
     )
-    exact = result["benchmark"] in ("accuracy", "demo")
+    exact = result["benchmark"] in ("accuracy", "against_torch_pruning", "demo")
     numbers = "" if exact else "Median (quartiles) of n runs. "
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (

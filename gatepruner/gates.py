@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from gatepruner.checkpoint import Checkpoint, State
 from gatepruner.cost import count, savings
-from gatepruner.data import Images, Normalization, Track, normalization_of
+from gatepruner.data import Images, Normalization, normalization_of
 from gatepruner.device import laid_out, learns_fast, pick_device, place, precision
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.evaluate import check_fit, check_size
@@ -43,28 +43,32 @@ class GateRecipe:
 
     Attributes:
         blocks: how many are to go; all that can by default.
+        identity_only: whether only blocks with an identity shortcut may go: they vanish whole, and
+            torchvision's stock ResNet can load what is left.
         warmup: steps before the first one goes.
         steps: steps in which the others adapt after each.
         batch_size: images in one step.
         learning_rate: of the gates (Adam).
-        norm_learning_rate: of the scales and shifts of normalisation layers; 0 leaves them.
+        norm_learning_rate: of the scales and shifts of normalisation layers, times the share of
+            the blocks that are gone; 0 leaves them.
         penalty: of every open gate, in the loss.
         cost: what a block costs, `"macs"`, `"params"`, `"latency"` or `"none"`: penalty and order
             are weighted by it.
         labels: whether to learn from labels; else from the whole network's own logits, so that
             images without labels will do.
         temperature: that logits are divided by when they are compared.
-        mirror: whether images are mirrored at random.
-        seed: of the order of images, and mirroring.
+        mirror: whether images in colour are mirrored at random.
+        seed: of all that is random.
     """
 
     blocks: int | None = None
+    identity_only: bool = False
     warmup: int = 60
     steps: int = 50
     batch_size: int = 128
     learning_rate: float = 0.02
-    norm_learning_rate: float = 0.005
-    penalty: float = 0.02
+    norm_learning_rate: float = 0.02
+    penalty: float = 0.01
     cost: str = "none"
     labels: bool = False
     temperature: float = 2.0
@@ -144,7 +148,6 @@ def learn_gates(
     state: str | Path | None = None,
     resume: bool = False,
     watch: Callable[[GateMoment], None] = lambda moment: None,
-    track: Track = iter,
 ) -> Checkpoint:
     """Learn the gates of a network with its weights frozen, and the order in which blocks go.
 
@@ -157,7 +160,6 @@ def learn_gates(
         state: file to keep the run's state in, so that it can be resumed.
         resume: whether to go on from that state; the learning rates may be others.
         watch: called now and then, and whenever a block's state has been recorded.
-        track: wraps the batches in which the whole network's logits are computed.
 
     Returns:
         The same network, its own weights unchanged, with the path: `rank` orders its blocks as
@@ -172,9 +174,11 @@ def learn_gates(
     recipe = recipe or GateRecipe()
     gated = checkpoint if checkpoint.network.edits.gated else add_gates(checkpoint)
     (check_fit if recipe.labels else check_size)(gated.network, data)
-    there = len(gated.network.edits.gated)
-    if recipe.blocks is not None and recipe.blocks > there:
-        raise PlanError(f"{recipe.blocks} blocks are to go: {gated.network} has {there} gates")
+    there = len(_candidates(gated.network, recipe))
+    if not there or (recipe.blocks is not None and recipe.blocks > there):
+        raise PlanError(
+            f"{recipe.blocks or 'all'} blocks are to go: {gated.network} has {there} that can"
+        )
     if len(data) < recipe.batch_size:
         raise TrainingError(
             f"{data.source} has {len(data)} images: a batch of {recipe.batch_size} was expected "
@@ -183,7 +187,7 @@ def learn_gates(
     recipe = replace(recipe, blocks=recipe.blocks or there)
     chosen = normalization_of(gated.notes, data.shape[0], normalization)
     device = pick_device(device) if isinstance(device, str) else device
-    run = _Run(gated, data.to(device), recipe, chosen, device, track)
+    run = _Run(gated, data.to(device), recipe, chosen, device)
     carry_out(run, device=device, state=state, resume=resume, watch=watch)
     return run.result()
 
@@ -197,7 +201,6 @@ class _Run:
     recipe: GateRecipe
     normalization: Normalization
     device: torch.device
-    track: Track
     done: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
@@ -217,7 +220,8 @@ class _Run:
         self.slopes = torch.zeros(len(self.keys), device=self.device)
         self.sums = torch.zeros(2, device=self.device)
         self.cost = _relative_cost(self.network, self.recipe.cost, self.device)
-        self.known = self._logits() if not self.recipe.labels else torch.empty(0)
+        teacher = None if self.recipe.labels else self.whole.build()
+        self.teacher = place(teacher, self.device, self.fast) if teacher else None
         self._leave()
         self.good = copy.deepcopy(self.snapshot())
 
@@ -267,42 +271,51 @@ class _Run:
     @property
     def finished(self) -> bool:
         """Whether all blocks that are to go have gone, and the state of each is recorded."""
-        enough = len(self.states) == self.recipe.blocks or not self.network.edits.gated
+        enough = len(self.states) == self.recipe.blocks or not _candidates(
+            self.network, self.recipe
+        )
         return enough and len(self.states) == len(self.records)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Indices, pixels and labels of every step that is left."""
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels and labels of every step that is left."""
         size = self.recipe.batch_size
         each = len(self.data) // size
         while True:
             epoch, first = divmod(self.done, each)
             order = torch.Generator().manual_seed(mixed(self.recipe.seed, epoch))
             part = torch.randperm(len(self.data), generator=order)[first * size : each * size]
-            for at, (pixels, labels) in enumerate(self.data.batches(part, size)):
-                yield part[at * size : (at + 1) * size].to(labels.device), pixels, labels
+            yield from self.data.batches(part, size)
 
-    def _step(self, indices: Tensor, pixels: Tensor, labels: Tensor) -> None:
+    def _step(self, pixels: Tensor, labels: Tensor) -> None:
         torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
-        flipped = torch.rand(len(pixels), device=pixels.device) < 0.5 * self.recipe.mirror
-        pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
         self._train_mode()
+        images = laid_out(self._views(pixels), self.fast)
         with precision(self.device, self.fast):
-            logits = self.module(laid_out(self.normalization(pixels), self.fast))
-        if self.recipe.labels:
-            loss = F.cross_entropy(logits.float(), labels)
+            logits = self.module(images).float()
+        if self.teacher is None:
+            loss = F.cross_entropy(logits, labels)
         else:
+            with torch.no_grad(), precision(self.device, self.fast):
+                known = self.teacher(images).float()
             heat = self.recipe.temperature
-            known = self.known[flipped.long(), indices]
-            loss = heat**2 * distance(logits.float() / heat, known / heat)
+            loss = heat**2 * distance(logits / heat, known / heat)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._weigh()
-        rates = (self.recipe.learning_rate, self.recipe.norm_learning_rate)
+        share = len(self.records) / len(self.keys)
+        rates = (self.recipe.learning_rate, self.recipe.norm_learning_rate * share)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
         self.optimizer.step()
         self.done += 1
         self.sums += torch.stack([loss.detach(), torch.ones_like(self.sums[0])])
+
+    def _views(self, pixels: Tensor) -> Tensor:
+        """Images as they are learned from."""
+        if self.recipe.mirror and pixels.shape[1] == 3:
+            flipped = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
+            pixels = torch.where(flipped, pixels.flip(3), pixels)
+        return self.normalization(pixels)
 
     def _weigh(self) -> None:
         """Note how steep the loss is in every gate, then add the penalty's slope."""
@@ -325,7 +338,7 @@ class _Run:
 
     def _remove_next(self) -> None:
         """Remove the block whose gate matters least for what it costs."""
-        live = self.network.edits.gated
+        live = _candidates(self.network, self.recipe)
         gates = torch.stack([self.gate(name).detach() for name in live]).relu()
         slopes = torch.stack([self.slopes[list(self.keys).index(name)] for name in live])
         scores = (gates.square() * slopes).tolist()
@@ -384,20 +397,6 @@ class _Run:
             last.get("gate"),
         )
 
-    @torch.inference_mode()
-    def _logits(self) -> Tensor:
-        """What the whole network says of the images as they are, and mirrored: `(2, N, K)`."""
-        module, found = fx.GraphModule(self.root, self.network.graph()).eval(), []
-        indices = torch.arange(len(self.data))
-        steps = range(math.ceil(len(indices) / 256))
-        batches = self.data.batches(indices, 256)
-        for _, (pixels, _) in zip(self.track(steps), batches, strict=True):
-            both = (pixels, pixels.flip(3)) if self.recipe.mirror else (pixels,)
-            with precision(self.device, self.fast):
-                said = [module(laid_out(self.normalization(it), self.fast)) for it in both]
-            found.append(torch.stack(said).float())
-        return torch.cat(found, 1).clone()
-
     def snapshot(self) -> dict[str, Any]:
         """The run as tensors and plain values."""
         return {
@@ -436,6 +435,12 @@ class _Run:
         done = {"gates_learned": self.data.source, "images": len(self.data)}
         notes = self.whole.noting(**done, recipe=asdict(self.recipe))
         return replace(self.whole, path=path, notes={**notes, "path": self.records})
+
+
+def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
+    """The gated blocks that may go."""
+    blocks = [block for block in network.blocks if block.gated and block.removable]
+    return tuple(it.name for it in blocks if it.identity or not recipe.identity_only)
 
 
 def _relative_cost(network: Network, cost: str, device: torch.device) -> dict[str, float]:

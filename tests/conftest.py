@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gatepruner.checkpoint import Checkpoint
+from gatepruner.cli import main
 from gatepruner.data import Images
 from gatepruner.models import Shape
 from gatepruner.network import Network
@@ -199,3 +202,50 @@ def write_folder(root: Path, images: Images, split: str = "test") -> Path:
         file = root / split / images.classes[label] / f"{index:05d}.png"
         Image.fromarray(array).save(file)
     return root
+
+
+# ----------------------------------------------------------------------------- the command line
+
+
+class Run(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict:
+        """Stdout, which has to be one JSON document."""
+        assert self.code == 0, self.err
+        return json.loads(self.out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line as `gatepruner` does, in this process."""
+
+    def call(*arguments: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["gatepruner", *map(str, arguments)])
+        capsys.readouterr()
+        code: int | str | None = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = stopped.code
+        told = capsys.readouterr()
+        return Run(code or 0, told.out, told.err)
+
+    return call
+
+
+def files_in(root: Path) -> dict[str, bytes]:
+    return {str(it.relative_to(root)): it.read_bytes() for it in root.rglob("*") if it.is_file()}
+
+
+def data_in(root: Path) -> str:
+    return f"imagefolder:{root / 'images'}"
+
+
+def same(one: Checkpoint, other: Checkpoint) -> bool:
+    return one.network == other.network and all(
+        torch.equal(one.weights[key], other.weights[key]) for key in one.weights
+    )

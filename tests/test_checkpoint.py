@@ -17,15 +17,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import gatepruner
-from gatepruner.checkpoint import Checkpoint, load, save
+from gatepruner.checkpoint import Checkpoint, State, load, save
 from gatepruner.errors import ArchitectureError, CheckpointError, GatePrunerError
 from gatepruner.network import Network
 from gatepruner.storage import write_tensors
-from gatepruner.surgery import fold_gates, remove, remove_shortcuts
+from gatepruner.surgery import fold_gates, follow, remove, remove_shortcuts
 
 GOLDEN = Path(__file__).parent / "golden"
 OWN_SUFFIXES = [".pt", ".safetensors"]
@@ -271,6 +272,143 @@ def test_file_of_format_1_loads_for_ever(name, suffix):
     with torch.no_grad():
         logits = checkpoint.build()(images)
     torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", OWN_SUFFIXES)
+def test_file_of_format_2_with_a_path_loads_for_ever(suffix):
+    expected = json.loads((GOLDEN / "format2-path.json").read_text(encoding="utf-8"))
+    checkpoint = load(GOLDEN / f"format2-path{suffix}")
+    network = checkpoint.network
+    assert as_json(network) == expected["network"]
+    assert {key: list(it.shape) for key, it in checkpoint.weights.items()} == expected["names"]
+    assert checkpoint.gates == pytest.approx(expected["gates"])
+    assert checkpoint.notes == expected["notes"]
+    shape = network.base.input_shape
+    images = torch.linspace(-1, 1, 3 * torch.Size(shape).numel()).reshape(3, *shape)
+    gone = [state.gone for state in checkpoint.path]
+    assert gone == [state["gone"] for state in expected["path"]]
+    for number, state in enumerate(expected["path"], start=1):
+        found = {key: list(it.shape) for key, it in checkpoint.path[number - 1].weights.items()}
+        assert found == state["names"]
+        small = follow(checkpoint, gone[:number])
+        with torch.no_grad():
+            logits = small.build()(images)
+        torch.testing.assert_close(logits, torch.tensor(state["logits"]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["format1-gated", "format1-folded"])
+def test_file_of_format_1_has_no_path(name):
+    assert load(GOLDEN / f"{name}.pt").path == ()
+
+
+# ------------------------------------------------------------------------------------- the path
+
+
+def with_path(seed=0):
+    """A network with a path of two blocks, of which every tensor is another one."""
+    before = checkpoint_of("gated-resnet14", num_classes=3, input_shape=(3, 8, 8))
+    gone, states = ["layer2.1", "layer1.0"], []
+    for index, name in enumerate(gone):
+        left = before.network.without(gone[: index + 1]).state()
+        learned = checkpoint_of(
+            "gated-resnet14", seed=seed + index + 1, num_classes=3, input_shape=(3, 8, 8)
+        ).weights
+        small = {key: it for key, it in learned.items() if "bn" in key or key.endswith(".k")}
+        states.append(State(name, {key: small[key] for key in left if key in small}))
+    return replace(before, path=tuple(states))
+
+
+@pytest.mark.parametrize("suffix", OWN_SUFFIXES)
+def test_path_that_is_saved_is_the_path_that_is_loaded(suffix, tmp_path):
+    before = with_path()
+    after = load(save(before, tmp_path / f"net{suffix}"))
+    assert after.network == before.network
+    assert after.notes == before.notes
+    assert_same_weights(after.weights, before.weights)
+    assert [it.gone for it in after.path] == [it.gone for it in before.path]
+    for mine, theirs in zip(after.path, before.path, strict=True):
+        assert_same_weights(mine.weights, theirs.weights)
+    assert after.fingerprint == before.fingerprint
+    again = load(save(after, tmp_path / f"again{suffix}"))
+    assert again.fingerprint == before.fingerprint
+
+
+def test_fingerprint_tells_checkpoints_apart():
+    whole = with_path()
+    key = whole.network.gate_key("layer3.0")
+    nearly = torch.nextafter(whole.weights[key], torch.tensor(9.0))
+    others = [
+        replace(whole, path=()),
+        replace(whole, path=whole.path[:1]),
+        replace(whole, weights={**whole.weights, key: nearly}),
+        with_path(seed=5),
+        checkpoint_of("gated-resnet14", num_classes=3, input_shape=(3, 8, 9)),
+    ]
+    prints = {whole.fingerprint, *(it.fingerprint for it in others)}
+    assert len(prints) == len(others) + 1
+    assert with_path().fingerprint == whole.fingerprint
+    assert replace(whole, notes={}).fingerprint == whole.fingerprint
+
+
+def bent(path, names=None, **tensors):
+    """An own file with a path whose header names these blocks, with these tensors in it."""
+    path = save(with_path(), path)
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["gatepruner"])
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    else:
+        content = torch.load(path, weights_only=True)
+        header, weights = json.loads(content["gatepruner"]), content["weights"]
+    assert header["path"] == ["layer2.1", "layer1.0"]
+    if names is None:
+        header.pop("path")
+    else:
+        header["path"] = names
+    weights |= {f"path/{key.replace('|', '.')}": it for key, it in tensors.items()}
+    if path.suffix == ".safetensors":
+        save_file(weights, path, {"gatepruner": json.dumps(header)})
+    else:
+        torch.save({"gatepruner": json.dumps(header), "weights": weights}, path)
+    return path
+
+
+GONE = ["layer2.1", "layer1.0"]
+BENT = {
+    "an unknown block": ((["layer2.1", "layer9.0"], {}), "layer9.0"),
+    "a block twice": ((["layer2.1", "layer2.1"], {}), "layer2.1"),
+    "no names": ((None, {}), "path/0/"),
+    "fewer names than states": ((["layer2.1"], {}), "path/1/"),
+    "a number for names": ((3, {}), "int"),
+    "an index out of range": (
+        (GONE, {"2/bn1|weight": torch.ones(16)}),
+        "path/2/bn1.weight",
+    ),
+    "an index below 0": ((GONE, {"-1/bn1|weight": torch.ones(16)}), "path/-1/bn1.weight"),
+    "no index": ((GONE, {"bn1|weight": torch.ones(16)}), "path/bn1.weight"),
+    "an unknown key": ((GONE, {"0/bn7|weight": torch.ones(16)}), "path/0/bn7.weight"),
+    "another shape": (
+        (GONE, {"1/bn1|weight": torch.ones(15)}),
+        "path/1/bn1.weight (15,), not (16,)",
+    ),
+    "a gate that is no number": (
+        (GONE, {"0/layer3|0|gate|k": torch.tensor(float("nan"))}),
+        "layer3.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", OWN_SUFFIXES)
+@pytest.mark.parametrize(("how", "said"), BENT.values(), ids=BENT.keys())
+def test_path_that_does_not_fit_is_refused(how, said, suffix, tmp_path):
+    names, tensors = how
+    path = bent(tmp_path / f"net{suffix}", names, **tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert said in message
+    assert "\n" not in message
 
 
 # ------------------------------------------------------------------------------ files of others
@@ -815,7 +953,7 @@ def run(script, *arguments):
 KILLED = """
 import json, os, random, signal, sys, time
 import torch
-from gatepruner.checkpoint import Checkpoint, load, save
+from gatepruner.checkpoint import Checkpoint, State, load, save
 
 random.seed(1)
 torch.set_num_threads(1)

@@ -9,18 +9,20 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from conftest import (
     bright_images,
+    data_in,
     draw,
     drawn,
+    files_in,
     images_for,
     logits,
     random_images,
     removable,
+    same,
     write_folder,
 )
 from torchvision.models import ResNet, resnet18
@@ -28,7 +30,7 @@ from torchvision.models.resnet import BasicBlock
 
 import gatepruner
 from gatepruner.checkpoint import Checkpoint, load, save
-from gatepruner.cli import app, main
+from gatepruner.cli import app
 from gatepruner.cost import count
 from gatepruner.curve import sweep
 from gatepruner.data import load_images
@@ -46,36 +48,6 @@ COMMANDS = (
 GREY = (1, 8, 8)
 
 
-class Run(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict:
-        """Stdout, which has to be one JSON document."""
-        assert self.code == 0, self.err
-        return json.loads(self.out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command line as `gatepruner` does, in this process."""
-
-    def call(*arguments: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["gatepruner", *map(str, arguments)])
-        capsys.readouterr()
-        code: int | str | None = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = stopped.code
-        told = capsys.readouterr()
-        return Run(code or 0, told.out, told.err)
-
-    return call
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A folder with a gated network, `gated.pt`, and images for it, `images`."""
@@ -90,20 +62,6 @@ def folder(tmp_path) -> Path:
     write_folder(tmp_path / "images", bright_images(24, GREY))
     write_folder(tmp_path / "images", bright_images(48, GREY, seed=8), "train")
     return tmp_path
-
-
-def files_in(root: Path) -> dict[str, bytes]:
-    return {str(it.relative_to(root)): it.read_bytes() for it in root.rglob("*") if it.is_file()}
-
-
-def data_in(root: Path) -> str:
-    return f"imagefolder:{root / 'images'}"
-
-
-def same(one: Checkpoint, other: Checkpoint) -> bool:
-    return one.network == other.network and all(
-        torch.equal(one.weights[key], other.weights[key]) for key in one.weights
-    )
 
 
 # --------------------------------------------------------------------- commands, and the library

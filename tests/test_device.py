@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gatepruner.device import pick_device, place, precision
+from gatepruner.device import laid_out, learns_fast, pick_device, place, precision
 from gatepruner.errors import DeviceError
 
 
@@ -64,6 +64,41 @@ def test_on_a_cpu_modules_stay_as_they_are_and_nothing_is_cast():
     with precision(cpu):
         assert not torch.is_autocast_enabled("cpu")
         assert module(torch.zeros(1, 1, 4, 4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "macs", "fast"),
+    [
+        ("cpu", True, 10**7 + 1, True),
+        ("cpu", True, 10**7, False),
+        ("cpu", True, 0, False),
+        ("cpu", False, 10**10, False),
+        ("cuda", False, 0, True),
+        ("cuda:1", True, 10**10, True),
+        ("mps", True, 10**10, False),
+    ],
+)
+def test_a_device_learns_fast_where_bf16_gains(monkeypatch, device, bf16, macs, fast):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    assert learns_fast(torch.device(device), macs) is fast
+
+
+def test_a_cpu_of_which_pytorch_cannot_tell_does_not_learn_fast(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert learns_fast(torch.device("cpu"), 10**10) is False
+
+
+def test_where_it_is_to_be_fast_a_cpu_computes_convolutions_in_bf16_too():
+    cpu, images = torch.device("cpu"), torch.zeros(1, 3, 4, 4)
+    module = place(nn.Conv2d(3, 2, 3), cpu, fast=True)
+    assert module.weight.is_contiguous(memory_format=torch.channels_last)
+    assert laid_out(images, fast=True).is_contiguous(memory_format=torch.channels_last)
+    assert laid_out(images, fast=False) is images
+    with precision(cpu, fast=True):
+        assert module(images).dtype == torch.bfloat16
+    with precision(cpu, fast=False):
+        assert module(images).dtype == torch.float32
+    assert module.weight.dtype == torch.float32
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

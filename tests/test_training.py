@@ -25,7 +25,8 @@ from gatepruner.data import NORMALIZATIONS
 from gatepruner.errors import DataError, TrainingError
 from gatepruner.evaluate import accuracy
 from gatepruner.network import Network
-from gatepruner.training import Recipe, augmented, train
+from gatepruner.storage import load_state
+from gatepruner.training import FINE_TUNING, Recipe, augmented, distance, finetune, train
 
 GREY = (1, 8, 8)
 FAST = Recipe(epochs=2, batch_size=16, gate_penalty=0.01)
@@ -320,6 +321,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rates(rates):
         ({"learning_rate": -0.1}, "learning_rate is -0.1"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1"),
+        ({"distillation": -0.1}, "distillation is -0.1: expected a number from 0 up"),
+        ({"distillation": 1.1}, "distillation is 1.1: expected at most 1"),
+        ({"temperature": 0.0}, "temperature is 0: expected a number above 0"),
         ({"gate_learning_rate": -0.1}, "gate_learning_rate is -0.1"),
         ({"gate_penalty": math.nan}, "gate_penalty is nan"),
     ],
@@ -403,7 +407,7 @@ def test_a_network_without_gates_has_no_mean_gate():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-@pytest.mark.parametrize("schedule", ["onecycle", "step"])
+@pytest.mark.parametrize("schedule", ["onecycle", "step", "cosine"])
 def test_every_optimizer_runs_with_every_schedule(optimizer, schedule):
     recipe = replace(FAST, epochs=8, optimizer=optimizer, schedule=schedule)
     rates: list[float] = []
@@ -413,6 +417,9 @@ def test_every_optimizer_runs_with_every_schedule(optimizer, schedule):
     peak = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}[optimizer]
     if schedule == "step":
         assert rates == pytest.approx([peak] * 3 + [peak / 10] * 2 + [peak / 100] * 3)
+    elif schedule == "cosine":
+        cosine = [peak * (1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(1, 9)]
+        assert rates == pytest.approx(cosine, abs=1e-6 * peak)
     else:
         assert rates[-1] < peak / 1e3
         assert 0.9 * peak < max(rates) <= peak
@@ -534,3 +541,193 @@ def test_a_state_file_is_replaced_whole(tmp_path, every_step):
     assert len(copies) == 7
     for copy in copies[::3]:
         assert same_weights(run(state=copy, resume=True), whole)
+
+
+# ------------------------------------------------------------------------------ training further
+
+TUNE = replace(FINE_TUNING, epochs=2, batch_size=16)
+GREY_NOTES = {"normalize": {"mean": [0.5], "std": [0.25]}}
+
+
+def begun(seed: int = 5, name: str = "gated-residual-fc6,width=8,num_classes=4") -> Checkpoint:
+    """A network that was trained before."""
+    net = network(name)
+    return Checkpoint(net, net.initial_weights(seed), GREY_NOTES)
+
+
+def tuned(recipe: Recipe = TUNE, start: Checkpoint | None = None, images=None, **options):
+    start = start or begun()
+    images = images or images_for(start.network)
+    return finetune(start, images, recipe, **{"device": "cpu", **options})
+
+
+def test_further_training_starts_from_the_weights_that_are_there():
+    start = begun()
+    before = {key: it.clone() for key, it in start.weights.items()}
+    still = replace(TUNE, epochs=1, learning_rate=1e-30, gate_learning_rate=0.0)
+    same = tuned(still, start)
+    for key, tensor in start.weights.items():
+        assert torch.equal(tensor, before[key])
+        if "running" not in key and "tracked" not in key:
+            torch.testing.assert_close(same.weights[key], tensor, rtol=0, atol=1e-20)
+    assert not same_weights(tuned(start=start), start)
+    assert not same_weights(tuned(start=begun(6)), tuned(start=start))
+    assert same.network == start.network
+
+
+def test_further_training_says_what_it_did_and_keeps_what_was_noted():
+    start = begun()
+    start = replace(start, notes={**start.notes, "mine": 1, "history": [{"removed": ["a"]}]})
+    done = tuned(start=start)
+    assert done.notes["mine"] == 1
+    expected = [{"removed": ["a"]}, {"finetuned": "made up", "images": 70}]
+    assert done.notes["history"] == expected
+    assert done.notes["normalize"] == GREY_NOTES["normalize"]
+    assert Recipe(**done.notes["recipe"]) == TUNE
+    assert done.notes["classes"] == [f"class{index}" for index in range(4)]
+    assert len(done.notes["epochs"]) == 2
+    assert done.path == ()
+
+
+def test_the_normalisation_of_the_checkpoint_is_used():
+    images = replace(images_for(network()), source="mnist:somewhere train")
+    assert tuned(images=images).notes["normalize"] == GREY_NOTES["normalize"]
+    given = tuned(images=images, normalization=NORMALIZATIONS["mnist"])
+    assert given.notes["normalize"] == {"mean": [0.1307], "std": [0.3081]}
+    assert not same_weights(given, tuned(images=images))
+
+
+def test_the_cosine_ends_at_nothing_for_weights_and_gates():
+    steps: list[list[float]] = []
+    step = torch.optim.SGD.step
+
+    def spy(self, *rest):
+        steps.append([group["lr"] for group in self.param_groups])
+        return step(self, *rest)
+
+    ends: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", spy)
+        tuned(watch=lambda moment: ends.append(moment.learning_rate))
+    assert ends[-1] == pytest.approx(0, abs=1e-12)
+    assert steps[0] == [0.02, 0.001]
+    cosine = [(1 + math.cos(math.pi * done / 8)) / 2 for done in range(8)]
+    assert [rate for rate, _ in steps] == pytest.approx([0.02 * it for it in cosine])
+    assert [rate for _, rate in steps] == pytest.approx([0.001 * it for it in cosine])
+
+
+def test_a_teacher_alone_is_learned_from_without_a_look_at_labels():
+    images = images_for(network())
+    other = replace(images, labels=images.labels.flip(0))
+    alone = replace(TUNE, distillation=1.0)
+    one = tuned(alone, images=images, teacher=begun(9))
+    assert same_weights(tuned(alone, images=other, teacher=begun(9)), one)
+    assert not same_weights(tuned(alone, images=images, teacher=begun(8)), one)
+    assert not same_weights(tuned(images=other, teacher=begun(9)), tuned(teacher=begun(9)))
+
+
+def test_without_a_share_a_teacher_changes_nothing():
+    none = replace(TUNE, distillation=0.0)
+    for key, tensor in tuned(none, teacher=begun(9)).weights.items():
+        torch.testing.assert_close(tensor, tuned().weights[key], rtol=1e-5, atol=1e-6)
+    assert same_weights(tuned(replace(TUNE, distillation=0.3)), tuned())  # no teacher, no share
+
+
+def test_the_loss_is_shared_between_teacher_and_labels():
+    """Against the two losses of the first step, computed apart."""
+    start, teacher, images = begun(), begun(9), images_for(network(), 16)
+    recipe = replace(TUNE, epochs=1, augment=False, distillation=0.75, temperature=3.0)
+    record = tuned(recipe, start, images, teacher=teacher).notes["epochs"][0]
+    pixels = (images.pixels.float() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        logits, known = start.build().train()(pixels), teacher.build()(pixels)
+    said, told = (logits / 3).log_softmax(1), (known / 3).log_softmax(1)
+    soft = 9 * (told.exp() * (told - said)).sum(1).mean()
+    hard = F.cross_entropy(logits, images.labels)
+    assert record["loss"] == pytest.approx(float(0.75 * soft + 0.25 * hard), rel=1e-4)
+
+
+def test_what_is_said_alike_is_no_distance_apart():
+    logits = torch.randn(5, 7)
+    assert float(distance(logits, logits + 3)) == pytest.approx(0, abs=1e-6)
+    assert float(distance(logits, -logits)) > 0.1
+
+
+def test_a_teacher_learns_nothing():
+    teacher = begun(9)
+    before = {key: it.clone() for key, it in teacher.weights.items()}
+    tuned(teacher=teacher)
+    assert all(torch.equal(it, before[key]) for key, it in teacher.weights.items())
+
+
+def test_a_teacher_that_does_not_fit_is_refused():
+    other = Network.named("residual-fc6,width=8", num_classes=5, input_shape=GREY)
+    with pytest.raises(TrainingError, match=r"has 5 classes: .* has 4; give a teacher of the same"):
+        tuned(teacher=Checkpoint(other, other.initial_weights()))
+    large = Network.named("residual-fc6,width=8", num_classes=4, input_shape=(1, 9, 9))
+    with pytest.raises(TrainingError, match=r"takes images of \(1, 9, 9\).*give a teacher of the"):
+        tuned(teacher=Checkpoint(large, large.initial_weights()))
+    with pytest.raises(DataError, match="made up has 5 classes"):
+        tuned(images=random_images(40, GREY, 5))
+    with pytest.raises(DataError, match="made up has images of"):
+        tuned(images=bright_images(40, (1, 9, 9)))
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 8])
+def test_further_training_is_resumed_to_the_same_weights(tmp_path, stop):
+    state, step, calls = tmp_path / "it.state", torch.optim.SGD.step, []
+    options = {"start": begun(name=DROPOUT), "teacher": begun(9, DROPOUT), "state": state}
+    options["normalization"] = NORMALIZATIONS["cifar10"]
+
+    def stepping(self, *rest):
+        calls.append(1)
+        if len(calls) == stop:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", stepping)
+        with pytest.raises(KeyboardInterrupt):
+            tuned(**options)
+    assert load_state(state)["done"] == stop
+    again = tuned(**options, resume=True)
+    assert same_weights(again, tuned(**{**options, "state": None}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"start": begun(6)}, "start"),
+        ({"teacher": begun(8)}, "teacher"),
+        ({"teacher": None}, "teacher"),
+        ({"recipe": replace(TUNE, learning_rate=0.03)}, "recipe"),
+        ({"start": begun(6), "teacher": None}, "start and teacher"),
+    ],
+)
+def test_the_state_of_another_start_is_refused_and_kept(tmp_path, changed, named):
+    state = tmp_path / "it.state"
+    tuned(teacher=begun(9), state=state)
+    content = state.read_bytes()
+    with pytest.raises(TrainingError, match=f"is of another run, its {named} differ"):
+        tuned(**{"teacher": begun(9), "state": state, "resume": True, **changed})
+    assert state.read_bytes() == content
+    assert same_weights(tuned(teacher=begun(9), state=state, resume=True), tuned(teacher=begun(9)))
+
+
+def test_a_loss_that_is_no_number_leaves_the_state_that_was_kept(tmp_path, every_step):
+    """With the state on the disk after every step, the last one that is there is a good one."""
+    distance, calls = training.distance, []
+
+    def breaking(*logits):
+        calls.append(1)
+        return distance(*logits) * (math.nan if len(calls) >= 6 else 1.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "distance", breaking)
+        with pytest.raises(TrainingError, match="lower the learning rate"):
+            tuned(teacher=begun(9), state=every_step)
+    kept = load_state(every_step)
+    assert kept["done"] == 5
+    assert all(bool(it.isfinite().all()) for it in kept["weights"].values())
+    again = tuned(teacher=begun(9), state=every_step, resume=True)
+    assert same_weights(again, tuned(teacher=begun(9)))

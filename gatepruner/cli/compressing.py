@@ -255,7 +255,6 @@ class _Learning:
                 state=state[0],
                 resume=state[1],
                 watch=watch,
-                track=self.terminal.track("logits of the whole network"),
             )
 
     def _blocks(self, whole: Checkpoint) -> int | None:

@@ -17,13 +17,17 @@ def gate(
     blocks: Annotated[
         o.MaybeInt, typer.Option(help="Blocks to go on the path; all by default.", min=1)
     ] = None,
+    identity_only: Annotated[
+        bool,
+        typer.Option("--identity-only", help="Let only blocks go that leave no shortcut behind."),
+    ] = False,
     warmup: Annotated[int, typer.Option(help="Steps before the first one goes.", min=0)] = 60,
     steps: Annotated[int, typer.Option(help="Steps after each, to adapt in.", min=1)] = 50,
     learning_rate: Annotated[float, typer.Option(help="Of the gates.")] = 0.02,
     norm_learning_rate: Annotated[
         float, typer.Option(help="Of normalisation's scales and shifts; 0 leaves them.")
-    ] = 0.005,
-    penalty: Annotated[float, typer.Option(help="Of every open gate.")] = 0.02,
+    ] = 0.02,
+    penalty: Annotated[float, typer.Option(help="Of every open gate.")] = 0.01,
     cost: Annotated[
         str,
         typer.Option(help="What blocks are weighed by: none, macs, params or latency."),
@@ -32,7 +36,7 @@ def gate(
         bool, typer.Option(help="Learn from labels, not from the network's own logits.")
     ] = False,
     temperature: Annotated[float, typer.Option(help="That logits are divided by.")] = 2.0,
-    mirror: Annotated[bool, typer.Option(help="Mirror images at random.")] = True,
+    mirror: Annotated[bool, typer.Option(help="Mirror images in colour at random.")] = True,
     hold_out: o.HoldOut = 1000,
     split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
     limit: Annotated[int, typer.Option(help="Images to learn from, at most.", min=2)] = 10_000,
@@ -64,6 +68,7 @@ def gate(
     state = state_beside(target, resume=resume, force=force)
     recipe = GateRecipe(
         blocks=blocks,
+        identity_only=identity_only,
         warmup=warmup,
         steps=steps,
         batch_size=batch_size,
@@ -91,7 +96,6 @@ def gate(
             state=state,
             resume=resume,
             watch=watch,
-            track=terminal.track("logits of the whole network"),
         )
     save(gated, target, force=force)
     state.unlink(missing_ok=True)

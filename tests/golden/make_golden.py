@@ -1,23 +1,26 @@
-"""Makes the golden files of checkpoint format 1; run once, and never again for this format.
+"""Makes the golden files of checkpoint format 2; run once, and never again for this format.
 
 PYTHONPATH=. python tests/golden/make_golden.py
 
-`format1-gated`: a gated network with one block removed. `format1-folded`: plain gates, one block
-and one shortcut removed, then folded, so that constants are left. Nothing is overwritten: a new
-format gets new files beside these, which have to load for ever.
+`format2-path`: a gated network with a path of two blocks. Those of format 1 were made here when it
+was the current one, by what `main` was then: `format1-gated`, a gated network with one block
+removed, and `format1-folded`: plain gates, one block and one shortcut removed, then folded, so that
+constants are left. Nothing is overwritten: a new format gets new files beside these, which have to
+load for ever.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from gatepruner.checkpoint import Checkpoint, save
+from gatepruner.checkpoint import Checkpoint, State, save
 from gatepruner.network import Network
-from gatepruner.surgery import fold_gates, remove, remove_shortcuts
+from gatepruner.surgery import follow
 
 FOLDER = Path(__file__).parent
 
@@ -43,31 +46,56 @@ def trained(network: Network) -> Checkpoint:
     return Checkpoint(network, weights, notes)
 
 
+def logits_of(checkpoint: Checkpoint) -> list[list[float]]:
+    with torch.no_grad():
+        return checkpoint.build()(fixed_input(checkpoint.network.base.input_shape)).tolist()
+
+
+def names_of(weights: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {key: list(value.shape) for key, value in weights.items()}
+
+
+def with_path(whole: Checkpoint, gone: Sequence[str]) -> Checkpoint:
+    """States in which gates, scales, shifts and statistics are drawn anew."""
+    draw, states = torch.Generator().manual_seed(2), []
+    for number, name in enumerate(gone, start=1):
+        left = whole.network.without(gone[:number]).state()
+        small = [key for key in left if "bn" in key or key.endswith(".k")]
+        small = [key for key in small if not key.endswith("num_batches_tracked")]
+        drawn = {key: torch.rand(left[key].shape, generator=draw) + 0.5 for key in small}
+        states.append(State(name, drawn))
+    records = [{"gone": name, "gate": 0.25, "score": 0.5, "step": 3, "loss": 1.5} for name in gone]
+    return replace(whole, path=tuple(states), notes={**whole.notes, "path": records})
+
+
 def write(name: str, checkpoint: Checkpoint) -> None:
     for suffix in (".pt", ".safetensors"):
         save(checkpoint, FOLDER / f"{name}{suffix}")
-    network = checkpoint.network
-    with torch.no_grad():
-        logits = checkpoint.build()(fixed_input(network.base.input_shape))
+    gone = [state.gone for state in checkpoint.path]
     expected = {
         "input": "torch.linspace(-1, 1, 3 * C * H * W).reshape(3, C, H, W)",
-        "logits": logits.tolist(),
-        "network": network.to_json(),
-        "blocks": [block.name for block in network.blocks],
+        "logits": logits_of(checkpoint),
+        "network": checkpoint.network.to_json(),
+        "blocks": [block.name for block in checkpoint.network.blocks],
         "gates": checkpoint.gates,
-        "names": {key: list(value.shape) for key, value in checkpoint.weights.items()},
+        "names": names_of(checkpoint.weights),
         "notes": checkpoint.notes,
+        "path": [
+            {
+                "gone": state.gone,
+                "names": names_of(state.weights),
+                "logits": logits_of(follow(checkpoint, gone[:number])),
+            }
+            for number, state in enumerate(checkpoint.path, start=1)
+        ],
     }
     text = json.dumps(expected, indent=1, ensure_ascii=False)
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    gated = trained(Network.named("gated-residual-fc6,width=4", num_classes=2))
-    write("format1-gated", remove(gated, ["blocks.1"]))
-    network = Network.named("gated-plain-fc8,width=4", num_classes=2, input_shape=(1, 4, 4))
-    plain = remove_shortcuts(remove(trained(network), ["blocks.1"]), ["blocks.3"])
-    write("format1-folded", fold_gates(plain))
+    network = Network.named("gated-residual-fc8,width=4", num_classes=2, input_shape=(1, 4, 4))
+    write("format2-path", with_path(trained(network), ["blocks.2", "blocks.0"]))
 
 
 if __name__ == "__main__":

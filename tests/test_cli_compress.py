@@ -1,0 +1,833 @@
+"""From a plain network to a smaller one on the command line: gate, recover, targets, compress."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+import torch
+from conftest import (
+    bright_images,
+    data_in,
+    drawn,
+    files_in,
+    random_images,
+    removable,
+    same,
+    write_folder,
+)
+
+import gatepruner
+from gatepruner.checkpoint import Checkpoint, load, save
+from gatepruner.cost import Latency, count, savings
+from gatepruner.curve import sweep
+from gatepruner.data import Images, Normalization, load_images
+from gatepruner.evaluate import accuracy
+from gatepruner.gates import GateRecipe, add_gates, learn_gates
+from gatepruner.network import Network
+from gatepruner.ranking import rank
+from gatepruner.recalibration import recalibrate
+from gatepruner.surgery import fold_gates, follow
+from gatepruner.targets import most_within
+from gatepruner.training import FINE_TUNING, finetune
+
+COLOUR = (3, 8, 8)
+HALF = Normalization((0.5,) * 3, (0.25,) * 3)
+FAST = ("--warmup", 2, "--steps", 2, "--batch-size", 16, "--hold-out", 12)
+QUICK = GateRecipe(warmup=2, steps=2, batch_size=16)
+
+
+def plain(name: str = "resnet14", classes: int = 4, size: int = 8) -> Checkpoint:
+    network = Network.named(name, num_classes=classes, input_shape=(3, size, size))
+    notes = {"normalize": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    return Checkpoint(network, MappingProxyType(drawn(network.initial_weights())), notes)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[str, bytes]:
+    """The files of `folder`, made once."""
+    root = tmp_path_factory.mktemp("made")
+    save(plain(), root / "whole.pt")
+    write_folder(root / "images", bright_images(24, COLOUR))
+    write_folder(root / "images", bright_images(60, COLOUR, seed=8), "train")
+    learn = load_images(data_in(root), COLOUR, split="train").held_out(12, 0)[0]
+    with torch.random.fork_rng(devices=[]):
+        gated = learn_gates(load(root / "whole.pt"), learn, replace(QUICK, blocks=4), device="cpu")
+    save(gated, root / "gated.pt")
+    return files_in(root)
+
+
+@pytest.fixture
+def folder(tmp_path, made) -> Path:
+    """A plain network, the same with a path of four blocks of its six, and images for them."""
+    for name, content in made.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+def training_images(folder: Path) -> Images:
+    return load_images(data_in(folder), COLOUR, split="train")
+
+
+def with_data(*command: object, folder: Path) -> tuple:
+    return (*command, "--data", data_in(folder), "--device", "cpu")
+
+
+def new_files(folder: Path, before: dict[str, bytes]) -> set[str]:
+    after = files_in(folder)
+    assert after.items() >= before.items(), "a file that was there has changed"
+    return after.keys() - before.keys()
+
+
+def same_path(one: Checkpoint, other: Checkpoint) -> bool:
+    return [it.gone for it in one.path] == [it.gone for it in other.path] and all(
+        torch.equal(it, yours.weights[key])
+        for mine, yours in zip(one.path, other.path, strict=True)
+        for key, it in mine.weights.items()
+    )
+
+
+# ------------------------------------------------------------------------------------------ gate
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_gate_writes_what_the_library_learns(run, folder, blocks):
+    path, before = folder / "whole.pt", files_in(folder)
+    more = () if blocks is None else ("--blocks", blocks)
+    command = with_data("gate", path, *FAST, *more, "--seed", 3, "--json", folder=folder)
+    document = run(*command).document
+    assert new_files(folder, before) == {"whole-gated.pt"}
+    gated = load(folder / "whole-gated.pt")
+    images = training_images(folder).held_out(12, 3)[0]
+    expected = learn_gates(load(path), images, replace(QUICK, blocks=blocks, seed=3), device="cpu")
+    assert same(gated, expected)
+    assert same_path(gated, expected)
+    assert gated.notes == expected.notes
+    assert document == {
+        "input": str(path),
+        "output": str(folder / "whole-gated.pt"),
+        "path": expected.notes["path"],
+    }
+
+
+def test_gate_takes_a_foreign_file_and_other_images(run, folder):
+    path = folder / "whole.th"
+    torch.save({"state_dict": dict(plain().weights)}, path)
+    target = folder / "mine.safetensors"
+    options = ("--input-size", 8, "--normalize", "0.5,0.5,0.5/0.25,0.25,0.25", "--split", "test")
+    command = ("gate", path, *FAST, *options, "--limit", 16, "--hold-out", 0, "--labels")
+    command = (*command, "--no-augment", "--cost", "macs", "--norm-learning-rate", 0.01)
+    document = run(*with_data(*command, "-o", target, "--json", folder=folder)).document
+    recipe = replace(QUICK, labels=True, augment=False, cost="macs", norm_learning_rate=0.01)
+    images = load_images(data_in(folder), COLOUR).spread(16)
+    expected = learn_gates(plain(), images, recipe, normalization=HALF, device="cpu")
+    assert same_path(load(target), expected)
+    assert document["path"] == expected.notes["path"]
+
+
+class Asked(Exception):
+    """What a command asks the library for."""
+
+
+@pytest.fixture
+def asked(run, monkeypatch):
+    """The recipe that a command asks the library to carry out."""
+
+    def ask(module: str, verb: str, *command: object):
+        def asking(checkpoint, images, recipe, **options):
+            raise Asked(recipe)
+
+        monkeypatch.setattr(f"gatepruner.{module}.{verb}", asking)
+        with pytest.raises(Asked) as told:
+            run(*command)
+        return told.value.args[0]
+
+    return ask
+
+
+def test_the_command_line_has_the_librarys_defaults(asked, folder):
+    command = with_data("gate", folder / "whole.pt", "--hold-out", 12, folder=folder)
+    assert asked("gates", "learn_gates", *command) == GateRecipe()
+    command = with_data("finetune", folder / "whole.pt", folder=folder)
+    assert asked("training", "finetune", *command) == FINE_TUNING
+    command = with_data("compress", folder / "whole.pt", "--hold-out", 12, folder=folder)
+    command = (*command, "--drop", 1, "-o", folder / "small.pt")
+    assert asked("gates", "learn_gates", *command) == GateRecipe(blocks=1)
+
+
+def test_gate_shows_a_line_for_every_block_unless_it_is_to_be_quiet(run, folder):
+    command = with_data("gate", folder / "whole.pt", *FAST, "--blocks", 2, folder=folder)
+    loud = run(*command)
+    gone = [state.gone for state in load(folder / "whole-gated.pt").path]
+    assert re.findall(r"(\d of 2): (\S+),", loud.err) == [
+        (f"{number} of 2", name) for number, name in enumerate(gone, start=1)
+    ]
+    assert "2 blocks can go without further learning" in loud.out
+    assert run(*command, "--force", "--quiet").err == ""
+
+
+def interrupting(monkeypatch, home, done: int):
+    """Ctrl-C before this step of a run."""
+    step = home._Run._step
+
+    def interrupted(self, *batch):
+        if self.done == done:
+            raise KeyboardInterrupt
+        step(self, *batch)
+
+    monkeypatch.setattr(home._Run, "_step", interrupted)
+
+
+def test_an_interrupted_gate_says_how_to_go_on_and_does(run, folder, monkeypatch):
+    command = with_data("gate", folder / "whole.pt", *FAST, folder=folder)
+    with monkeypatch.context() as patch:
+        interrupting(patch, gatepruner.gates, 7)
+        stopped = run(*command)
+    state = folder / "whole-gated.pt.state"
+    assert stopped.code == 130
+    assert f"{state} is kept" in stopped.err
+    assert "--resume" in stopped.err
+    assert not (folder / "whole-gated.pt").exists()
+    refused = run(*command)
+    assert refused.code == 1
+    assert "--resume to go on with it, or --force" in refused.err
+    assert run(*command, "--resume").code == 0
+    assert not state.exists()
+    again = load(folder / "whole-gated.pt")
+    assert run(*command, "--force").code == 0
+    assert same_path(load(folder / "whole-gated.pt"), again)
+
+
+# --------------------------------------------------------------------- recalibrate and finetune
+
+
+def test_recalibrate_writes_what_the_library_estimates(run, folder):
+    path, before = folder / "whole.pt", files_in(folder)
+    command = with_data("recalibrate", path, "--images", 30, "--json", folder=folder)
+    document = run(*command).document
+    assert new_files(folder, before) == {"whole-recalibrated.pt"}
+    expected = recalibrate(load(path), training_images(folder).spread(30), device="cpu")
+    assert same(load(folder / "whole-recalibrated.pt"), expected)
+    assert document == {
+        "input": str(path),
+        "output": str(folder / "whole-recalibrated.pt"),
+        **expected.notes["history"][-1],
+    }
+    assert document["images"] == 30
+
+
+def test_what_has_no_batch_norm_is_written_as_it_is_or_refused(run, folder, monkeypatch):
+    monkeypatch.setattr(gatepruner.recalibration, "statistics", lambda module: {})
+    told = run(*with_data("recalibrate", folder / "whole.pt", "--json", folder=folder))
+    assert told.code == 1 or same(load(told.document["output"]), load(folder / "whole.pt"))
+
+
+def test_finetune_writes_what_the_library_learns(run, folder):
+    small = save(fold_gates(follow(load(folder / "gated.pt"), [])), folder / "small.pt")
+    before = files_in(folder)
+    options = ("--teacher", folder / "whole.pt", "--epochs", 2, "--batch-size", 16, "--seed", 2)
+    options += ("--hold-out", 12, "--distillation", 0.5, "--temperature", 2, "--no-augment")
+    command = with_data("finetune", small, *options, "--json", folder=folder)
+    document = run(*command).document
+    written = "small-finetuned.pt"
+    assert new_files(folder, before) == {written, f"{written}.history.jsonl"}
+    recipe = replace(
+        FINE_TUNING,
+        epochs=2,
+        batch_size=16,
+        seed=2,
+        distillation=0.5,
+        temperature=2.0,
+        augment=False,
+    )
+    images, held_out = training_images(folder).held_out(12, 2)
+    teacher = load(folder / "whole.pt")
+    expected = finetune(
+        load(small), images, recipe, teacher=teacher, validation=held_out, device="cpu"
+    )
+    assert same(load(folder / written), expected)
+    records = [
+        json.loads(line) for line in (folder / f"{written}.history.jsonl").read_text().splitlines()
+    ]
+    assert records == load(folder / written).notes["epochs"]
+    assert {key: document[key] for key in records[-1]} == records[-1]
+    assert document["validation"] == expected.notes["epochs"][-1]["validation"]
+    assert document["history"] == str(folder / f"{written}.history.jsonl")
+
+
+def test_an_interrupted_finetune_is_resumed_to_the_same_weights(run, folder, monkeypatch):
+    options = ("--epochs", 3, "--batch-size", 16, "--teacher", folder / "whole.pt")
+    command = with_data("finetune", folder / "whole.pt", *options, folder=folder)
+    with monkeypatch.context() as patch:
+        interrupting(patch, gatepruner.training, 5)
+        stopped = run(*command)
+    written = folder / "whole-finetuned.pt"
+    assert stopped.code == 130
+    assert f"{written}.state is kept" in stopped.err
+    assert run(*command, "--resume").code == 0
+    again = load(written)
+    assert run(*command, "--force").code == 0
+    assert same(load(written), again)
+    assert [it["epoch"] for it in again.notes["epochs"]] == [1, 2, 3]
+
+
+# -------------------------------------------------------------------------- prune, and its targets
+
+
+def fake_latency(monkeypatch, drift=lambda: 1.0) -> None:
+    """A clock that tells a network by its parameters, apart from a drift that all share."""
+
+    def latency(modules, shape, *, batch=1, device="cpu", runs=30, track=iter):
+        scale = drift()
+        times = {
+            name: scale * sum(it.numel() for it in module.parameters()) * 1e-6
+            for name, module in modules.items()
+        }
+        return {name: Latency(it, it, it, runs, batch, str(device)) for name, it in times.items()}
+
+    monkeypatch.setattr(gatepruner.targets, "latency", latency)
+    monkeypatch.setattr(gatepruner.cost, "latency", latency)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "cost"),
+    [
+        ("--target-macs", "70%", "macs"),
+        ("--target-params", "50%", "params"),
+        ("--target-latency", "60%", "params"),
+        ("--target-params", "100K", "params"),
+        ("--target-macs", "100%", "macs"),
+    ],
+)
+@pytest.mark.parametrize("file", ["gated.pt", "all.pt"])
+def test_prune_removes_as_few_as_a_target_needs(run, folder, monkeypatch, option, text, cost, file):
+    """Against trying every number; `all.pt` has a path of all its blocks."""
+    fake_latency(monkeypatch)
+    whole = load(folder / "gated.pt")
+    if file == "all.pt":
+        images = training_images(folder)
+        whole = learn_gates(load(folder / "whole.pt"), images, QUICK, device="cpu")
+        save(whole, folder / file)
+    before = files_in(folder)
+    document = run("prune", folder / file, option, text, "--device", "cpu", "--json").document
+    saved = savings(whole.network, cost)
+    ranking = rank(whole, saved=None if file == "all.pt" else saved)
+    full = getattr(count(whole.network), cost)
+    limit = float(text[:-1]) / 100 * full if "%" in text else 1e5
+    left = [getattr(count(whole.network.without(ranking.first(n))), cost) for n in range(7)]
+    needed = next(number for number, it in enumerate(left) if it <= limit)
+    assert document["removed"] == list(ranking.first(needed))
+    name = f"{file[:-3]}-{option[9:]}{text.rstrip('%')}.pt"
+    assert new_files(folder, before) == {name}
+    assert same(load(folder / name), fold_gates(follow(whole, ranking.first(needed))))
+    assert (
+        load(folder / name).notes["history"]
+        == (fold_gates(follow(whole, ranking.first(needed))).notes["history"])
+    )
+    told = run("prune", folder / file, option, text, "--device", "cpu", "--force").out
+    assert re.search(r"reachable: \w+ from .* to .*\(100\.0%\)", told)
+
+
+def test_prune_measures_real_latency(run, folder):
+    command = ("prune", folder / "gated.pt", "--target-latency", "70%", "--device", "cpu", "--json")
+    assert 1 <= len(run(*command).document["removed"]) <= 6
+
+
+@pytest.mark.parametrize("loss", [0, 8, 100])
+def test_prune_removes_as_many_as_a_loss_allows(run, folder, loss):
+    path = folder / "gated.pt"
+    command = with_data("prune", path, "--max-loss", loss, "--hold-out", 30, folder=folder)
+    document = run(*command, "--recalibrate", 0, "--json").document
+    whole = load(path)
+    held_out = training_images(folder).held_out(30, 0)[1]
+    points = list(sweep(whole, held_out, rank(whole), device="cpu"))
+    plan = rank(whole).first(most_within(points, loss))
+    assert document["removed"] == list(plan)
+    assert document["output"] == str(folder / f"gated-loss{loss}.pt")
+    assert same(load(document["output"]), fold_gates(follow(whole, plan)))
+
+
+def test_prune_with_data_recalibrates_what_has_changed(run, folder):
+    path = folder / "gated.pt"
+    command = with_data("prune", path, "--drop", 2, "--recalibrate", 40, "--json", folder=folder)
+    document = run(*command).document
+    whole = load(path)
+    small = fold_gates(follow(whole, rank(whole).first(2)))
+    expected = recalibrate(small, training_images(folder).spread(40), device="cpu")
+    assert same(load(document["output"]), expected)
+    test = load_images(data_in(folder), COLOUR)
+    assert document["accuracy_after"] == accuracy(expected, test, device="cpu").accuracy
+    kept = run(*command, "--recalibrate", 0, "--force").document
+    assert same(load(kept["output"]), small)
+
+
+# -------------------------------------------------------------------------------------- compress
+
+
+def compress_command(folder: Path, *more: object) -> tuple:
+    command = ("compress", folder / "whole.pt", "-o", folder / "small.pt", "--gate-steps", 2)
+    rest = ("--batch-size", 16, "--hold-out", 12, "--recalibrate", 30)
+    return with_data(*command, *rest, *more, folder=folder)
+
+
+STEPS = ["whole", "gated", "removed", "folded", "recalibrated", "fine-tuned"]
+REPORT = {"report.json", "report.md", "steps.csv", "steps.json", "tradeoff.png", "tradeoff.svg"}
+
+
+@pytest.fixture(autouse=True)
+def _short_warm_up(monkeypatch):
+    """`compress` has no option for it."""
+    steps = gatepruner.gates.GateRecipe
+    monkeypatch.setattr(
+        gatepruner.gates, "GateRecipe", lambda **given: steps(**{"warmup": 2, **given})
+    )
+
+
+def by_the_library(folder: Path, drop: int, epochs: int) -> list[Checkpoint]:
+    """What each step of a compression has to make."""
+    whole = load(folder / "whole.pt")
+    images = training_images(folder).held_out(12, 0)[0]
+    recipe = replace(QUICK, blocks=drop)
+    gated = learn_gates(whole, images, recipe, device="cpu")
+    removed = follow(gated, rank(gated).first(drop))
+    folded = fold_gates(removed)
+    made = [whole, gated, removed, folded, recalibrate(folded, images.spread(30), device="cpu")]
+    if epochs:
+        recipe = replace(FINE_TUNING, epochs=epochs, batch_size=16)
+        made.append(finetune(made[-1], images, recipe, teacher=whole, device="cpu"))
+    return made
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_compress_does_what_the_library_does_step_by_step(run, folder, epochs):
+    before = files_in(folder)
+    export = folder / "small.safetensors"
+    command = compress_command(folder, "--drop", 2, "--epochs", epochs, "--export", export)
+    document = run(*command, "--json").document
+    expected, names = by_the_library(folder, 2, epochs), STEPS[: 6 if epochs else 5]
+    kept = {f"{name}.pt" for name in names} | REPORT
+    assert new_files(folder, before) == {
+        *("small.pt", "small.safetensors"),
+        *(f"small-compress/{name}" for name in kept),
+    }
+    for name, made in zip(names, expected, strict=True):
+        assert same(load(folder / "small-compress" / f"{name}.pt"), made), name
+    assert same(load(folder / "small.pt"), expected[-1])
+    assert same(load(export), expected[-1])
+    assert document["output"] == str(folder / "small.pt")
+    assert [step["name"] for step in document["steps"]] == names
+    test = load_images(data_in(folder), COLOUR)
+    for step, made in zip(document["steps"], expected, strict=True):
+        found, cost = accuracy(made, test, device="cpu"), count(made.network)
+        assert (step["accuracy"], step["images"]) == (found.accuracy, 24)
+        assert (step["low"], step["high"]) == found.interval
+        assert (step["params"], step["macs"]) == (cost.params, cost.macs)
+        assert step["latency"] > 0
+    report = json.loads((folder / "small-compress" / "report.json").read_text())
+    assert report["steps"] == document["steps"]
+    text = (folder / "small-compress" / "report.md").read_text()
+    assert all(f"| {name} |" in text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("goal", "text", "cost"),
+    [
+        ("--target-macs", "60%", "macs"),
+        ("--target-params", "30%", "params"),
+        ("--target-latency", "50%", "params"),
+    ],
+)
+def test_compress_reaches_its_target(run, folder, monkeypatch, goal, text, cost):
+    fake_latency(monkeypatch)
+    document = run(*compress_command(folder, goal, text, "--epochs", 0, "--json")).document
+    small, whole = load(folder / "small.pt"), load(folder / "whole.pt")
+    share = getattr(count(small.network), cost) / getattr(count(whole.network), cost)
+    assert share <= float(text[:-1]) / 100
+    gone = small.notes["history"][-3]["removed"]
+    gated = load(folder / "small-compress" / "gated.pt")
+    one_less = count(add_gates(whole).network.without(gone[:-1]))
+    full = count(gated.network)
+    assert getattr(one_less, cost) / getattr(full, cost) > float(text[:-1]) / 100
+    assert [state.gone for state in gated.path][: len(gone)] == gone
+    assert document["steps"][-1]["macs"] == count(small.network).macs
+
+
+def test_compress_loses_no_more_than_it_may_on_held_out_images(run, folder):
+    command = compress_command(folder, "--max-loss", 5, "--epochs", 0, "--json")
+    assert run(*command).code == 0
+    gated = load(folder / "small-compress" / "gated.pt")
+    assert len(gated.path) == 6
+    held_out = training_images(folder).held_out(12, 0)[1]
+    points = list(sweep(gated, held_out, rank(gated), device="cpu"))
+    plan = rank(gated).first(most_within(points, 5))
+    assert same(load(folder / "small-compress" / "removed.pt"), follow(gated, plan))
+
+
+class Stop(BaseException):
+    """A kill: nothing is done about it."""
+
+
+def stop_in(monkeypatch, where: str, error: type[BaseException]) -> None:
+    def stopping(*args, **options):
+        raise error
+
+    home, _, verb = where.partition(".")
+    monkeypatch.setattr(f"gatepruner.{home}.{verb}", stopping)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, made):
+    """Weights of a compression that nothing has stopped."""
+    found: dict[str, Checkpoint] = {}
+
+    def get(run) -> Checkpoint:
+        if not found:
+            root = tmp_path_factory.mktemp("uninterrupted")
+            for name, content in made.items():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes(content)
+            assert run(*compress_command(root, "--drop", 2, "--epochs", 2)).code == 0
+            found["it"] = load(root / "small.pt")
+        return found["it"]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("gates 0", "gates 3", "gates 4", "gates 5"),
+        *("training 0", "training 2", "training 3", "training 5"),
+        *("surgery.follow", "surgery.fold_gates", "recalibration.recalibrate"),
+        *("cost.latency", "report.compression.write_compression"),
+    ],
+)
+def test_a_compression_that_was_stopped_is_resumed_to_the_same_network(
+    run, folder, monkeypatch, uninterrupted, where
+):
+    expected = uninterrupted(run)
+    command = compress_command(folder, "--drop", 2, "--epochs", 2)
+    with monkeypatch.context() as patch:
+        home, _, step = where.partition(" ")
+        if step:
+            interrupting(patch, getattr(gatepruner, home), int(step))
+        elif "write" in where:
+            from gatepruner.report import compression
+
+            patch.setattr(compression, "write_compression", lambda *args: 1 / 0)
+        else:
+            stop_in(patch, where, KeyboardInterrupt)
+        if "write" in where:
+            with pytest.raises(ZeroDivisionError):
+                run(*command)
+        else:
+            stopped = run(*command)
+            assert stopped.code == 130
+            assert "--resume" in stopped.err
+            assert not (folder / "small.pt").exists()
+    before = files_in(folder)
+    refused = run(*command)
+    assert refused.code == 1
+    assert "--resume" in refused.err or "--force" in refused.err
+    assert files_in(folder) == before
+    document = run(*command, "--resume", "--json").document
+    assert same(load(folder / "small.pt"), expected)
+    assert [step["name"] for step in document["steps"]] == STEPS
+    assert not list(folder.rglob("*.state"))
+    assert not [it for it in folder.rglob("*") if it.name.startswith(".")]
+
+
+def test_what_is_done_is_not_done_again(run, folder, monkeypatch):
+    command = compress_command(folder, "--drop", 2, "--epochs", 0)
+    assert run(*command).code == 0
+    before = files_in(folder)
+
+    def never(*args, **options):
+        raise AssertionError
+
+    for home, verb in (("gates", "learn_gates"), ("surgery", "follow"), ("surgery", "fold_gates")):
+        monkeypatch.setattr(f"gatepruner.{home}.{verb}", never)
+    assert run(*command, "--resume").code == 0
+    assert same(load(folder / "small.pt"), load(folder / "small-compress" / "recalibrated.pt"))
+    after = files_in(folder)
+    steps = {name for name in after if name.endswith(".pt")}
+    assert {name: after[name] for name in steps} == {name: before[name] for name in steps}
+
+
+def test_a_compression_for_a_latency_is_resumed_though_measurements_scatter(
+    run, folder, monkeypatch
+):
+    turns = iter([1.0] * 3 + [0.4, 1.0, 2.5] * 100)
+    fake_latency(monkeypatch, drift=lambda: next(turns))
+    command = compress_command(folder, "--target-latency", "60%", "--epochs", 0)
+    with monkeypatch.context() as patch:
+        interrupting(patch, gatepruner.gates, 3)
+        assert run(*command).code == 130
+    resumed = run(*command, "--resume")
+    assert resumed.code == 0, resumed.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [("--seed", 1, "seed"), ("--drop", 3, "goal"), ("--learning-rate", 0.1, "learning_rate")],
+)
+def test_another_compression_is_not_gone_on_with(run, folder, option, value, named):
+    assert run(*compress_command(folder, "--drop", 2, "--epochs", 0)).code == 0
+    before = files_in(folder)
+    drop = () if option == "--drop" else ("--drop", 2)
+    told = run(*compress_command(folder, *drop, option, value, "--epochs", 0, "--resume"))
+    assert told.code == 1
+    assert f"of another compression, its {named} differ" in told.err
+    assert files_in(folder) == before
+
+
+# ---------------------------------------------------------------------------- what is not allowed
+
+WRITING = {
+    "gate": lambda it: with_data("gate", it / "whole.pt", *FAST, "--blocks", 1, folder=it),
+    "recalibrate": lambda it: with_data("recalibrate", it / "whole.pt", folder=it),
+    "finetune": lambda it: with_data(
+        *("finetune", it / "whole.pt", "--epochs", 1, "--batch-size", 16), folder=it
+    ),
+    "prune": lambda it: ("prune", it / "gated.pt", "--target-macs", "70%"),
+    "compress": lambda it: compress_command(it, "--drop", 1, "--epochs", 0),
+    "compress --export": lambda it: compress_command(
+        it, "--drop", 1, "--epochs", 0, "--export", it / "x.safetensors"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRITING)
+def test_nothing_is_replaced_without_force(run, folder, case):
+    command = WRITING[case](folder)
+    before = files_in(folder)
+    assert run(*command).code == 0
+    written = new_files(folder, before)
+    for name in written:
+        (folder / name).write_bytes(b"mine")
+    changed = files_in(folder)
+    refused = run(*command)
+    assert refused.code == 1
+    assert "--force" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert files_in(folder) == changed
+    assert run(*command, "--force").code == 0
+    assert files_in(folder).keys() == changed.keys()
+    assert b"mine" not in files_in(folder).values()
+
+
+def test_an_export_that_is_there_is_not_replaced(run, folder):
+    (folder / "x.safetensors").write_bytes(b"mine")
+    before = files_in(folder)
+    told = run(*compress_command(folder, "--drop", 1, "--export", folder / "x.safetensors"))
+    assert told.code == 1
+    assert "x.safetensors is there already" in told.err
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "prune gated.pt --target-macs 50% --target-params 50%",
+        "prune gated.pt --target-latency 50% --max-loss 1 --data imagefolder:images",
+        "prune gated.pt --drop 1 --target-macs 50%",
+        "prune gated.pt --max-loss 1",
+        "prune gated.pt --max-loss -1 --data imagefolder:images",
+        "compress whole.pt --data imagefolder:images -o it.pt",
+        "compress whole.pt --data imagefolder:images -o it.pt --drop 1 --max-loss 1",
+        "compress whole.pt --data imagefolder:images -o it.pt --target-macs 5% --target-params 5%",
+        "compress whole.pt --data imagefolder:images --drop 1",
+        "compress whole.pt -o it.pt --drop 1",
+        "gate whole.pt",
+        "gate whole.pt --data imagefolder:images --blocks 0",
+        "recalibrate whole.pt --data imagefolder:images --images 1",
+        "finetune whole.pt",
+        "finetune whole.pt --data imagefolder:images --distillation 1.5",
+    ],
+)
+def test_wrong_usage_ends_with_2_and_writes_nothing(run, folder, monkeypatch, arguments):
+    monkeypatch.chdir(folder)
+    before = files_in(folder)
+    told = run(*arguments.split())
+    assert (told.code, told.out) == (2, "")
+    assert "Traceback" not in told.err
+    assert files_in(folder) == before
+
+
+def test_wrong_usage_names_what_to_give(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def told(text: str) -> str:
+        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", run(*text.split()).err).split())
+
+    assert "give one of --target-macs, --target-params, --target-latency and --max-loss" in told(
+        "prune gated.pt --target-macs 50% --target-params 50%"
+    )
+    assert "held-out training images: give --data" in told("prune gated.pt --max-loss 1")
+    assert "give one of --drop, --target-macs" in told(
+        "compress whole.pt --data imagefolder:images -o it.pt"
+    )
+
+
+def bad_files(root: Path) -> None:
+    """Data and networks that do not fit, each in its own way."""
+    for split in ("train", "test"):
+        write_folder(root / "large", random_images(8, (3, 9, 9), 4), split)
+        write_folder(root / "many", random_images(20, COLOUR, 5), split)
+    write_folder(root / "untaught", bright_images(24, COLOUR))
+    save(plain("resnet8", classes=5), root / "five.pt")
+    save(plain("resnet8", size=16), root / "sixteen.pt")
+
+
+GATE = "gate whole.pt --batch-size 16 --hold-out 0"
+COMPRESS = "compress whole.pt -o it.pt --batch-size 16 --hold-out 12"
+BAD = {
+    "gate, image size": (f"{GATE} --data imagefolder:large", "is 9x9.*--resize 8"),
+    "gate, labels": (f"{GATE} --data imagefolder:many --labels", "has 5 classes: .* tells 4"),
+    "gate, no split": (f"{GATE} --data imagefolder:untaught", "no split 'train'"),
+    "gate, few images": (
+        "gate whole.pt --data imagefolder:images --hold-out 0",
+        "has 60 images: a batch of 128 .*--batch-size",
+    ),
+    "gate, hold out": (
+        "gate whole.pt --data imagefolder:images --hold-out 60",
+        "cannot hold out 60 images",
+    ),
+    "gate, too many": (f"{GATE} --data imagefolder:images --blocks 7", "7 blocks are to go.* 6"),
+    "gate, cost": (f"{GATE} --data imagefolder:images --cost energy", "unknown cost 'energy'"),
+    "gate, rate": (f"{GATE} --data imagefolder:images --learning-rate 0", "learning_rate is 0"),
+    "gate, device": (f"{GATE} --data imagefolder:images --device gpu", "no device 'gpu' here"),
+    "gate, resume": (f"{GATE} --data imagefolder:images --resume", "there is no run to resume"),
+    "gate, suffix": (f"{GATE} --data imagefolder:images -o it.onnx", "it.onnx: expected a name"),
+    "recalibrate, image size": (
+        "recalibrate whole.pt --data imagefolder:large",
+        "is 9x9.*--resize 8",
+    ),
+    "recalibrate, no split": (
+        "recalibrate whole.pt --data imagefolder:untaught",
+        "train",
+    ),
+    "recalibrate, suffix": (
+        "recalibrate whole.pt --data imagefolder:images -o it.onnx",
+        "it.onnx: expected a name",
+    ),
+    "finetune, teacher's classes": (
+        "finetune whole.pt --data imagefolder:images --teacher five.pt",
+        "the teacher resnet8 has 5 classes: resnet14 has 4; give a teacher",
+    ),
+    "finetune, teacher's images": (
+        "finetune whole.pt --data imagefolder:images --teacher sixteen.pt",
+        r"takes images of \(3, 16, 16\).*give a teacher",
+    ),
+    "finetune, no teacher": (
+        "finetune whole.pt --data imagefolder:images --teacher whle.pt",
+        "there is no file whle.pt.*whole.pt",
+    ),
+    "finetune, classes": (
+        "finetune whole.pt --data imagefolder:many --batch-size 16",
+        "has 5 classes: .* tells 4 apart",
+    ),
+    "finetune, no split": ("finetune whole.pt --data imagefolder:untaught", "no split 'train'"),
+    "finetune, few images": (
+        "finetune whole.pt --data imagefolder:images",
+        "has 60 images: a batch of 128 .*--batch-size",
+    ),
+    "prune, target": ("prune gated.pt --target-macs half", "cannot read the target 'half'.*60%"),
+    "prune, out of reach": (
+        "prune gated.pt --target-macs 1%",
+        r"cannot reach .*: gated-resnet14 reaches MACs from .* to .*\(100\.0%\); choose a target",
+    ),
+    "prune, above reach": ("prune gated.pt --target-params 10G", "reaches parameters from .* to "),
+    "prune, no gates": ("prune whole.pt --target-macs 70%", "has no gate .*gatepruner gate"),
+    "prune, no train split": (
+        "prune gated.pt --max-loss 1 --data imagefolder:untaught",
+        "--max-loss is measured on held-out training images: .*train split",
+    ),
+    "prune, nothing held out": (
+        "prune gated.pt --max-loss 1 --data imagefolder:images --hold-out 0",
+        "--hold-out to be above 0",
+    ),
+    "compress, classes": (
+        f"{COMPRESS} --drop 1 --data imagefolder:many",
+        "has 5 classes: .* tells 4 apart",
+    ),
+    "compress, image size": (
+        f"{COMPRESS} --drop 1 --data imagefolder:large",
+        "is 9x9.*--resize 8",
+    ),
+    "compress, no train split": (
+        f"{COMPRESS} --drop 1 --data imagefolder:untaught",
+        "has no train split: compress learns from training images",
+    ),
+    "compress, out of reach": (
+        f"{COMPRESS} --target-macs 1% --data imagefolder:images",
+        "cannot reach .* reaches MACs from .* to .*choose a target within this range",
+    ),
+    "compress, too many": (f"{COMPRESS} --drop 7 --data imagefolder:images", "7 blocks"),
+    "compress, few images": (
+        "compress whole.pt -o it.pt --hold-out 12 --drop 1 --data imagefolder:images",
+        "has 48 images: a batch of 128 .*--batch-size",
+    ),
+    "compress, nothing held out": (
+        "compress whole.pt -o it.pt --batch-size 16 --hold-out 0 --max-loss 1 "
+        "--data imagefolder:images",
+        "held-out images: .*--hold-out",
+    ),
+    "compress, resume": (
+        f"{COMPRESS} --drop 1 --data imagefolder:images --resume",
+        "there is no compression to resume",
+    ),
+    "compress, suffix": (
+        "compress whole.pt -o it.onnx --drop 1 --data imagefolder:images",
+        "it.onnx: expected a name",
+    ),
+    "compress, suffix of the export": (
+        f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.onnx",
+        "it.onnx: expected a name",
+    ),
+    "compress, export": (
+        f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.pth",
+        "cannot export .*ResNet family",
+    ),
+    "compress, rate": (
+        f"{COMPRESS} --drop 1 --data imagefolder:images --learning-rate -1",
+        "learning.rate is -1",
+    ),
+    "compress, device": (
+        f"{COMPRESS} --drop 1 --data imagefolder:images --device gpu",
+        "no device 'gpu' here",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_input_gives_one_line_and_nothing_else(run, folder, monkeypatch, case):
+    monkeypatch.chdir(folder)
+    bad_files(folder)
+    before, folders = files_in(folder), sorted(it for it in folder.rglob("*") if it.is_dir())
+    command, message = BAD[case]
+    told = run(*command.split(), "--quiet")
+    assert told.code == 1
+    lines = told.err.splitlines()
+    assert len(lines) == 1, told.err
+    assert lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+    assert files_in(folder) == before
+    assert sorted(it for it in folder.rglob("*") if it.is_dir()) == folders
+
+
+def test_a_plan_that_names_no_gate_needs_none(run, folder):
+    """A network without gates can be pruned for a target by depth, and at random."""
+    whole = load(folder / "whole.pt")
+    command = ("prune", folder / "whole.pt", "--by", "depth", "--target-macs", "70%", "--json")
+    document = run(*command).document
+    gone = rank(whole, "depth").first(len(document["removed"]))
+    assert document["removed"] == list(gone)
+    assert removable(load(document["output"]).network) == [
+        name for name in removable(whole.network) if name not in gone
+    ]

@@ -1,0 +1,639 @@
+"""Gates for networks trained without them: nothing else is touched, and the path can be gone."""
+
+from __future__ import annotations
+
+import math
+import signal
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import (
+    Callers,
+    bright_images,
+    draw,
+    drawn,
+    fingerprint,
+    images_for,
+    logits,
+    random_images,
+    removable,
+)
+from torch import nn
+
+from gatepruner import gates as gates_module
+from gatepruner import running
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.cost import savings
+from gatepruner.curve import sweep
+from gatepruner.data import Images, normalization_of
+from gatepruner.edits import GATES
+from gatepruner.errors import DataError, PlanError, TrainingError
+from gatepruner.evaluate import accuracy
+from gatepruner.gates import GateMoment, GateRecipe, add_gates, learn_gates
+from gatepruner.network import Network
+from gatepruner.ranking import rank
+from gatepruner.storage import load_state
+from gatepruner.surgery import follow, remove, remove_shortcuts
+from gatepruner.training import Recipe, finetune
+
+COLOUR = (3, 8, 8)
+GREY = (1, 8, 8)
+NOTES = {
+    channels: {"normalize": {"mean": [0.5] * channels, "std": [0.25] * channels}}
+    for channels in (1, 3)
+}
+FAST = GateRecipe(warmup=3, steps=4, batch_size=16)
+STILL = GateRecipe(  # nothing moves, and every step is on the same images as they are
+    warmup=1,
+    steps=1,
+    batch_size=16,
+    learning_rate=1e-30,
+    norm_learning_rate=1e-30,
+    labels=True,
+    augment=False,
+)
+
+
+def plain(name: str = "resnet8", seed: int = 0) -> Checkpoint:
+    """A small network that was trained without gates, as it were."""
+    shape = GREY if "-fc" in name else COLOUR
+    network = Network.named(name, num_classes=4, input_shape=shape)
+    weights = drawn(network.initial_weights(seed), seed)
+    return Checkpoint(network, MappingProxyType(weights), NOTES[shape[0]])
+
+
+def images_of(checkpoint: Checkpoint, count: int = 50) -> Images:
+    return bright_images(count, checkpoint.network.base.input_shape)
+
+
+def learn(checkpoint: Checkpoint, recipe: GateRecipe = FAST, data: Images | None = None, **options):
+    data = images_of(checkpoint) if data is None else data
+    return learn_gates(checkpoint, data, recipe, **{"device": "cpu", **options})
+
+
+def gone_of(checkpoint: Checkpoint) -> list[str]:
+    return [state.gone for state in checkpoint.path]
+
+
+def same_path(one: Checkpoint, other: Checkpoint) -> bool:
+    return gone_of(one) == gone_of(other) and all(
+        mine.weights.keys() == yours.weights.keys()
+        and all(torch.equal(it, yours.weights[key]) for key, it in mine.weights.items())
+        for mine, yours in zip(one.path, other.path, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def learned() -> Checkpoint:
+    """A network with a path of two blocks of its six."""
+    with torch.random.fork_rng(devices=[]):
+        return learn(plain("resnet14"), replace(FAST, blocks=2))
+
+
+# ------------------------------------------------------------------------------------ add_gates
+
+OWN = ("resnet8", "resnet8-b", "preresnet8", "wrn-10-1", "residual-fc6", "highway-fc6")
+LIBRARY = ("resnet18", "convnext_tiny", "mobilenet_v2", "vit_b_32")
+
+
+@pytest.mark.parametrize("name", [*OWN, *(f"torchvision:{name}" for name in LIBRARY)])
+def test_added_gates_leave_the_function_as_it_is_bit_for_bit(name):
+    whole = draw(name, input_shape=(3, 64, 64)) if ":" in name else plain(name)
+    before = fingerprint(whole)
+    gated = add_gates(whole)
+    images = images_for(whole.network)
+    assert torch.equal(logits(gated.build(), images), logits(whole.build(), images))
+    assert torch.equal(logits(gated.build().train(), images), logits(whole.build().train(), images))
+    assert list(gated.network.edits.gated) == removable(whole.network)
+    assert set(gated.gates.values()) == {1.0}
+    assert all(gated.weights[key] is tensor for key, tensor in whole.weights.items())
+    assert fingerprint(whole) == before
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_gates_of_every_kind_that_can_be_added_leave_the_function_as_it_is(kind):
+    whole = plain()
+    try:
+        gated = add_gates(whole, kind)
+    except PlanError:
+        return
+    images = images_for(whole.network)
+    assert torch.equal(logits(gated.build(), images), logits(whole.build(), images))
+
+
+def test_gates_that_are_there_stay_as_they_are():
+    gated = draw("gated-resnet8", input_shape=COLOUR)
+    assert not set(gated.gates.values()) & {1.0}
+    again = add_gates(gated)
+    assert fingerprint(again) == fingerprint(gated)
+
+
+def test_where_nothing_can_be_removed_there_is_nothing_to_gate():
+    bare = remove(plain(), removable(plain().network))
+    with pytest.raises(PlanError, match="no block with both branch and shortcut"):
+        add_gates(bare)
+    with pytest.raises(PlanError, match="nothing to gate"):
+        learn(plain("plain-fc6"))
+
+
+# ------------------------------------------------------------------------- what learning touches
+
+
+@pytest.mark.parametrize("name", ["resnet8", "preresnet8", "residual-fc8"])
+@pytest.mark.parametrize("norms", [0.005, 0.0])
+def test_only_gates_norms_and_statistics_differ_in_the_states(name, norms):
+    whole = plain(name)
+    before, data = fingerprint(whole), images_of(whole)
+    pixels, noise = data.pixels.clone(), torch.get_rng_state()
+    learned = learn(whole, replace(FAST, norm_learning_rate=norms), data)
+    assert fingerprint(whole) == before
+    assert torch.equal(data.pixels, pixels)
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert all(torch.equal(learned.weights[key], it) for key, it in whole.weights.items())
+    added = learned.weights.keys() - whole.weights.keys()
+    assert added == {learned.network.gate_key(name) for name in removable(whole.network)}
+
+    layers = [
+        key
+        for key, it in whole.build().named_modules()
+        if isinstance(it, nn.modules.batchnorm._NormBase)
+    ]
+    parts = ["running_mean", "running_var", *(["weight", "bias"] if norms else [])]
+    small = added | {f"{layer}.{part}" for layer in layers for part in parts}
+    for index, state in enumerate(learned.path):
+        left = learned.network.without(gone_of(learned)[: index + 1]).state().keys()
+        assert state.weights.keys() == small & left
+    moved = {
+        key
+        for key, it in learned.path[0].weights.items()
+        if not torch.equal(it, learned.weights[key])
+    }
+    assert {key.rpartition(".")[2] for key in moved} == {"k", *parts}
+
+
+@pytest.mark.parametrize("norms", [0.005, 0.0])
+def test_no_other_gradient_is_computed(monkeypatch, norms):
+    built: list[nn.Module] = []
+    place = gates_module.place
+
+    def placing(module, *rest):
+        built.append(module)
+        return place(module, *rest)
+
+    monkeypatch.setattr(gates_module, "place", placing)
+    whole = plain()
+    learned = learn(whole, replace(FAST, norm_learning_rate=norms))
+    wanted = set().union(*(state.weights for state in learned.path))
+    wanted = {key for key in wanted if not key.rpartition(".")[2].startswith("running")}
+    parameters = dict(built[0].named_parameters())
+    assert {key for key, it in parameters.items() if it.requires_grad} >= wanted
+    odd = {key for key, it in parameters.items() if it.requires_grad} - wanted
+    gone_first = {key for key in odd if "bn" in key or key.endswith(".k")}  # of the first to go
+    assert odd == gone_first
+    for module in built:
+        touched = {key for key, it in module.named_parameters() if it.grad is not None}
+        assert touched <= wanted | gone_first
+
+
+# -------------------------------------------------------------------------------------- the path
+
+
+@pytest.mark.parametrize("blocks", [1, 3, None])
+def test_the_path_has_the_blocks_that_were_asked_for_each_once(blocks):
+    whole = plain("resnet14")
+    moments: list[GateMoment] = []
+    learned = learn(whole, replace(FAST, blocks=blocks), watch=moments.append)
+    gone = gone_of(learned)
+    assert len(gone) == len(set(gone)) == (blocks or 6)
+    assert set(gone) <= set(removable(whole.network))
+    assert [record["gone"] for record in learned.notes["path"]] == gone
+    assert [it.block for it in moments if it.block] == gone
+    last = moments[-1]
+    assert (last.step, last.gone) == (last.steps, last.blocks) == (3 + 4 * len(gone), len(gone))
+    assert [record["step"] for record in learned.notes["path"]] == [
+        3 + 4 * index for index in range(len(gone))
+    ]
+
+
+def test_a_block_that_has_gone_stays_gone():
+    learned = learn(plain("resnet14"))
+    network, gone = learned.network, gone_of(learned)
+    for index, state in enumerate(learned.path):
+        gates = {name for name in gone if network.gate_key(name) in state.weights}
+        assert gates == set(gone[index + 1 :])
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn-10-1", "preresnet8", "residual-fc6"])
+def test_a_step_of_the_path_is_the_whole_network_with_those_gates_closed(name):
+    """Bit for bit, with the weights of that state."""
+    learned = learn(plain(name))
+    network, images = learned.network, images_for(learned.network, 5)
+    assert follow(learned, []).weights.keys() == learned.weights.keys()
+    for count, state in enumerate(learned.path, start=1):
+        gone = gone_of(learned)[:count]
+        closed = {network.gate_key(name): torch.zeros(()) for name in gone}
+        masked = network.build({**learned.weights, **state.weights, **closed})
+        small = follow(learned, gone)
+        assert small.network == network.without(gone)
+        assert torch.equal(logits(small.build(), images), logits(masked, images))
+        untaught = logits(remove(learned, gone).build(), images)
+        assert not torch.equal(logits(small.build(), images), untaught)
+
+
+def test_blocks_beyond_the_path_go_as_they_are_and_a_gap_ends_it(learned):
+    first, second = gone_of(learned)
+    other = next(name for name in removable(learned.network) if name not in (first, second))
+    beyond = follow(learned, [other, second, first])
+    assert all(
+        torch.equal(it, learned.path[1].weights.get(key, learned.weights[key]))
+        for key, it in beyond.weights.items()
+    )
+    gap = follow(learned, [second])
+    assert all(torch.equal(it, learned.weights[key]) for key, it in gap.weights.items())
+
+
+def test_the_curve_along_a_path_is_that_of_the_networks_that_follow_it(learned):
+    data, ranking = images_of(learned), rank(learned)
+    for point in sweep(learned, data, ranking, device="cpu"):
+        small = follow(learned, ranking.first(point.removed))
+        assert point.accuracy == accuracy(small, data, device="cpu")
+
+
+def test_blocks_rank_as_they_went_and_the_others_by_their_last_gates(learned):
+    gone, last = gone_of(learned), learned.path[-1].weights
+    key = learned.network.gate_key
+    others = [name for name in removable(learned.network) if name not in gone]
+    others.sort(key=lambda name: max(float(last[key(name)]), 0.0))
+    assert list(rank(learned).names) == [*gone, *others]
+    backwards = replace(learned, path=learned.path[::-1])
+    assert list(rank(backwards).names[:2]) == gone[::-1]
+    assert rank(learned, "depth").names == rank(plain("resnet14"), "depth").names
+
+
+def test_gates_that_were_trained_further_rank_their_blocks(learned):
+    recipe = Recipe(epochs=1, batch_size=16, gate_learning_rate=0.5)
+    tuned = finetune(learned, images_of(learned), recipe, device="cpu")
+    assert tuned.path == ()
+    assert dict(rank(tuned).scores) == tuned.gates
+
+
+# -------------------------------------------------------------------- what is learned from, and how
+
+
+def test_without_labels_they_are_not_looked_at():
+    whole, data = plain(), bright_images(50, COLOUR)
+    other = replace(data, labels=data.labels.flip(0))
+    assert same_path(learn(whole, FAST, data), learn(whole, FAST, other))
+    fewer = replace(data, labels=torch.zeros_like(data.labels), classes=("all",))
+    assert same_path(learn(whole, FAST, data), learn(whole, FAST, fewer))
+    told = replace(FAST, labels=True)
+    assert not same_path(learn(whole, told, data), learn(whole, told, other))
+
+
+def test_the_seed_alone_says_what_is_learned():
+    first = learn(plain())
+    torch.manual_seed(99)
+    assert same_path(learn(plain()), first)
+    assert not same_path(learn(plain(), replace(FAST, seed=1)), first)
+
+
+def test_the_penalty_closes_gates():
+    def mean_gate(penalty: float) -> float:
+        recipe = replace(FAST, blocks=1, warmup=10, learning_rate=0.05, penalty=penalty)
+        learned = learn(plain("resnet14"), recipe)
+        last = learned.path[-1].weights
+        return sum(float(it) for key, it in last.items() if key.endswith(".k")) / 5
+
+    means = [mean_gate(penalty) for penalty in (0.0, 0.1, 10.0)]
+    assert means[0] > means[1] > means[2]
+
+
+def losses_of(checkpoint: Checkpoint, gone: list[str], data: Images) -> tuple[float, list[float]]:
+    """Loss on all images at once without these blocks, and its slopes in the gates that are left.
+
+    On batch statistics, nothing dropped.
+    """
+    network = checkpoint.network.without(gone)
+    module = network.build({key: checkpoint.weights[key].clone() for key in network.state()})
+    for layer in module.modules():
+        layer.train(isinstance(layer, nn.modules.batchnorm._BatchNorm))
+    normalise = normalization_of(checkpoint.notes, data.shape[0])
+    loss = F.cross_entropy(module(normalise(data.pixels)), data.labels)
+    parameters = dict(module.named_parameters())
+    gates = [parameters[network.gate_key(name)] for name in network.edits.gated]
+    slopes = torch.autograd.grad(loss, gates) if gates else ()
+    return loss.item(), [it.item() for it in slopes]
+
+
+@pytest.mark.parametrize("cost", ["none", "macs", "params"])
+def test_the_block_goes_that_matters_least_for_what_it_costs(cost):
+    """Against gradients and savings of the whole network, computed at once."""
+    whole = plain("resnet14")
+    data = images_of(whole, 16)
+    record = learn(whole, replace(STILL, cost=cost, blocks=1), data).notes["path"][0]
+    gated = add_gates(whole)
+    _, slopes = losses_of(gated, [], data)
+    names = gated.network.edits.gated
+    saved = dict.fromkeys(names, 1.0) if cost == "none" else savings(gated.network, cost)
+    mean = sum(saved.values()) / len(names)
+    scores = {
+        name: 0.05 * slope**2 / max(saved[name] / mean, 0.05)
+        for name, slope in zip(names, slopes, strict=True)
+    }
+    assert record["gone"] == min(scores, key=scores.__getitem__)
+    assert record["score"] == pytest.approx(min(scores.values()), rel=1e-3)
+
+
+def test_the_penalty_is_heavier_for_what_costs_more():
+    """Where no gradient comes to the gates, the penalty's slope alone is what Adam sees."""
+    whole = plain("resnet14")
+    still = {
+        key: torch.zeros_like(it) if "linear" in key else it for key, it in whole.weights.items()
+    }
+    whole = replace(whole, weights=still)
+    seen: list[list[float]] = []
+    step = torch.optim.Adam.step
+
+    def spy(self, *rest):
+        grads = [it.grad for it in self.param_groups[0]["params"]]
+        seen.append([it.item() for it in grads if it is not None])
+        return step(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", spy)
+        learn(whole, replace(STILL, cost="macs", blocks=1, penalty=0.5), images_of(whole, 16))
+    saved = savings(add_gates(whole).network, "macs")
+    mean = sum(saved.values()) / len(saved)
+    assert seen[0] == pytest.approx([0.5 * one / mean for one in saved.values()], rel=1e-5)
+    assert len(set(seen[0])) > 1
+
+
+class Overwriting(nn.Module):
+    """A shortcut is what an in-place activation takes once the block before it is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv1, self.conv2 = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.bn = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        inner = self.relu(x + self.bn(self.conv1(x)))
+        return self.head((self.conv2(inner) + x).mean((2, 3)))
+
+
+class Dropping(Callers):
+    """Four classes, and a functional dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+
+def of_caller(module: nn.Module) -> Checkpoint:
+    module.load_state_dict(drawn(module.state_dict()))
+    return Checkpoint.of(module, COLOUR, NOTES[3])
+
+
+LOSSES = {
+    "resnet14": lambda: plain("resnet14"),
+    "nn.Dropout": lambda: plain("wrn-10-1,dropout=0.5"),
+    "functional dropout": lambda: of_caller(Dropping()),
+    "in place": lambda: of_caller(Overwriting()),
+}
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES.keys())
+def test_what_is_learned_on_is_the_network_without_what_has_gone(make):
+    """At rates of nothing the recorded losses are those of networks built without the blocks."""
+    whole = make()
+    data = images_of(whole, 16)
+    learned = learn(whole, STILL, data)
+    gated, gone = add_gates(whole), gone_of(learned)
+    for index, record in enumerate(learned.notes["path"]):
+        left, _ = losses_of(gated, gone[: index + 1], data)
+        assert record["loss"] == pytest.approx(left, rel=1e-4), gone[: index + 1]
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES.keys())
+def test_a_network_whose_norms_are_left_alone_can_lose_every_block(make):
+    """The last step has nothing to learn."""
+    learned = learn(make(), replace(STILL, norm_learning_rate=0.0))
+    assert sorted(gone_of(learned)) == sorted(removable(learned.network))
+
+
+def test_a_block_without_its_shortcut_does_not_go():
+    gated = add_gates(plain("resnet14"))
+    loose = remove_shortcuts(gated, ["layer2.1"])
+    learned = learn(loose, replace(FAST, cost="macs"))
+    assert sorted(gone_of(learned)) == sorted(removable(loose.network))
+
+
+# ------------------------------------------------------------------------------ interrupted runs
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> Checkpoint:
+    with torch.random.fork_rng(devices=[]):
+        return learn(plain())
+
+
+def interrupted(stop: int, **options) -> None:
+    """A run in the middle of whose step `stop` Ctrl-C comes."""
+    step, calls = torch.optim.Adam.step, []
+
+    def stepping(self, *rest):
+        calls.append(1)
+        if len(calls) == stop:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", stepping)
+        with pytest.raises(KeyboardInterrupt):
+            learn(plain(), **options)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 7, 8, 11, 14, 15])  # 3 + 4 * 3 in all
+def test_a_run_interrupted_at_any_step_is_resumed_to_the_same_path(tmp_path, uninterrupted, stop):
+    state = tmp_path / "it.state"
+    interrupted(stop, state=state)
+    steps: list[int] = []
+    again = learn(plain(), state=state, resume=True, watch=lambda it: steps.append(it.step))
+    assert steps[0] > stop or stop in (3, 7, 11, 15)
+    assert same_path(again, uninterrupted)
+    assert again.notes == uninterrupted.notes
+    finished = learn(plain(), state=state, resume=True)
+    assert same_path(finished, uninterrupted)
+
+
+def test_a_run_killed_at_any_moment_is_resumed_to_the_same_path(
+    tmp_path, monkeypatch, uninterrupted
+):
+    clock = iter(range(0, 10**9, 100))
+    state = tmp_path / "it.state"
+    copies: list[bytes] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(running.time, "monotonic", lambda: float(next(clock)))
+        learn(plain(), state=state, watch=lambda it: copies.append(kept_in(state)))
+    assert len(copies) >= 15
+    for content in copies[1::4]:
+        state.write_bytes(content)
+        assert same_path(learn(plain(), state=state, resume=True), uninterrupted)
+
+
+def kept_in(state) -> bytes:
+    return state.read_bytes() if state.exists() else b""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [(replace(FAST, steps=5), "recipe"), (replace(FAST, blocks=2), "recipe")],
+)
+def test_the_state_of_another_run_is_refused_and_kept(tmp_path, recipe, named):
+    state = tmp_path / "it.state"
+    interrupted(5, state=state)
+    content = state.read_bytes()
+    with pytest.raises(TrainingError, match=f"is of another run, its {named} differ"):
+        learn(plain(), recipe, state=state, resume=True)
+    with pytest.raises(TrainingError, match="its network differ"):
+        learn(plain(seed=1), state=state, resume=True)
+    with pytest.raises(TrainingError, match="its images differ"):
+        learn(plain(), data=bright_images(49, COLOUR), state=state, resume=True)
+    assert state.read_bytes() == content
+    with pytest.raises(TrainingError, match="no run to resume"):
+        learn(plain(), state=tmp_path / "other.state", resume=True)
+
+
+# --------------------------------------------------------------------------- runs that break down
+
+
+def broken(at: int, recipe: GateRecipe = FAST, **options) -> str:
+    """A run whose loss is no number from step `at` of this process on; what it says."""
+    distance, calls = gates_module.distance, []
+
+    def breaking(*logits):
+        calls.append(1)
+        return distance(*logits) * (math.nan if len(calls) >= at else 1.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gates_module, "distance", breaking)
+        with pytest.raises(TrainingError) as told:
+            learn(plain(), recipe, **options)
+    return str(told.value)
+
+
+@pytest.mark.parametrize(("at", "states"), [(2, 0), (5, 0), (9, 1), (13, 2), (15, 2)])
+def test_a_run_that_breaks_down_keeps_the_last_good_state(tmp_path, uninterrupted, at, states):
+    state = tmp_path / "it.state"
+    message = broken(at, state=state)
+    assert f"after {states} blocks" in message
+    assert "--resume" in message
+    assert f"a lower --learning-rate ({FAST.learning_rate}) or --norm-learning-rate" in message
+    assert len(load_state(state)["states"]) == states
+    slower = learn(
+        plain(),
+        replace(FAST, learning_rate=1e-3, norm_learning_rate=1e-4),
+        state=state,
+        resume=True,
+    )
+    assert len(slower.path) == 3
+    for mine, first in zip(slower.path[:states], uninterrupted.path, strict=False):
+        assert mine.gone == first.gone
+        assert all(torch.equal(it, first.weights[key]) for key, it in mine.weights.items())
+
+
+def test_what_broke_down_by_chance_goes_on_as_if_nothing_had_been(tmp_path, uninterrupted):
+    state = tmp_path / "it.state"
+    broken(9, state=state)
+    assert same_path(learn(plain(), state=state, resume=True), uninterrupted)
+
+
+def test_a_rate_that_is_far_too_high_is_told(tmp_path):
+    state = tmp_path / "it.state"
+    with pytest.raises(TrainingError, match=r"no number any more after .*\(1e\+30\)"):
+        learn(plain(), replace(FAST, norm_learning_rate=1e30), state=state)
+    assert len(learn(plain(), state=state, resume=True).path) == 3
+
+
+def test_a_resumed_run_that_breaks_down_loses_nothing_of_what_was_kept(tmp_path):
+    state = tmp_path / "it.state"
+    interrupted(9, state=state)  # two steps into the second block
+    assert len(load_state(state)["states"]) == 1
+    assert "after 1 blocks" in broken(1, state=state, resume=True)
+    assert len(load_state(state)["states"]) == 1
+
+
+def test_a_state_that_is_no_number_is_never_on_the_disk(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**9, 100))
+    state, seen = tmp_path / "it.state", []
+
+    def watch(moment: GateMoment) -> None:
+        if state.exists():
+            seen.append(bool(load_state(state)["sums"].isfinite().all()))
+
+    monkeypatch.setattr(running.time, "monotonic", lambda: float(next(clock)))
+    broken(9, state=state, watch=watch)
+    assert len(seen) > 8
+    assert all(seen)
+
+
+def test_a_run_goes_on_with_its_norms_left_alone_or_says_that_it_cannot(tmp_path, uninterrupted):
+    state = tmp_path / "it.state"
+    broken(9, state=state)
+    told = ""
+    try:
+        learned = learn(plain(), replace(FAST, norm_learning_rate=0.0), state=state, resume=True)
+        assert gone_of(learned)[0] == gone_of(uninterrupted)[0]
+    except TrainingError as error:
+        told = str(error)
+    assert not told or "norm" in told
+
+
+def test_when_every_gate_has_closed_the_run_ends_and_says_what_to_lower(tmp_path):
+    recipe = replace(FAST, warmup=20, learning_rate=0.5, penalty=100.0)
+    with pytest.raises(
+        TrainingError, match=r"every gate has closed after 0 blocks: .*100\.0.*0\.5"
+    ):
+        learn(plain(), recipe)
+
+
+# ------------------------------------------------------------------------------- what is refused
+
+
+def test_what_does_not_fit_is_refused():
+    whole = plain()
+    with pytest.raises(PlanError, match="4 blocks are to go: gated-resnet8 has 3 gates"):
+        learn(whole, replace(FAST, blocks=4))
+    with pytest.raises(TrainingError, match=r"has 15 images: a batch of 16 .*--batch-size"):
+        learn(whole, FAST, bright_images(15, COLOUR))
+    with pytest.raises(DataError, match=r"has images of \(3, 9, 9\)"):
+        learn(whole, FAST, bright_images(50, (3, 9, 9)))
+    with pytest.raises(DataError, match="has 5 classes"):
+        learn(whole, replace(FAST, labels=True), random_images(50, COLOUR, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": 0}, "blocks is 0: expected at least 1"),
+        ({"warmup": -1}, "warmup is -1: expected at least 0"),
+        ({"steps": 0}, "steps is 0: expected at least 1"),
+        ({"batch_size": 1}, "batch_size is 1: expected at least 2"),
+        ({"learning_rate": 0.0}, "learning_rate is 0: expected a number above 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"norm_learning_rate": -1.0}, "norm_learning_rate is -1"),
+        ({"penalty": math.inf}, "penalty is inf"),
+        ({"temperature": 0.0}, "temperature is 0: expected a number above 0"),
+        ({"cost": "energy"}, "unknown cost 'energy': expected none, params, macs, latency"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(TrainingError, match=message):
+        GateRecipe(**options)

@@ -1,0 +1,281 @@
+"""Recalibration is exact: what brute force over all images at once finds, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Callers, draw, drawn, fingerprint, random_images
+from torch import Tensor, nn
+
+from gatepruner import recalibration
+from gatepruner.checkpoint import Checkpoint
+from gatepruner.data import Images, normalization_of
+from gatepruner.errors import DataError
+from gatepruner.evaluate import accuracy
+from gatepruner.network import Network
+from gatepruner.recalibration import moments, recalibrate
+from gatepruner.surgery import remove
+
+COLOUR = (3, 8, 8)
+NOTES = {"normalize": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}}
+GREY_NOTES = {"normalize": {"mean": [0.5], "std": [0.25]}}
+
+
+def network(name: str) -> Checkpoint:
+    grey = "-fc" in name
+    it = Network.named(name, num_classes=4, input_shape=(1, 8, 8) if grey else COLOUR)
+    weights = MappingProxyType(drawn(it.initial_weights()))
+    return Checkpoint(it, weights, GREY_NOTES if grey else NOTES)
+
+
+def images_of(checkpoint: Checkpoint, count: int = 23) -> Images:
+    return random_images(count, checkpoint.network.base.input_shape, 4)
+
+
+class Functional(nn.Module):
+    """A block whose batch norm is a function with buffers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("variance", torch.ones(6))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        mean, variance = self.mean, self.variance
+        f = F.batch_norm(self.conv(x), mean, variance, training=self.training, eps=1e-3)
+        return self.head(F.relu(x + f).mean((2, 3)))
+
+
+class Alone(nn.Module):
+    """A batch norm without statistics between two that have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 5, 3, padding=1)
+        self.bn1, self.bn2 = nn.BatchNorm2d(5), nn.BatchNorm1d(5)
+        self.free = nn.BatchNorm2d(5, affine=False, track_running_stats=False)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = x + self.free(self.conv2(x))
+        return self.head(self.bn2(x.mean((2, 3))))
+
+
+def of_caller(module: nn.Module) -> Checkpoint:
+    return Checkpoint.of(module, COLOUR, NOTES)
+
+
+def by_brute_force(checkpoint: Checkpoint, data: Images) -> dict[str, Tensor]:
+    """One pass over all images for every batch norm, in order; a hook sees what comes to it."""
+    module = checkpoint.build().double()
+    pixels = normalization_of(checkpoint.notes, data.shape[0])(data.pixels).double()
+    order: list[str] = []
+    layers = {
+        key: it
+        for key, it in module.named_modules()
+        if isinstance(it, nn.modules.batchnorm._BatchNorm) and it.running_mean is not None
+    }
+    for key, layer in layers.items():
+        layer.register_forward_hook(lambda layer, args, out, key=key: order.append(key))
+    with torch.no_grad():
+        module(pixels)
+        found: dict[str, Tensor] = {}
+        for key in list(order):
+            seen: list[Tensor] = []
+            hook = layers[key].register_forward_pre_hook(
+                lambda layer, args, seen=seen: seen.append(args[0])
+            )
+            module(pixels)
+            hook.remove()
+            values = seen[0].transpose(0, 1).flatten(1)
+            layers[key].running_mean.copy_(values.mean(1))
+            layers[key].running_var.copy_(values.var(1, unbiased=True))
+            found[f"{key}.running_mean"] = layers[key].running_mean.float()
+            found[f"{key}.running_var"] = layers[key].running_var.float()
+    return found
+
+
+MAKE = {
+    "resnet14": lambda: network("resnet14"),
+    "resnet8-b": lambda: network("resnet8-b"),
+    "preresnet8": lambda: network("preresnet8"),
+    "residual-fc6": lambda: network("residual-fc6"),
+    "gated": lambda: network("gated-wrn-10-1,dropout=0.5"),
+    "pruned": lambda: remove(network("gated-resnet14"), ["layer1.1", "layer2.0"]),
+    "callers": lambda: of_caller(Callers()),
+    "no statistics": lambda: of_caller(Alone()),
+    "torchvision": lambda: replace(
+        draw("torchvision:mobilenet_v2,width_mult=0.25", input_shape=(3, 32, 32)), notes=NOTES
+    ),
+}
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
+def test_every_statistic_is_that_of_all_images_at_once(make):
+    whole = make()
+    data = images_of(whole)
+    expected = by_brute_force(whole, data)
+    assert expected
+    before, pixels = fingerprint(whole), data.pixels.clone()
+    alone = whole.network.base.name == "Alone"  # what has no statistics depends on the batch
+    done = recalibrate(whole, data, device="cpu", batch_size=23 if alone else 5)
+    for key, tensor in whole.weights.items():
+        if key in expected:
+            torch.testing.assert_close(done.weights[key], expected[key], rtol=1e-5, atol=1e-5)
+            assert not torch.equal(done.weights[key], tensor)
+        else:
+            assert torch.equal(done.weights[key], tensor), key
+    assert done.network == whole.network
+    assert list(done.weights) == list(whole.weights)
+    assert fingerprint(whole) == before
+    assert torch.equal(data.pixels, pixels)
+    assert done.notes["history"][-1] == {"recalibrated": "made up", "images": 23}
+
+
+def test_a_functional_batch_norm_gets_its_statistics_too():
+    torch.manual_seed(3)
+    whole = of_caller(Functional())
+    data = images_of(whole)
+    done = recalibrate(whole, data, device="cpu", batch_size=7)
+    module, pixels = Functional(), normalization_of(NOTES, 3)(data.pixels)
+    module.load_state_dict(dict(whole.weights))
+    with torch.no_grad():
+        values = module.conv(module.stem(pixels)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(done.weights["mean"], values.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(done.weights["variance"], values.var(1), rtol=1e-4, atol=1e-5)
+    changed = [key for key, it in whole.weights.items() if not torch.equal(it, done.weights[key])]
+    assert sorted(changed) == ["mean", "variance"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 23, 100])
+def test_neither_batch_size_nor_order_changes_the_result(batch_size):
+    whole = network("resnet14")
+    data = images_of(whole)
+    one = recalibrate(whole, data, device="cpu", batch_size=23)
+    shuffled = data.take(torch.randperm(23))
+    for other in (data, shuffled):
+        found = recalibrate(whole, other, device="cpu", batch_size=batch_size)
+        for key, tensor in one.weights.items():
+            torch.testing.assert_close(found.weights[key], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_labels_are_not_looked_at():
+    whole, data = network("resnet8"), random_images(12, COLOUR, 10)
+    one = recalibrate(whole, data, device="cpu")
+    other = replace(data, labels=data.labels.flip(0), classes=("all",))
+    again = recalibrate(whole, other, device="cpu")
+    assert all(torch.equal(it, again.weights[key]) for key, it in one.weights.items())
+
+
+def test_once_done_there_is_nothing_left_to_do():
+    whole = network("resnet14")
+    data = images_of(whole)
+    once = recalibrate(whole, data, device="cpu")
+    again = recalibrate(once, data, device="cpu")
+    for key, tensor in once.weights.items():
+        torch.testing.assert_close(again.weights[key], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_the_normalisation_of_the_checkpoint_or_the_given_one_is_used():
+    whole, data = network("resnet8"), random_images(12, COLOUR, 4)
+    given = normalization_of(NOTES, 3)
+    bare = replace(whole, notes={})
+    one = recalibrate(whole, data, device="cpu")
+    chosen = recalibrate(bare, data, device="cpu", normalization=given)
+    usual = recalibrate(bare, data, device="cpu")
+    assert all(torch.equal(it, chosen.weights[key]) for key, it in one.weights.items())
+    assert not torch.equal(one.weights["bn1.running_mean"], usual.weights["bn1.running_mean"])
+
+
+def test_a_network_without_batch_norm_comes_back_as_it_is():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(3, 3), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.mean((2, 3))
+            return self.head(x + self.first(x))
+
+    whole = of_caller(Bare())
+    assert recalibrate(whole, images_of(whole), device="cpu") is whole
+
+
+def test_of_more_images_than_fit_some_are_taken_from_all_over_the_set():
+    whole, data = network("resnet8"), random_images(40, COLOUR, 4)
+    one = recalibration._peak(whole.build(), COLOUR)
+    assert one >= 4 * (3 + 16) * 64  # an image, and what its first layer makes of it
+    done = recalibrate(whole, data, device="cpu", memory=10 * one + 1)
+    assert done.notes["history"][-1]["images"] == 10
+    expected = recalibrate(whole, data.take(torch.arange(0, 40, 4)), device="cpu")
+    assert all(torch.equal(it, expected.weights[key]) for key, it in done.weights.items())
+    assert recalibrate(whole, data, device="cpu", memory=1).notes["history"][-1]["images"] == 2
+
+
+def test_no_more_is_held_than_was_reckoned(monkeypatch):
+    """The largest sum of what is alive at a time, noted as the nodes of the network are run."""
+    whole, data = network("resnet14"), random_images(9, COLOUR, 4)
+    result, alive = recalibration._result, []
+
+    def noting(run, node, env, at):
+        made = result(run, node, env, at)
+        parts = {id(it): it for values in env.values() for it in values if it.ndim == 4}
+        size = sum(it.numel() * it.element_size() for it in parts.values())
+        alive.append(size + made.numel() * made.element_size() * (made.ndim == 4))
+        return made
+
+    monkeypatch.setattr(recalibration, "_result", noting)
+    recalibrate(whole, data, device="cpu", batch_size=9)
+    assert max(alive) <= 9 * recalibration._peak(whole.build(), COLOUR)
+
+
+def test_the_nodes_of_the_network_are_tracked():
+    seen: list[int] = []
+
+    def track(items):
+        seen.append(len(items))
+        return items
+
+    recalibrate(network("resnet8"), random_images(4, COLOUR, 4), device="cpu", track=track)
+    assert seen[0] > 10
+
+
+def test_accuracy_comes_back_when_statistics_were_lost():
+    whole = network("resnet8")
+    data = random_images(40, COLOUR, 4)
+    right = recalibrate(whole, data, device="cpu")
+    lost = {key: it * 0 if "running" in key else it for key, it in right.weights.items()}
+    again = recalibrate(replace(right, weights=lost), data, device="cpu")
+    assert (
+        accuracy(again, data, device="cpu").correct == accuracy(right, data, device="cpu").correct
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (4, 3), (4, 3, 7)])
+def test_moments_of_parts_are_those_of_the_whole(shape):
+    torch.manual_seed(2)
+    whole = 1000 + torch.randn(9, *shape[1:])
+    mean, variance = moments([whole[:2], whole[2:3], whole[3:]])
+    flat = whole.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, flat.mean(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance, flat.var(1), rtol=1e-3, atol=0)
+
+
+def test_what_does_not_fit_is_refused():
+    whole = network("resnet8")
+    with pytest.raises(DataError, match=r"has images of \(3, 9, 9\)"):
+        recalibrate(whole, random_images(8, (3, 9, 9), 4))
+    with pytest.raises(DataError, match="made up has 1 images: statistics take at least 2"):
+        recalibrate(whole, random_images(1, COLOUR, 4))
+    grey = replace(whole, notes=GREY_NOTES)
+    with pytest.raises(DataError, match="has 1 channels, the images have 3"):
+        recalibrate(grey, random_images(8, COLOUR, 4))
