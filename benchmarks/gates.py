@@ -96,7 +96,10 @@ def measured(
         found = gatepruner.accuracy(network, test, device="cpu").to_json()
         row = {"method": method, "seed": seed, "removed": removed, "seconds": spent, **found}
         rows.append(row)
-        print(f"{method} {seed}: {removed} removed, {100 * row['accuracy']:.1f} %, {spent:.0f} s")
+        print(
+            f"{method} {seed}: {removed} removed, {100 * row['accuracy']:.1f} %, {spent:.0f} s",
+            flush=True,
+        )
         start = time.perf_counter()
     return rows
 

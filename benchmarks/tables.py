@@ -150,15 +150,104 @@ def _against_cell(rows: Sequence[Mapping[str, Any]], best: bool) -> str:
     return f"{f'**{number}**' if best else number} ({kept})"
 
 
+def gates(result: Mapping[str, Any]) -> str:
+    whole = result["settings"]["whole"]
+    counts = [3, 5, 8, 10, 13]
+    rows = [["whole network", f"{100 * whole:.1f}", *("" for _ in counts), ""]]
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        found = [row for row in result["rows"] if row["method"] == method]
+        curves = {
+            count: [100 * row["accuracy"] for row in found if row["removed"] == count]
+            for count in counts
+        }
+        last = {row["seed"]: row["seconds"] for row in found}
+        seeds = len(last)
+        cells = [means(values) for values in curves.values()]
+        rows.append([f"{method} (n = {seeds})", "", *cells, f"{sum(last.values()) / seeds:.0f}"])
+    return table(("removed", "0", *map(str, counts), "time (s)"), rows)
+
+
+def gate_trials(result: Mapping[str, Any]) -> str:
+    counts = ["3", "5", "8", "10", "13"]
+    rows = []
+    for images in dict.fromkeys(row["images"] for row in result["rows"]):
+        rows.append([f"*{images}*", *("" for _ in range(len(counts) + 1))])
+        for row in result["rows"]:
+            if row["images"] == images:
+                cells = [f"{row['accuracy'].get(count, '')}" for count in counts]
+                rows.append([row["variant"], str(row["steps"]), *cells])
+    return table(("variant", "steps", *counts), rows)
+
+
+def means(values: Sequence[float]) -> str:
+    """`91.2` or `91.2 (90.8 to 91.5)`: mean and range."""
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def compress(result: Mapping[str, Any]) -> str:
+    whole = result["rows"][0]
+    rows = [
+        [
+            row["name"],
+            str(row["blocks"]),
+            f"{100 * row['accuracy']:.2f} ({100 * row['low']:.2f} to {100 * row['high']:.2f})",
+            f"{row['macs'] / whole['macs']:.1%}",
+            f"{row['params'] / whole['params']:.1%}",
+            f"{1e3 * row['latency']:.2f} ({row['latency'] / whole['latency']:.1%})",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    images = whole["images"]
+    accuracy = f"accuracy (%), 95 % interval, n = {images:,}"
+    return table(
+        ("step", "blocks", accuracy, "MACs", "parameters", "latency (ms)", "time (s)"), rows
+    )
+
+
+def families(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["network"],
+            str(row["side"]),
+            str(row["blocks"]),
+            ", ".join(row["gone"]),
+            f"{row['difference']:.0e}",
+            str(row["constants"]),
+        ]
+        for row in result["rows"]
+    ]
+    difference = "largest difference of logits / largest logit"
+    return table(("network", "side", "gates", "gone", difference, "constants left"), rows)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "accuracy": accuracy,
     "against_torch_pruning": against_torch_pruning,
     "cli_overhead": cli_overhead,
+    "compress": compress,
     "demo": demo,
+    "families": families,
+    "gate_trials": gate_trials,
+    "gates": gates,
     "latency": latency,
     "prune_large": prune_large,
     "sweep": sweep,
 }
+
+
+EXACT = (
+    "accuracy",
+    "demo",
+    "gates",
+    "gate_trials",
+    "compress",
+    "families",
+    "against_torch_pruning",
+)
 
 
 def conditions(result: Mapping[str, Any]) -> str:
@@ -168,7 +257,7 @@ def conditions(result: Mapping[str, Any]) -> str:
         f"{key} {seconds(value) if isinstance(value, dict) else value}"
         for key, value in result["settings"].items()
     )
-    exact = result["benchmark"] in ("accuracy", "against_torch_pruning", "demo")
+    exact = result["benchmark"] in EXACT
     numbers = "" if exact else "Median (quartiles) of n runs. "
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (

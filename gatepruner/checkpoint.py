@@ -179,6 +179,8 @@ def _path_of(
             odd.append(key)
         elif tensor.shape != wanted[inner].shape:
             odd.append(f"{key} {tuple(tensor.shape)}, not {tuple(wanted[inner].shape)}")
+        elif not bool(tensor.isfinite().all()):
+            odd.append(f"{key} is not finite")
         else:
             states[index][inner] = tensor
     if odd:
@@ -238,7 +240,7 @@ def load(
     try:
         network = Network.from_json(header["network"], module, leaves)
         notes = dict(header["notes"].items())
-        names = list(map(str, header.get("path", ())))
+        names = list(map(str, header["path"])) if header["format"] > 1 else []
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged: its header does not describe a network and notes "

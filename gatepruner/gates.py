@@ -54,6 +54,7 @@ class GateRecipe:
         penalty: of every open gate, in the loss.
         cost: what a block costs, `"macs"`, `"params"`, `"latency"` or `"none"`: penalty and order
             are weighted by it.
+        latency_batch: images in one pass when latency is measured.
         labels: whether to learn from labels; else from the whole network's own logits, so that
             images without labels will do.
         temperature: that logits are divided by when they are compared.
@@ -70,15 +71,16 @@ class GateRecipe:
     norm_learning_rate: float = 0.02
     penalty: float = 0.01
     cost: str = "none"
+    latency_batch: int = 1
     labels: bool = False
-    temperature: float = 2.0
+    temperature: float = 4.0
     mirror: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
             raise TrainingError(f"unknown cost {self.cost!r}: expected {', '.join(COSTS)}")
-        least = {"blocks": 1, "warmup": 0, "steps": 1, "batch_size": 2}
+        least = {"blocks": 1, "warmup": 0, "steps": 1, "batch_size": 2, "latency_batch": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -219,7 +221,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self.slopes = torch.zeros(len(self.keys), device=self.device)
         self.sums = torch.zeros(2, device=self.device)
-        self.cost = _relative_cost(self.network, self.recipe.cost, self.device)
+        self.cost = _relative_cost(self.network, self.recipe, self.device)
         teacher = None if self.recipe.labels else self.whole.build()
         self.teacher = place(teacher, self.device, self.fast) if teacher else None
         self._leave()
@@ -405,6 +407,7 @@ class _Run:
             "states": self.states,
             "small": {key: tensor.detach() for key, tensor in self.small.items()},
             "optimizer": self.optimizer.state_dict(),
+            "cost": self.cost,
             "slopes": self.slopes,
             "sums": self.sums,
         }
@@ -417,7 +420,7 @@ class _Run:
         """Go back to a snapshot of the same run."""
         snapshot = copy.deepcopy(snapshot)
         self.done, self.records = snapshot["done"], snapshot["records"]
-        self.states = snapshot["states"]
+        self.states, self.cost = snapshot["states"], snapshot["cost"]
         with torch.no_grad():
             for key, tensor in snapshot["small"].items():
                 self.small[key].copy_(tensor)
@@ -443,10 +446,12 @@ def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
     return tuple(it.name for it in blocks if it.identity or not recipe.identity_only)
 
 
-def _relative_cost(network: Network, cost: str, device: torch.device) -> dict[str, float]:
+def _relative_cost(network: Network, recipe: GateRecipe, device: torch.device) -> dict[str, float]:
     """What each gated block costs, 1 on average."""
     names = network.edits.gated
-    saved = dict.fromkeys(names, 1.0) if cost == "none" else savings(network, cost, device)
+    if recipe.cost == "none":
+        return {name: 1.0 for name in names}
+    saved = savings(network, recipe.cost, device, recipe.latency_batch)
     mean = sum(max(saved[name], 0.0) for name in names) / len(names)
     if not mean:
         return dict.fromkeys(names, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from gatepruner.checkpoint import Checkpoint
@@ -47,6 +47,11 @@ class Ranking:
         """The `count` most important blocks, whose shortcuts matter least."""
         self.first(count)
         return self.names[::-1][:count]
+
+    def among(self, names: Collection[str]) -> Ranking:
+        """The same without other blocks."""
+        kept = tuple(pair for pair in self.scores if pair[0] in names)
+        return Ranking(self.criterion, kept, self.subject)
 
     def up_to(self, threshold: float) -> tuple[str, ...]:
         """The plan that removes every block with a score of at most `threshold`."""

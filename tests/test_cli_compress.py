@@ -121,16 +121,16 @@ def test_gate_takes_a_foreign_file_and_other_images(run, folder):
     target = folder / "mine.safetensors"
     options = ("--input-size", 8, "--normalize", "0.5,0.5,0.5/0.25,0.25,0.25", "--split", "test")
     command = ("gate", path, *FAST, *options, "--limit", 16, "--hold-out", 0, "--labels")
-    command = (*command, "--no-augment", "--cost", "macs", "--norm-learning-rate", 0.01)
+    command = (*command, "--no-mirror", "--cost", "macs", "--norm-learning-rate", 0.01)
     document = run(*with_data(*command, "-o", target, "--json", folder=folder)).document
-    recipe = replace(QUICK, labels=True, augment=False, cost="macs", norm_learning_rate=0.01)
+    recipe = replace(QUICK, labels=True, mirror=False, cost="macs", norm_learning_rate=0.01)
     images = load_images(data_in(folder), COLOUR).spread(16)
     expected = learn_gates(plain(), images, recipe, normalization=HALF, device="cpu")
     assert same_path(load(target), expected)
     assert document["path"] == expected.notes["path"]
 
 
-class Asked(Exception):
+class AskedError(Exception):
     """What a command asks the library for."""
 
 
@@ -140,24 +140,25 @@ def asked(run, monkeypatch):
 
     def ask(module: str, verb: str, *command: object):
         def asking(checkpoint, images, recipe, **options):
-            raise Asked(recipe)
+            raise AskedError(recipe)
 
         monkeypatch.setattr(f"gatepruner.{module}.{verb}", asking)
-        with pytest.raises(Asked) as told:
+        with pytest.raises(AskedError) as told:
             run(*command)
         return told.value.args[0]
 
     return ask
 
 
-def test_the_command_line_has_the_librarys_defaults(asked, folder):
+def test_the_command_line_has_the_librarys_defaults(asked, folder, monkeypatch):
+    monkeypatch.setattr(gatepruner.gates, "GateRecipe", GateRecipe)
     command = with_data("gate", folder / "whole.pt", "--hold-out", 12, folder=folder)
     assert asked("gates", "learn_gates", *command) == GateRecipe()
     command = with_data("finetune", folder / "whole.pt", folder=folder)
     assert asked("training", "finetune", *command) == FINE_TUNING
     command = with_data("compress", folder / "whole.pt", "--hold-out", 12, folder=folder)
-    command = (*command, "--drop", 1, "-o", folder / "small.pt")
-    assert asked("gates", "learn_gates", *command) == GateRecipe(blocks=1)
+    command = (*command, "--drop", 1, "--batch-size", 16, "-o", folder / "small.pt")
+    assert asked("gates", "learn_gates", *command) == GateRecipe(blocks=1, batch_size=16)
 
 
 def test_gate_shows_a_line_for_every_block_unless_it_is_to_be_quiet(run, folder):
@@ -349,7 +350,9 @@ def test_prune_removes_as_many_as_a_loss_allows(run, folder, loss):
     plan = rank(whole).first(most_within(points, loss))
     assert document["removed"] == list(plan)
     assert document["output"] == str(folder / f"gated-loss{loss}.pt")
-    assert same(load(document["output"]), fold_gates(follow(whole, plan)))
+    small = follow(whole, plan)
+    small = fold_gates(small) if small.network.edits.gated else small
+    assert same(load(document["output"]), small)
 
 
 def test_prune_with_data_recalibrates_what_has_changed(run, folder):
@@ -501,9 +504,8 @@ def uninterrupted(tmp_path_factory, made):
 @pytest.mark.parametrize(
     "where",
     [
-        *("gates 0", "gates 3", "gates 4", "gates 5"),
-        *("training 0", "training 2", "training 3", "training 5"),
-        *("surgery.follow", "surgery.fold_gates", "recalibration.recalibrate"),
+        *("gates 0", "gates 3", "gates 5", "training 0", "training 4"),
+        *("surgery.follow", "recalibration.recalibrate"),
         *("cost.latency", "report.compression.write_compression"),
     ],
 )
@@ -562,12 +564,18 @@ def test_what_is_done_is_not_done_again(run, folder, monkeypatch):
 def test_a_compression_for_a_latency_is_resumed_though_measurements_scatter(
     run, folder, monkeypatch
 ):
-    turns = iter([1.0] * 3 + [0.4, 1.0, 2.5] * 100)
-    fake_latency(monkeypatch, drift=lambda: next(turns))
-    command = compress_command(folder, "--target-latency", "60%", "--epochs", 0)
+    """What a block saves is found to be less the second time, so that more may have to go."""
+    fake_latency(monkeypatch)
+    command = compress_command(folder, "--target-latency", "98%", "--epochs", 0)
     with monkeypatch.context() as patch:
         interrupting(patch, gatepruner.gates, 3)
         assert run(*command).code == 130
+    saved = gatepruner.cost.savings
+    monkeypatch.setattr(
+        gatepruner.cost,
+        "savings",
+        lambda *args: {name: 0.4 * one for name, one in saved(*args).items()},
+    )
     resumed = run(*command, "--resume")
     assert resumed.code == 0, resumed.err
 
@@ -595,8 +603,7 @@ WRITING = {
         *("finetune", it / "whole.pt", "--epochs", 1, "--batch-size", 16), folder=it
     ),
     "prune": lambda it: ("prune", it / "gated.pt", "--target-macs", "70%"),
-    "compress": lambda it: compress_command(it, "--drop", 1, "--epochs", 0),
-    "compress --export": lambda it: compress_command(
+    "compress": lambda it: compress_command(
         it, "--drop", 1, "--epochs", 0, "--export", it / "x.safetensors"
     ),
 }
@@ -685,7 +692,7 @@ def bad_files(root: Path) -> None:
 
 
 GATE = "gate whole.pt --batch-size 16 --hold-out 0"
-COMPRESS = "compress whole.pt -o it.pt --batch-size 16 --hold-out 12"
+COMPRESS = "compress whole.pt -o it.pt --batch-size 16 --hold-out 12 --gate-steps 2"
 BAD = {
     "gate, image size": (f"{GATE} --data imagefolder:large", "is 9x9.*--resize 8"),
     "gate, labels": (f"{GATE} --data imagefolder:many --labels", "has 5 classes: .* tells 4"),
@@ -774,7 +781,7 @@ BAD = {
         "has 48 images: a batch of 128 .*--batch-size",
     ),
     "compress, nothing held out": (
-        "compress whole.pt -o it.pt --batch-size 16 --hold-out 0 --max-loss 1 "
+        "compress whole.pt -o it.pt --batch-size 16 --hold-out 0 --gate-steps 2 --max-loss 1 "
         "--data imagefolder:images",
         "held-out images: .*--hold-out",
     ),

@@ -53,7 +53,7 @@ STILL = GateRecipe(  # nothing moves, and every step is on the same images as th
     learning_rate=1e-30,
     norm_learning_rate=1e-30,
     labels=True,
-    augment=False,
+    mirror=False,
 )
 
 
@@ -216,6 +216,15 @@ def test_the_path_has_the_blocks_that_were_asked_for_each_once(blocks):
     assert [record["step"] for record in learned.notes["path"]] == [
         3 + 4 * index for index in range(len(gone))
     ]
+
+
+def test_only_blocks_that_vanish_go_where_that_is_asked_for():
+    whole = plain("resnet14-b")
+    identity = [it.name for it in whole.network.blocks if it.identity]
+    learned = learn(whole, replace(FAST, identity_only=True))
+    assert sorted(gone_of(learned)) == sorted(identity) != sorted(removable(whole.network))
+    with pytest.raises(PlanError, match=f"{len(identity) + 1} blocks are to go"):
+        learn(whole, replace(FAST, identity_only=True, blocks=len(identity) + 1))
 
 
 def test_a_block_that_has_gone_stays_gone():
@@ -460,13 +469,13 @@ def interrupted(stop: int, **options) -> None:
             learn(plain(), **options)
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 7, 8, 11, 14, 15])  # 3 + 4 * 3 in all
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 9, 15])  # 3 + 4 * 3 in all
 def test_a_run_interrupted_at_any_step_is_resumed_to_the_same_path(tmp_path, uninterrupted, stop):
     state = tmp_path / "it.state"
     interrupted(stop, state=state)
     steps: list[int] = []
     again = learn(plain(), state=state, resume=True, watch=lambda it: steps.append(it.step))
-    assert steps[0] > stop or stop in (3, 7, 11, 15)
+    assert steps[0] > stop or stop in (3, 7, 15)
     assert same_path(again, uninterrupted)
     assert again.notes == uninterrupted.notes
     finished = learn(plain(), state=state, resume=True)
@@ -483,7 +492,7 @@ def test_a_run_killed_at_any_moment_is_resumed_to_the_same_path(
         patch.setattr(running.time, "monotonic", lambda: float(next(clock)))
         learn(plain(), state=state, watch=lambda it: copies.append(kept_in(state)))
     assert len(copies) >= 15
-    for content in copies[1::4]:
+    for content in copies[1::5]:
         state.write_bytes(content)
         assert same_path(learn(plain(), state=state, resume=True), uninterrupted)
 
@@ -529,7 +538,7 @@ def broken(at: int, recipe: GateRecipe = FAST, **options) -> str:
     return str(told.value)
 
 
-@pytest.mark.parametrize(("at", "states"), [(2, 0), (5, 0), (9, 1), (13, 2), (15, 2)])
+@pytest.mark.parametrize(("at", "states"), [(2, 0), (9, 1), (15, 2)])
 def test_a_run_that_breaks_down_keeps_the_last_good_state(tmp_path, uninterrupted, at, states):
     state = tmp_path / "it.state"
     message = broken(at, state=state)
@@ -609,7 +618,7 @@ def test_when_every_gate_has_closed_the_run_ends_and_says_what_to_lower(tmp_path
 
 def test_what_does_not_fit_is_refused():
     whole = plain()
-    with pytest.raises(PlanError, match="4 blocks are to go: gated-resnet8 has 3 gates"):
+    with pytest.raises(PlanError, match="4 blocks are to go: gated-resnet8 has 3 that can"):
         learn(whole, replace(FAST, blocks=4))
     with pytest.raises(TrainingError, match=r"has 15 images: a batch of 16 .*--batch-size"):
         learn(whole, FAST, bright_images(15, COLOUR))

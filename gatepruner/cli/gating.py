@@ -32,10 +32,11 @@ def gate(
         str,
         typer.Option(help="What blocks are weighed by: none, macs, params or latency."),
     ] = "none",
+    latency_batch: o.LatencyBatch = 1,
     labels: Annotated[
         bool, typer.Option(help="Learn from labels, not from the network's own logits.")
     ] = False,
-    temperature: Annotated[float, typer.Option(help="That logits are divided by.")] = 2.0,
+    temperature: Annotated[float, typer.Option(help="That logits are divided by.")] = 4.0,
     mirror: Annotated[bool, typer.Option(help="Mirror images in colour at random.")] = True,
     hold_out: o.HoldOut = 1000,
     split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
@@ -76,6 +77,7 @@ def gate(
         norm_learning_rate=norm_learning_rate,
         penalty=penalty,
         cost=cost,
+        latency_batch=latency_batch,
         labels=labels,
         temperature=temperature,
         mirror=mirror,

@@ -9,6 +9,7 @@ import typer
 from gatepruner.cli import options as o
 from gatepruner.cli.changing import recalibrated
 from gatepruner.cli.keeping import kept_beside, recording, stopping, write_epochs
+from gatepruner.errors import DataError, PlanError
 
 
 def recalibrate(
@@ -32,6 +33,7 @@ def recalibrate(
     Example: `gatepruner recalibrate small.pt --data imagefolder:cifar10`
     """
     from gatepruner.checkpoint import save
+    from gatepruner.data import has_split
     from gatepruner.storage import refuse_existing
 
     target = output or o.beside(ckpt, "recalibrated")
@@ -39,7 +41,11 @@ def recalibrate(
     terminal = o.terminal_of(quiet, as_json)
     checkpoint = o.read(ckpt, arch, num_classes, input_size)
     measuring = o.Measuring(data, None, normalize, resize, None, device, batch_size)
+    if not has_split(data, "train"):
+        raise DataError(f"{data} has no train split: statistics are those of training images")
     done = recalibrated(checkpoint, measuring, images, terminal)
+    if done is checkpoint:
+        raise PlanError(f"{checkpoint.network} has no batch norm: there is nothing to estimate")
     save(done, target, force=force)
     terminal.say(f"wrote {target}")
     o.finish({"input": str(ckpt), "output": str(target), **done.notes["history"][-1]}, as_json)
