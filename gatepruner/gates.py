@@ -450,7 +450,7 @@ def _relative_cost(network: Network, recipe: GateRecipe, device: torch.device) -
     """What each gated block costs, 1 on average."""
     names = network.edits.gated
     if recipe.cost == "none":
-        return {name: 1.0 for name in names}
+        return dict.fromkeys(names, 1.0)
     saved = savings(network, recipe.cost, device, recipe.latency_batch)
     mean = sum(max(saved[name], 0.0) for name in names) / len(names)
     if not mean:
