@@ -377,7 +377,7 @@ GONE = ["layer2.1", "layer1.0"]
 BENT = {
     "an unknown block": ((["layer2.1", "layer9.0"], {}), "layer9.0"),
     "a block twice": ((["layer2.1", "layer2.1"], {}), "layer2.1"),
-    "no names": ((None, {}), "path/0/"),
+    "no names": ((None, {}), "'path'"),
     "fewer names than states": ((["layer2.1"], {}), "path/1/"),
     "a number for names": ((3, {}), "int"),
     "an index out of range": (
