@@ -93,7 +93,7 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """A hash of network and weights: whether two checkpoints are the same."""
         digest = hashlib.sha256(json.dumps(self.network.to_json()).encode())
-        for key, tensor in _flat(self).items():
+        for key, tensor in sorted(_flat(self).items()):
             digest.update(key.encode())
             flat = tensor.detach().cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().tobytes())
@@ -119,14 +119,13 @@ class Checkpoint:
     @property
     def known_gates(self) -> dict[str, float]:
         """Every gate that there is or was: folded ones too, and on a path the last they were."""
-        learned = {state["gone"]: state["gate"] for state in self.notes.get("path", ())}
-        last = self.path[-1].weights if self.path else {}
-        left = {
-            name: max(float(last[self.network.gate_key(name)]), 0.0)
-            for name in self.network.edits.gated
-            if self.network.gate_key(name) in last
-        }
-        return {**self.notes.get("gates", {}), **self.gates, **left, **learned}
+        gone = {one["gone"]: one["gate"] for one in self.notes.get("path", ())}
+        known = {**self.notes.get("gates", {}), **gone, **self.gates}
+        if not self.path:
+            return known
+        last, key = self.path[-1].weights, self.network.gate_key
+        left = {name: float(last[key(name)]) for name in self.gates if key(name) in last}
+        return {**known, **{name: max(k, 0.0) for name, k in left.items()}, **gone}
 
     def noting(self, **done: Any) -> dict[str, Any]:
         """The notes with one more entry in their history."""

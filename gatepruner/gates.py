@@ -19,22 +19,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from gatepruner.checkpoint import Checkpoint, State
 from gatepruner.cost import count, savings
 from gatepruner.data import Images, Normalization, normalization_of
 from gatepruner.device import laid_out, learns_fast, pick_device, place, precision
+from gatepruner.edits import settle_in_place
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.evaluate import check_fit, check_size
-from gatepruner.graph import STOCHASTIC
+from gatepruner.graph import Mode, kind
 from gatepruner.network import Network
-from gatepruner.norms import scales_and_shifts, statistics
+from gatepruner.norms import BATCH_NORM, scales_and_shifts, statistics
 from gatepruner.running import carry_out, mixed, whole_step
 from gatepruner.training import distance
 
 COSTS = ("none", "params", "macs", "latency")
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -119,24 +119,24 @@ class GateMoment:
     gate: float | None = None
 
 
-def add_gates(checkpoint: Checkpoint, gate: str = "residual") -> Checkpoint:
-    """Put a gate of k = 1 into every block: the same function, bit for bit.
+def add_gates(checkpoint: Checkpoint) -> Checkpoint:
+    """Put a residual gate of k = 1 into every block: the same function, bit for bit.
 
     Args:
-        checkpoint: a network with its weights; gates that it has stay as they are.
-        gate: kind of the gates.
+        checkpoint: a network with its weights; one that has gates stays as it is.
 
     Raises:
-        PlanError: the network has gates of another kind already, or no block for one.
+        PlanError: the network has no block for a gate.
     """
-    network = checkpoint.network.with_gates(gate)
+    if checkpoint.network.edits.gated:
+        return checkpoint
+    network = checkpoint.network.with_gates()
     if not network.edits.gated:
         raise PlanError(f"{network} has no block with both branch and shortcut: nothing to gate")
     ones = {key: torch.ones(()) for key in map(network.gate_key, network.edits.gated)}
     weights = {**ones, **checkpoint.weights}
     weights = {key: weights[key] for key in network.state()}
-    added = [name for name in network.edits.gated if name not in checkpoint.network.edits.gated]
-    notes = checkpoint.noting(gates_added=len(added)) if added else checkpoint.notes
+    notes = checkpoint.noting(gates_added=len(ones))
     return replace(checkpoint, network=network, weights=MappingProxyType(weights), notes=notes)
 
 
@@ -174,7 +174,7 @@ def learn_gates(
             such run to resume.
     """
     recipe = recipe or GateRecipe()
-    gated = checkpoint if checkpoint.network.edits.gated else add_gates(checkpoint)
+    gated = add_gates(checkpoint)
     (check_fit if recipe.labels else check_size)(gated.network, data)
     there = len(_candidates(gated.network, recipe))
     if not there or (recipe.blocks is not None and recipe.blocks > there):
@@ -246,6 +246,7 @@ class _Run:
         return {
             "network": self.whole.fingerprint,
             "recipe": asdict(replace(self.recipe, learning_rate=1.0, norm_learning_rate=1.0)),
+            "learning of norms": self.recipe.norm_learning_rate > 0,
             "images": [self.data.source, len(self.data)],
             "normalization": [list(self.normalization.mean), list(self.normalization.std)],
         }
@@ -302,7 +303,8 @@ class _Run:
             heat = self.recipe.temperature
             loss = heat**2 * distance(logits / heat, known / heat)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        if loss.requires_grad:  # else every gate has gone, and norms are left alone
+            torch.autograd.backward(loss)
         self._weigh()
         share = len(self.records) / len(self.keys)
         rates = (self.recipe.learning_rate, self.recipe.norm_learning_rate * share)
@@ -333,10 +335,15 @@ class _Run:
 
     def _train_mode(self) -> None:
         """Batch norm on batch statistics, but nothing dropped at random."""
-        self.module.train()
+        self.module.eval()
         for layer in self.module.modules():
-            if isinstance(layer, DROPOUTS) or type(layer).__name__ in STOCHASTIC:
-                layer.eval()
+            if isinstance(layer, BATCH_NORM):
+                layer.train()
+        for node in self.module.graph.nodes:
+            if getattr(node.target, "__name__", "") == "batch_norm":
+                for used in node.all_input_nodes:
+                    if kind(self.module, used) is Mode:
+                        self.module.get_submodule(str(used.target)).train()
 
     def _remove_next(self) -> None:
         """Remove the block whose gate matters least for what it costs."""
@@ -349,7 +356,7 @@ class _Run:
             (score / cost, index, name)
             for index, (score, cost, name) in enumerate(zip(scores, costs, live, strict=True))
         )
-        if not float(gates.max()):
+        if len(live) > 1 and not float(gates.max()):
             raise TrainingError(
                 f"every gate has closed after {len(self.records)} blocks: lower the penalty "
                 f"({self.recipe.penalty}) or the learning rate ({self.recipe.learning_rate})"
@@ -363,6 +370,7 @@ class _Run:
         """Let the blocks that have gone be gone."""
         self.network = self.whole.network.without([record["gone"] for record in self.records])
         self.module = fx.GraphModule(self.root, self.network.graph())
+        settle_in_place(self.module)
 
     def _record(self) -> bool:
         """Keep the state in which the last block's going has left the others, if it is sound."""
@@ -414,7 +422,7 @@ class _Run:
 
     def sound(self) -> bool:
         """Whether the run can be gone on from where it is."""
-        return bool(self.sums.isfinite().all())
+        return all(bool(it.isfinite().all()) for it in (self.sums, *self.small.values()))
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to a snapshot of the same run."""
@@ -428,6 +436,7 @@ class _Run:
         self.slopes.copy_(snapshot["slopes"])
         self.sums.copy_(snapshot["sums"])
         self._leave()
+        self.good = snapshot
 
     def result(self) -> Checkpoint:
         """The whole network with the path that was learned."""
@@ -437,7 +446,9 @@ class _Run:
         )
         done = {"gates_learned": self.data.source, "images": len(self.data)}
         notes = self.whole.noting(**done, recipe=asdict(self.recipe))
-        return replace(self.whole, path=path, notes={**notes, "path": self.records})
+        used = {"mean": list(self.normalization.mean), "std": list(self.normalization.std)}
+        notes = {**notes, "normalize": used, "path": self.records}
+        return replace(self.whole, path=path, notes=notes)
 
 
 def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
@@ -452,7 +463,7 @@ def _relative_cost(network: Network, recipe: GateRecipe, device: torch.device) -
     if recipe.cost == "none":
         return dict.fromkeys(names, 1.0)
     saved = savings(network, recipe.cost, device, recipe.latency_batch)
-    mean = sum(max(saved[name], 0.0) for name in names) / len(names)
+    mean = sum(max(one, 0.0) for one in saved.values()) / max(len(saved), 1)
     if not mean:
         return dict.fromkeys(names, 1.0)
-    return {name: max(saved[name] / mean, 0.05) for name in names}
+    return {name: max(saved.get(name, mean) / mean, 0.05) for name in names}

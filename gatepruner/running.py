@@ -71,7 +71,8 @@ def carry_out(
         try:
             for moment in run.steps():
                 watch(moment)
-                if kept is not None and time.monotonic() - saved > SAVE_EVERY:
+                due = time.monotonic() - saved > SAVE_EVERY
+                if kept is not None and due and run.sound():
                     _save(run, kept)
                     saved = time.monotonic()
         except (KeyboardInterrupt, TrainingError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,11 +73,12 @@ def compress(
     from gatepruner.export import to_torchvision
     from gatepruner.gates import GateRecipe
     from gatepruner.storage import refuse_existing, refuse_name
+    from gatepruner.training import FINE_TUNING
 
     goal = Goal(target_macs, target_params, target_latency, max_loss, device, latency_batch)
     _refuse_wish(goal, drop, hold_out)
-    refuse_name(output)
     for file in (output, *([export] if export else [])):
+        refuse_name(file)
         refuse_existing(file, force=force or resume)
     terminal = o.terminal_of(quiet, as_json)
     whole = o.read(ckpt, arch, num_classes, input_size)
@@ -90,6 +92,24 @@ def compress(
         raise DataError(f"{data} has no train split: compress learns from training images")
     train, held_out = train.held_out(hold_out, seed)
     test = measuring.images(shape, terminal)
+    tuning = replace(
+        FINE_TUNING,
+        epochs=max(epochs, 1),
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    recipe = GateRecipe(
+        identity_only=stock,
+        steps=gate_steps,
+        batch_size=batch_size,
+        learning_rate=gate_learning_rate,
+        norm_learning_rate=norm_learning_rate,
+        cost=goal.target.cost if goal.target is not None else "none",
+        latency_batch=latency_batch,
+        seed=seed,
+    )
+    _refuse_images(whole, (train, test), drop, batch_size, device)
     normalization = measuring.normalization(whole, test, terminal)
     learning = Learning(
         goal, drop, train, held_out, normalization, device, batch_size, seed, stock, terminal
@@ -108,6 +128,7 @@ def compress(
         "epochs": epochs,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
+        "normalize": f"mean {normalization.mean}, deviation {normalization.std}",
         "stock": stock,
         "seed": seed,
     }
@@ -121,29 +142,17 @@ def compress(
     with stopping(folder / "steps.json"):
         work.step("whole", lambda: whole)
         blocks = work.fact("blocks", lambda: learning.blocks(whole))
-        state = work.state("gated")
-        recipe = GateRecipe(
-            blocks=blocks,
-            identity_only=stock,
-            steps=gate_steps,
-            batch_size=batch_size,
-            learning_rate=gate_learning_rate,
-            norm_learning_rate=norm_learning_rate,
-            cost=goal.target.cost if goal.target is not None else "none",
-            latency_batch=latency_batch,
-            seed=seed,
+        path = replace(recipe, blocks=blocks)
+        gated = work.step(
+            "gated", lambda: learning.gated(whole, path, gate_images, work.state("gated"))
         )
-        gated = work.step("gated", lambda: learning.gated(whole, recipe, gate_images, state))
         removed = work.step("removed", lambda: learning.removed(gated))
         small = work.step("folded", lambda: learning.folded(removed))
         if recalibrate:
             small = work.step("recalibrated", lambda: learning.recalibrated(small, recalibrate))
         if epochs:
-            tuning = work.state("fine-tuned")
-            small = work.step(
-                "fine-tuned",
-                lambda: learning.tuned(small, whole, epochs, learning_rate, tuning),
-            )
+            state = work.state("fine-tuned")
+            small = work.step("fine-tuned", lambda: learning.tuned(small, whole, tuning, state))
         steps = _timed(work, whole, removed, small, goal, terminal)
     save(small, output, force=True)
     if export is not None:
@@ -160,6 +169,26 @@ def _refuse_wish(goal: Goal, drop: int | None, hold_out: int) -> None:
         )
     if goal.max_loss is not None and not hold_out:
         raise typer.BadParameter("--max-loss is measured on held-out images: --hold-out above 0")
+
+
+def _refuse_images(
+    whole: Checkpoint, sets: Sequence[Images], drop: int | None, batch_size: int, device: str
+) -> None:
+    """Refuse before anything is written what would be found out only later."""
+    from gatepruner.device import pick_device
+    from gatepruner.errors import TrainingError
+    from gatepruner.evaluate import check_fit
+    from gatepruner.ranking import rank
+
+    pick_device(device)
+    rank(whole, "depth").first(drop or 0)
+    for images in sets:
+        check_fit(whole.network, images)
+    if len(sets[0]) < batch_size:
+        raise TrainingError(
+            f"{sets[0].source} has {len(sets[0])} images: a batch of {batch_size} was expected "
+            "to fit; lower --batch-size"
+        )
 
 
 def _refuse_unreachable(

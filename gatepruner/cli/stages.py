@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gatepruner.gates import GateRecipe
     from gatepruner.report.compression import Step
     from gatepruner.report.terminal import Terminal
+    from gatepruner.training import Recipe
 
 
 @dataclass
@@ -218,20 +219,12 @@ class Learning:
         self,
         small: Checkpoint,
         teacher: Checkpoint,
-        epochs: int,
-        learning_rate: float,
+        recipe: Recipe,
         state: tuple[Path, bool],
     ) -> Checkpoint:
         """With all weights trained further, the whole network being the teacher."""
-        from gatepruner.training import FINE_TUNING, finetune
+        from gatepruner.training import finetune
 
-        recipe = replace(
-            FINE_TUNING,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
         with self.terminal.training() as watch:
             return finetune(
                 small,
