@@ -131,7 +131,8 @@ def figure(whole: float, rows: list[dict[str, Any]], images: int) -> Figure:
             axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
         axes.set_xlabel("blocks removed")
         axes.set_ylabel(f"top-1 accuracy (%), n = {images:,}")
-        axes.set_ylim(0, 100)
+        lowest = min(row["accuracy"] for row in rows)
+        axes.set_ylim(10 * int(10 * lowest), 100 if whole > 0.95 else 100 * whole + 2)
         axes.set_xlim(0, max(row["removed"] for row in rows))
         drawn.legend(loc="outside lower center", ncols=2)
     return drawn
