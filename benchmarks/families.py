@@ -49,6 +49,17 @@ def masked(gated: gatepruner.Checkpoint, gone: list[str]) -> gatepruner.Checkpoi
     return gatepruner.Checkpoint(gated.network, {**weights, **zeros}, gated.notes)
 
 
+def fresh(network: gatepruner.Network) -> dict[str, torch.Tensor]:
+    """Random weights; what a constructor leaves at 0, such as a head, is drawn as well."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        key: 0.02 * torch.randn(it.shape, generator=generator)
+        if it.ndim > 1 and not it.any()
+        else it
+        for key, it in network.initial_weights(0).items()
+    }
+
+
 def stock_logits(path: Path, name: str, layers: list[int], images: torch.Tensor) -> torch.Tensor:
     """What the stock torchvision class says with the exported weights."""
     wide: dict[str, Any] = {"groups": 32, "width_per_group": 4} if "resnext" in name else {}
@@ -69,7 +80,7 @@ def shown(name: str, side: int, folder: Path) -> dict[str, Any]:
     network = gatepruner.Network.named(
         f"torchvision:{name}", num_classes=CLASSES, input_shape=(3, side, side)
     )
-    whole = gatepruner.Checkpoint(network, network.initial_weights(0))
+    whole = gatepruner.Checkpoint(network, fresh(network))
     gatepruner.save(whole, work / "whole.pt")
     given = ("--data", f"imagefolder:{data}", "--device", "cpu", "--quiet")
     few = ("--blocks", "4", "--warmup", "1", "--steps", "1", "--batch-size", "4", "--hold-out", "0")

@@ -167,6 +167,20 @@ def gates(result: Mapping[str, Any]) -> str:
     return table(("removed", "0", *map(str, counts), "time (s)"), rows)
 
 
+def gate_step(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["learned"],
+            f"{row['parameters']:,}",
+            seconds(row["seconds"], 1e-3, 0),
+            f"{row['kept_bytes'] / 2**20:.0f}",
+            str(row["seconds"]["n"]),
+        ]
+        for row in result["rows"]
+    ]
+    return table(("learned", "parameters", "step (ms)", "kept for backward (MiB)", "n"), rows)
+
+
 def gate_trials(result: Mapping[str, Any]) -> str:
     counts = ["3", "5", "8", "10", "13"]
     rows = []
@@ -231,6 +245,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "compress": compress,
     "demo": demo,
     "families": families,
+    "gate_step": gate_step,
     "gate_trials": gate_trials,
     "gates": gates,
     "latency": latency,
