@@ -2,9 +2,11 @@
 
     import gatepruner
 
-    checkpoint = gatepruner.load("gated.pt")
-    plan = gatepruner.rank(checkpoint).first(10)
-    small = gatepruner.fold_gates(gatepruner.remove(checkpoint, plan))
+    whole = gatepruner.load("resnet56.th")
+    images = gatepruner.load_images("imagefolder:DIR", (3, 32, 32), split="train", limit=10_000)
+    gated = gatepruner.learn_gates(whole, images)  # its own weights stay as they are
+    small = gatepruner.follow(gated, gatepruner.rank(gated).first(10))
+    small = gatepruner.recalibrate(gatepruner.fold_gates(small), images)
     gatepruner.save(small, "small.pt")
     module = small.build()  # an ordinary nn.Module
 

@@ -582,7 +582,7 @@ def test_a_compression_for_a_latency_is_resumed_though_measurements_scatter(
 
 @pytest.mark.parametrize(
     ("option", "value", "named"),
-    [("--seed", 1, "seed"), ("--drop", 3, "goal"), ("--learning-rate", 0.1, "learning_rate")],
+    [("--seed", 1, "seed"), ("--drop", 3, "goal"), ("--gate-steps", 3, "gate_steps")],
 )
 def test_another_compression_is_not_gone_on_with(run, folder, option, value, named):
     assert run(*compress_command(folder, "--drop", 2, "--epochs", 0)).code == 0

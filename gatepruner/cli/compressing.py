@@ -12,7 +12,7 @@ import typer
 from gatepruner.cli import options as o
 from gatepruner.cli.goals import Goal
 from gatepruner.cli.keeping import stopping
-from gatepruner.cli.stages import Learning, Work
+from gatepruner.cli.stages import Learning, Plan, Work
 from gatepruner.errors import DataError
 
 if TYPE_CHECKING:
@@ -92,14 +92,7 @@ def compress(
         raise DataError(f"{data} has no train split: compress learns from training images")
     train, held_out = train.held_out(hold_out, seed)
     test = measuring.images(shape, terminal)
-    tuning = replace(
-        FINE_TUNING,
-        epochs=max(epochs, 1),
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    recipe = GateRecipe(
+    gating = GateRecipe(
         identity_only=stock,
         steps=gate_steps,
         batch_size=batch_size,
@@ -109,28 +102,28 @@ def compress(
         latency_batch=latency_batch,
         seed=seed,
     )
+    tuning = replace(
+        FINE_TUNING,
+        epochs=max(epochs, 1),
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    plan = Plan(gate_images, gating, recalibrate, tuning if epochs else None)
     _refuse_images(whole, (train, test), drop, batch_size, device)
     normalization = measuring.normalization(whole, test, terminal)
-    learning = Learning(
-        goal, drop, train, held_out, normalization, device, batch_size, seed, stock, terminal
-    )
+    learning = Learning(goal, drop, train, held_out, normalization, device, stock, terminal)
     if goal.target is not None:
         _refuse_unreachable(whole, goal, learning, terminal)
+    asked = f"drop{drop}" if drop is not None else goal.given[0]
     configuration = {
         "input": str(ckpt),
         "network": whole.fingerprint,
-        "goal": f"drop{drop}" if drop is not None else goal.given[0],
+        "goal": asked,
         "training images": f"{train.source}, {len(train)}",
         "test images": f"{test.source}, {len(test)}",
-        "gate_images": gate_images,
-        "gate_steps": gate_steps,
-        "recalibrate": recalibrate,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
         "normalize": f"mean {normalization.mean}, deviation {normalization.std}",
-        "stock": stock,
-        "seed": seed,
+        **plan.to_json(),
     }
     folder = output.with_name(f"{output.stem}-compress")
 
@@ -140,19 +133,7 @@ def compress(
     work = Work(folder, configuration, evaluated, terminal)
     work.begin(resume=resume, force=force)
     with stopping(folder / "steps.json"):
-        work.step("whole", lambda: whole)
-        blocks = work.fact("blocks", lambda: learning.blocks(whole))
-        path = replace(recipe, blocks=blocks)
-        gated = work.step(
-            "gated", lambda: learning.gated(whole, path, gate_images, work.state("gated"))
-        )
-        removed = work.step("removed", lambda: learning.removed(gated))
-        small = work.step("folded", lambda: learning.folded(removed))
-        if recalibrate:
-            small = work.step("recalibrated", lambda: learning.recalibrated(small, recalibrate))
-        if epochs:
-            state = work.state("fine-tuned")
-            small = work.step("fine-tuned", lambda: learning.tuned(small, whole, tuning, state))
+        removed, small = learning.carry_out(plan, whole, work)
         steps = _timed(work, whole, removed, small, goal, terminal)
     save(small, output, force=True)
     if export is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,36 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How the steps are to be taken.
+
+    Attributes:
+        gate_images: training images to learn gates from.
+        gating: how; the number of blocks is found from the goal.
+        recalibrate: training images for the statistics, or 0.
+        tuning: how to fine-tune, if at all.
+    """
+
+    gate_images: int
+    gating: GateRecipe
+    recalibrate: int
+    tuning: Recipe | None
+
+    def to_json(self) -> dict[str, Any]:
+        """What has to be the same for a compression to be gone on with; not the gates' rates."""
+        return {
+            "gate_images": self.gate_images,
+            "gate_steps": self.gating.steps,
+            "recalibrate": self.recalibrate,
+            "epochs": self.tuning.epochs if self.tuning else 0,
+            "learning_rate": self.tuning.learning_rate if self.tuning else None,
+            "batch_size": self.gating.batch_size,
+            "identity_only": self.gating.identity_only,
+            "seed": self.gating.seed,
+        }
+
+
+@dataclass(frozen=True)
 class Learning:
     """The steps of a compression, each from one network to the next."""
 
@@ -131,10 +161,24 @@ class Learning:
     held_out: Images | None
     normalization: Normalization
     device: str
-    batch_size: int
-    seed: int
     stock: bool
     terminal: Terminal
+
+    def carry_out(self, plan: Plan, whole: Checkpoint, work: Work) -> tuple[Checkpoint, Checkpoint]:
+        """Take all steps; the network as its blocks have gone, and as it is at the end."""
+        work.step("whole", lambda: whole)
+        gating = replace(plan.gating, blocks=work.fact("blocks", lambda: self.blocks(whole)))
+        state = work.state("gated")
+        gated = work.step("gated", lambda: self.gated(whole, gating, plan.gate_images, state))
+        removed = work.step("removed", lambda: self.removed(gated, plan))
+        small = work.step("folded", lambda: self.folded(removed))
+        if plan.recalibrate:
+            folded = small
+            small = work.step("recalibrated", lambda: self.recalibrated(folded, plan.recalibrate))
+        if (recipe := plan.tuning) is not None:
+            start, tuning = small, work.state("fine-tuned")
+            small = work.step("fine-tuned", lambda: self.tuned(start, whole, recipe, tuning))
+        return removed, small
 
     def may_go(self, whole: Checkpoint) -> list[str]:
         """The blocks that may: what stock torchvision is to load keeps those that change shape."""
@@ -175,11 +219,11 @@ class Learning:
         needed = most_needed(cost, target.limit(cost), saved) + spare
         return max(1, needed) if needed < len(saved) else None
 
-    def removed(self, gated: Checkpoint) -> Checkpoint:
+    def removed(self, gated: Checkpoint, plan: Plan) -> Checkpoint:
         """Without the blocks that the goal asks for."""
         from gatepruner.surgery import follow
 
-        ranking = self.goal.ranking(gated, "gate", self.seed).among(self.may_go(gated))
+        ranking = self.goal.ranking(gated, "gate", plan.gating.seed).among(self.may_go(gated))
         if self.drop is not None:
             return follow(gated, ranking.first(self.drop))
 
@@ -192,7 +236,7 @@ class Learning:
                 self.normalization,
                 self.terminal,
                 device=self.device,
-                batch_size=self.batch_size,
+                batch_size=plan.gating.batch_size,
             )[0]
 
         return follow(gated, ranking.first(self.goal.count(gated, ranking, curve, self.terminal)))
