@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     pass
 
 NEXT = """
-next, on a gated network of your own:
-  gatepruner inspect yours.pt
-  gatepruner sweep yours.pt --data imagefolder:DIR
-  gatepruner prune yours.pt --drop 10 --data imagefolder:DIR
-or train one:
-  gatepruner train gated-resnet20 --data cifar10:DIR -o yours.pt"""
+next, on a trained network of your own:
+  gatepruner compress yours.pt --data imagefolder:DIR --target-latency 50% -o small.pt
+or step by step:
+  gatepruner gate yours.pt --data imagefolder:DIR -o gated.pt
+  gatepruner sweep gated.pt --data imagefolder:DIR
+  gatepruner prune gated.pt --drop 10 --data imagefolder:DIR"""
 
 
 def sweep(
