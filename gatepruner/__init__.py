@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gatepruner.cost import latency as latency
     from gatepruner.cost import savings as savings
     from gatepruner.curve import Point as Point
+    from gatepruner.curve import accuracies as accuracies
     from gatepruner.curve import sweep as sweep
     from gatepruner.data import Images as Images
     from gatepruner.data import load_images as load_images
@@ -72,6 +73,7 @@ _HOME = {
     "Point": "curve",
     "Ranking": "ranking",
     "Recipe": "training",
+    "accuracies": "curve",
     "accuracy": "evaluate",
     "count": "cost",
     "fold_gates": "surgery",

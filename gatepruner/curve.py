@@ -85,12 +85,59 @@ def sweep(
         )
         return
     networks = [checkpoint.network.without(ranking.first(removed)) for removed in counts]
+    how = (device, batch_size, chosen, track)
+    for removed, network, found in zip(
+        counts, networks, _together(checkpoint, networks, data, *how), strict=True
+    ):
+        left = sum(block.branch for block in network.blocks)
+        yield Point(removed, left, found, count(network))
+
+
+def accuracies(
+    checkpoint: Checkpoint,
+    networks: Sequence[Network],
+    data: Images,
+    *,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+    normalization: Normalization | None = None,
+    track: Track = iter,
+) -> list[Accuracy]:
+    """Accuracy of several networks with weights of one checkpoint, equal parts computed once.
+
+    Args:
+        checkpoint: the whole network with its weights.
+        networks: what is left of it after some removals, of branches or of shortcuts.
+        data: labelled images of the network's size and classes.
+        device: where to compute.
+        batch_size: images at a time.
+        normalization: instead of the one that the checkpoint records.
+        track: wraps the batches of every pass, to show progress.
+
+    Returns:
+        One for each network, in their order.
+
+    Raises:
+        DataError: the images are of another size or class count.
+    """
+    check_fit(checkpoint.network, data)
+    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    return list(_together(checkpoint, networks, data, device, batch_size, chosen, track))
+
+
+def _together(
+    checkpoint: Checkpoint,
+    networks: Sequence[Network],
+    data: Images,
+    device: str | torch.device,
+    batch_size: int,
+    normalization: Normalization,
+    track: Track,
+) -> Iterator[Accuracy]:
+    """Accuracies of the networks, so many in one pass as memory is thought to allow."""
     for start in range(0, len(networks), TOGETHER):
-        part = networks[start : start + TOGETHER]
-        heads = tally(merged(checkpoint, part), data, chosen, device, batch_size, track)
-        for removed, network, found in zip(counts[start:], part, heads, strict=False):
-            left = sum(block.branch for block in network.blocks)
-            yield Point(removed, left, found, count(network))
+        module = merged(checkpoint, networks[start : start + TOGETHER])
+        yield from tally(module, data, normalization, device, batch_size, track)
 
 
 def _along_path(

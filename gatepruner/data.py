@@ -145,6 +145,31 @@ class Images:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
+    def joined(self, other: Images) -> Images:
+        """These images and then those of another set, such as its validation split.
+
+        Raises:
+            DataError: they differ in size or classes, or only one of the two is in memory.
+        """
+        ours = (self.shape, self.classes, self.resize, self.pixels is None)
+        if ours != (other.shape, other.classes, other.resize, other.pixels is None):
+            raise DataError(
+                f"cannot join {self.source} and {other.source}: the same size and classes were "
+                "expected, and both in memory or both in files"
+            )
+        pixels = None
+        if self.pixels is not None and other.pixels is not None:
+            pixels = torch.cat([self.pixels, other.pixels])
+        return Images(
+            torch.cat([self.labels, other.labels]),
+            self.classes,
+            self.shape,
+            f"{self.source} and {other.source}",
+            pixels,
+            self.files + other.files,
+            self.resize,
+        )
+
     def to(self, device: torch.device) -> Images:
         """The same with what is in memory on the device."""
         pixels = None if self.pixels is None else self.pixels.to(device)
@@ -219,9 +244,11 @@ def load_images(
 
 
 def has_split(spec: str, split: str) -> bool:
-    """Whether a set has such a split; only a folder of images may be without one."""
+    """Whether a set has such a split: torchvision's have train and test, a folder what is in it."""
     kind, _, directory = spec.partition(":")
-    return kind != "imagefolder" or (Path(directory).expanduser() / split).is_dir()
+    if kind != "imagefolder":
+        return split in ("train", "test")
+    return (Path(directory).expanduser() / split).is_dir()
 
 
 def _size(shape: Shape) -> str:

@@ -31,7 +31,7 @@ from gatepruner.evaluate import check_fit, check_size
 from gatepruner.graph import Mode, kind
 from gatepruner.network import Network
 from gatepruner.norms import BATCH_NORM, scales_and_shifts, statistics
-from gatepruner.running import carry_out, mixed, whole_step
+from gatepruner.running import carry_out, mixed, shuffled, whole_step
 from gatepruner.training import distance
 
 COSTS = ("none", "params", "macs", "latency")
@@ -254,7 +254,7 @@ class _Run:
     def steps(self) -> Iterator[GateMoment]:
         """Take the steps that are left; yields after every block, and now and then."""
         started = shown = time.monotonic()
-        batches = self._batches()
+        batches = shuffled(self.data, self.recipe.batch_size, self.recipe.seed, self.done)
         while True:
             with whole_step():
                 recorded = self.done == self.until and self._record()
@@ -274,24 +274,11 @@ class _Run:
     @property
     def finished(self) -> bool:
         """Whether all blocks that are to go have gone, and the state of each is recorded."""
-        enough = len(self.states) == self.recipe.blocks or not _candidates(
-            self.network, self.recipe
-        )
+        enough = len(self.states) == self.recipe.blocks or not self.live
         return enough and len(self.states) == len(self.records)
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of every step that is left."""
-        size = self.recipe.batch_size
-        each = len(self.data) // size
-        while True:
-            epoch, first = divmod(self.done, each)
-            order = torch.Generator().manual_seed(mixed(self.recipe.seed, epoch))
-            part = torch.randperm(len(self.data), generator=order)[first * size : each * size]
-            yield from self.data.batches(part, size)
 
     def _step(self, pixels: Tensor, labels: Tensor) -> None:
         torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
-        self._train_mode()
         images = laid_out(self._views(pixels), self.fast)
         with precision(self.device, self.fast):
             logits = self.module(images).float()
@@ -300,8 +287,7 @@ class _Run:
         else:
             with torch.no_grad(), precision(self.device, self.fast):
                 known = self.teacher(images).float()
-            heat = self.recipe.temperature
-            loss = heat**2 * distance(logits / heat, known / heat)
+            loss = distance(logits, known, self.recipe.temperature)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # else every gate has gone, and norms are left alone
             torch.autograd.backward(loss)
@@ -347,7 +333,7 @@ class _Run:
 
     def _remove_next(self) -> None:
         """Remove the block whose gate matters least for what it costs."""
-        live = _candidates(self.network, self.recipe)
+        live = self.live
         gates = torch.stack([self.gate(name).detach() for name in live]).relu()
         slopes = torch.stack([self.slopes[list(self.keys).index(name)] for name in live])
         scores = (gates.square() * slopes).tolist()
@@ -371,6 +357,8 @@ class _Run:
         self.network = self.whole.network.without([record["gone"] for record in self.records])
         self.module = fx.GraphModule(self.root, self.network.graph())
         settle_in_place(self.module)
+        self._train_mode()
+        self.live = _candidates(self.network, self.recipe)
 
     def _record(self) -> bool:
         """Keep the state in which the last block's going has left the others, if it is sound."""

@@ -289,13 +289,19 @@ class Network:
         module.load_state_dict(given, strict=True, assign=True)
         return module
 
-    def initial_weights(self, seed: int = 0) -> dict[str, Tensor]:
-        """Fresh weights as the base's constructor draws them, and 1 for every gate."""
+    def initial_weights(self, seed: int = 0, gate: float = 1.0) -> dict[str, Tensor]:
+        """Fresh weights as the base's constructor draws them, and `gate` for the k of every gate.
+
+        Constants, which stand in for gates that were folded, are 1.
+        """
+        gates = {self.gate_key(name) for name in self.edits.gated}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             state = self.base.construct().state_dict()
         return {
-            key: state[key] if key in state else torch.ones(tensor.shape)
+            key: state[key]
+            if key in state
+            else torch.full(tensor.shape, gate if key in gates else 1.0)
             for key, tensor in self.state().items()
         }
 

@@ -15,7 +15,7 @@ class Ranking:
     """Blocks that can be removed, least important first.
 
     Attributes:
-        criterion: `"gate"`, `"random"` or `"depth"`.
+        criterion: `"gate"`, `"random"` or `"depth"`, with `"reversed "` before it if it is so.
         scores: `(block name, score)` pairs; the lower the score, the sooner it goes.
         subject: what the blocks belong to, for messages.
     """
@@ -47,6 +47,11 @@ class Ranking:
         """The `count` most important blocks, whose shortcuts matter least."""
         self.first(count)
         return self.names[::-1][:count]
+
+    def reversed(self) -> Ranking:
+        """The most important block first: what removal costs at worst."""
+        pairs = tuple((name, -score) for name, score in self.scores[::-1])
+        return Ranking(f"reversed {self.criterion}", pairs, self.subject)
 
     def among(self, names: Collection[str]) -> Ranking:
         """The same without other blocks."""

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
+from gatepruner.data import Images
 from gatepruner.errors import TrainingError
 from gatepruner.storage import load_state, save_state
 
@@ -114,6 +116,20 @@ def whole_step() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if caught:
         raise KeyboardInterrupt
+
+
+def shuffled(data: Images, size: int, seed: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels and labels of every step after `done` ones, epoch after epoch, for ever.
+
+    Each epoch has an order of its own; what does not fill a batch at its end is left out.
+    """
+    each = len(data) // size
+    while True:
+        epoch, first = divmod(done, each)
+        order = torch.Generator().manual_seed(mixed(seed, epoch))
+        part = torch.randperm(len(data), generator=order)[first * size : each * size]
+        yield from data.batches(part, size)
+        done = (epoch + 1) * each
 
 
 def mixed(seed: int, index: int) -> int:

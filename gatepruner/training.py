@@ -25,10 +25,18 @@ from gatepruner.device import laid_out, learns_fast, pick_device, place, precisi
 from gatepruner.errors import TrainingError
 from gatepruner.evaluate import check_fit, tally
 from gatepruner.network import Network
-from gatepruner.running import carry_out, mixed, whole_step
+from gatepruner.running import carry_out, mixed, shuffled, whole_step
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
-NOT_NEGATIVE = ("gate_learning_rate", "gate_penalty", "distillation", "temperature")
+NOT_NEGATIVE = (
+    "learning_rate",
+    "weight_decay",
+    "gate_learning_rate",
+    "gate_penalty",
+    "distillation",
+    "temperature",
+    "initial_gate",
+)
 SCHEDULES = ("onecycle", "step", "cosine")
 
 
@@ -52,6 +60,7 @@ class Recipe:
         distillation: share of the loss that a teacher gives, if there is one; labels give the
             rest.
         temperature: that both logits are divided by for it.
+        initial_gate: k of fresh gates; at 0.1, say, a new network is near the identity.
         seed: of initial weights, order, augmentation and dropout.
     """
 
@@ -66,6 +75,7 @@ class Recipe:
     augment: bool = True
     distillation: float = 0.9
     temperature: float = 4.0
+    initial_gate: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,11 +90,11 @@ class Recipe:
         for name, least in (("epochs", 1), ("batch_size", 2)):  # batch norm needs two images
             if getattr(self, name) < least:
                 raise TrainingError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        for name in ("learning_rate", "weight_decay", *NOT_NEGATIVE):
+        for name in NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise TrainingError(f"{name} is {value}: expected a number from 0 up")
-        for name in ("learning_rate", "temperature"):
+        for name in ("learning_rate", "temperature", "initial_gate"):  # 0 stays 0: see Gate
             if getattr(self, name) == 0:
                 raise TrainingError(f"{name} is 0: expected a number above 0")
         if self.distillation > 1:
@@ -166,7 +176,7 @@ def train(
         DataError: the images do not fit the network.
         TrainingError: the loss is no number any more, or there is no such run to resume.
     """
-    weights = network.initial_weights(recipe.seed)
+    weights = network.initial_weights(recipe.seed, recipe.initial_gate)
     start = Checkpoint(network, weights)
     run = _begun(start, data, recipe, normalization, device, validation, further=False)
     carry_out(run, device=run.device, state=state, resume=resume, watch=watch)
@@ -291,23 +301,17 @@ class _Run:
     def steps(self) -> Iterator[Moment]:
         """Take the steps that are left; yields after every epoch, and now and then."""
         started = shown = time.monotonic()
+        batches = shuffled(self.data, self.recipe.batch_size, self.recipe.seed, self.done)
         while self.done < self.total:
-            epoch, first = divmod(self.done, self.per_epoch)
-            for pixels, labels in self._batches(epoch, first):
-                with whole_step():
-                    self._step(pixels, labels)
-                    now = time.monotonic()
-                    due = self.done % self.per_epoch == 0 or now - shown > 0.5
-                    moment = self._moment(epoch, now - started) if due else None
-                if moment is not None:
-                    shown = now
-                    yield moment
-
-    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.Generator().manual_seed(mixed(self.recipe.seed, epoch))
-        size = self.recipe.batch_size
-        indices = torch.randperm(len(self.data), generator=order)
-        yield from self.data.batches(indices[first * size : self.per_epoch * size], size)
+            with whole_step():
+                self._step(*next(batches))
+                now = time.monotonic()
+                due = self.done % self.per_epoch == 0 or now - shown > 0.5
+                epoch = (self.done - 1) // self.per_epoch
+                moment = self._moment(epoch, now - started) if due else None
+            if moment is not None:
+                shown = now
+                yield moment
 
     def _step(self, pixels: Tensor, labels: Tensor) -> None:
         torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
@@ -322,8 +326,9 @@ class _Run:
         if self.known is not None:
             with torch.no_grad(), precision(self.device, self.fast):
                 known = self.known(images).float()
-            share, heat = self.recipe.distillation, self.recipe.temperature
-            loss = share * heat**2 * distance(logits / heat, known / heat) + (1 - share) * loss
+            share = self.recipe.distillation
+            apart = distance(logits, known, self.recipe.temperature)
+            loss = share * apart + (1 - share) * loss
         penalised = loss
         if self.gates and self.recipe.gate_penalty:
             penalised = loss + self.recipe.gate_penalty * self._open().sum()
@@ -416,10 +421,14 @@ class _Run:
         return Checkpoint(self.network, MappingProxyType(weights), notes)
 
 
-def distance(logits: Tensor, known: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence of what two logits `(N, K)` say, from the known ones."""
-    said, known = F.log_softmax(logits, 1), F.log_softmax(known, 1)
-    return F.kl_div(said, known, log_target=True, reduction="batchmean")
+def distance(logits: Tensor, known: Tensor, temperature: float) -> Tensor:
+    """Mean Kullback-Leibler divergence of softened logits `(N, K)` from the known ones.
+
+    Times the temperature squared, so that its gradients have the same size at every temperature
+    (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531).
+    """
+    said, known = (F.log_softmax(it / temperature, 1) for it in (logits, known))
+    return temperature**2 * F.kl_div(said, known, log_target=True, reduction="batchmean")
 
 
 def _optimizer(
@@ -429,9 +438,9 @@ def _optimizer(
     if gates:
         groups.append({"params": gates, "lr": recipe.gate_learning_rate, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.peak, momentum=0.9, nesterov=True, foreach=True)
+        return torch.optim.SGD(groups, recipe.peak, momentum=0.9, nesterov=True, fused=True)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, recipe.peak, foreach=True)
+    return kind(groups, recipe.peak, fused=True)
 
 
 def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:

@@ -12,7 +12,7 @@ from conftest import draw, fingerprint, images_for, logits, random_images, remov
 from gatepruner import curve
 from gatepruner.checkpoint import Checkpoint
 from gatepruner.cost import count
-from gatepruner.curve import merged, sweep
+from gatepruner.curve import accuracies, merged, sweep
 from gatepruner.data import NORMALIZATIONS
 from gatepruner.errors import DataError, PlanError
 from gatepruner.evaluate import accuracy
@@ -96,6 +96,24 @@ def test_what_networks_have_in_common_is_in_the_merged_one_once():
     assert targets.count("conv1") == targets.count("layer2.1.conv1") == 1
     assert targets.count("linear") == 4
     assert len(nodes) < sum(len(network.graph().nodes) for network in networks)
+
+
+@pytest.mark.parametrize("together", [32, 3])
+def test_accuracies_of_several_networks_are_those_of_each_alone(monkeypatch, together):
+    monkeypatch.setattr(curve, "TOGETHER", together)
+    whole = made("gated-wrn-10-1,stem=8")
+    images, blocks = images_of(whole), removable(whole.network)
+    alone = [whole, *(remove(whole, [it]) for it in blocks)]
+    alone += [remove_shortcuts(whole, [it]) for it in blocks]
+    found = accuracies(whole, [it.network for it in alone], images, batch_size=10)
+    assert found == [accuracy(it, images, batch_size=10) for it in alone]
+    assert len({it.loss for it in found}) == len(found) == 7
+
+
+def test_images_that_do_not_fit_have_no_accuracies():
+    whole = made("gated-residual-fc4")
+    with pytest.raises(DataError, match="images of"):
+        accuracies(whole, [whole.network], random_images(4, (3, 32, 32)))
 
 
 @pytest.mark.parametrize("counts", [[0], [3], [5, 0, 2], [2, 2], []])

@@ -301,6 +301,39 @@ def test_reading_shows_its_progress_by_the_callers_own_means(tmp_path):
     assert len(seen) == 6
 
 
+# -------------------------------------------------------------------------------------- joined
+
+
+def test_joined_images_are_those_of_one_and_then_those_of_the_other():
+    one = replace(random_images(5, (1, 2, 2), 3), files=tuple("abcde"))
+    other = replace(random_images(3, (1, 2, 2), 3), files=tuple("fgh"), source="more")
+    both = one.joined(other)
+    assert len(both) == 8
+    assert torch.equal(both.pixels, torch.cat([one.pixels, other.pixels]))
+    assert torch.equal(both.labels, torch.cat([one.labels, other.labels]))
+    assert both.files == tuple("abcdefgh")
+    assert both.source == "made up and more"
+    assert (both.classes, both.shape) == (one.classes, one.shape)
+    on_disk = replace(one, pixels=None).joined(replace(other, pixels=None))
+    assert on_disk.pixels is None
+    assert on_disk.files == both.files
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        random_images(3, (1, 4, 4), 3),
+        random_images(3, (1, 2, 2), 4),
+        replace(random_images(3, (1, 2, 2), 3), pixels=None),
+        replace(random_images(3, (1, 2, 2), 3), resize=5),
+    ],
+    ids=["size", "classes", "memory", "resize"],
+)
+def test_images_of_different_kinds_are_not_joined(other):
+    with pytest.raises(DataError, match="cannot join made up and made up: the same size"):
+        random_images(3, (1, 2, 2), 3).joined(other)
+
+
 # ---------------------------------------------------------------------------------- held-out images
 
 

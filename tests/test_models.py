@@ -84,6 +84,23 @@ def test_a_new_highway_block_carries_rather_than_transforms():
     assert torch.sigmoid(block.transform.bias).max() < 0.2
 
 
+def test_a_highway_network_starts_with_the_transform_bias_asked_for():
+    network = models.construct("highway-fc6", models.MNIST, transform_bias=-4.0)
+    biases = [block.transform.bias.detach() for block in network.blocks]
+    assert set(torch.cat(biases).tolist()) == {-4.0}
+    assert set(HighwayBlock(3).transform.bias.tolist()) == {-2.0}
+
+
+def test_a_narrow_stem_gives_the_first_block_a_shortcut_that_raises_the_dimension():
+    narrow, usual = (
+        models.construct("wrn-28-1", models.CIFAR, **arguments) for arguments in ({"stem": 8}, {})
+    )
+    assert narrow.conv1.weight.shape == (8, 3, 3, 3)
+    assert narrow.layer1[0].shortcut.weight.shape == (16, 8, 1, 1)
+    assert usual.layer1[0].shortcut is None
+    assert narrow(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_dropout_stands_in_every_block_of_a_wide_resnet_or_in_none():
     rates = [
         layer.p

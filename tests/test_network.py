@@ -243,6 +243,15 @@ def test_initial_weights_follow_their_seed_and_nothing_else():
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
 
 
+def test_gates_start_where_they_are_asked_to_and_nothing_else_does():
+    network = Network.named("gated-resnet8")
+    usual, low = network.initial_weights(1), network.initial_weights(1, gate=0.1)
+    gates = {network.gate_key(name) for name in network.edits.gated}
+    assert {float(usual[key]) for key in gates} == {1.0}
+    assert {float(low[key]) for key in gates} == {float(torch.tensor(0.1))}
+    assert all(torch.equal(usual[key], low[key]) for key in usual.keys() - gates)
+
+
 @pytest.mark.parametrize(("name", "classes"), [("resnet8", 10), ("residual-fc4", 3)])
 def test_a_network_knows_its_number_of_classes(name, classes):
     network = Network.named(name, num_classes=classes)

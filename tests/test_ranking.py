@@ -32,6 +32,15 @@ def test_the_lowest_gate_goes_first():
     assert (ranking.criterion, ranking.subject) == ("gate", "gated-resnet14")
 
 
+def test_reversed_the_highest_gate_goes_first_and_no_path_is_followed():
+    checkpoint = gated(0.5, 1.5, 0.25, 0.75, 2.0, 0.125)
+    ranking = rank(checkpoint).reversed()
+    assert ranking.names == rank(checkpoint).names[::-1]
+    assert [score for _, score in ranking.scores] == [-2.0, -1.5, -0.75, -0.5, -0.25, -0.125]
+    assert ranking.criterion == "reversed gate"
+    assert ranking.reversed().names == rank(checkpoint).names
+
+
 def test_a_gate_below_zero_counts_as_closed_and_ties_go_by_depth():
     ranking = rank(gated(1.0, -3.0, 0.0, 1.0, -0.1, 0.5))
     assert ranking.names == tuple(BLOCKS[at] for at in (1, 2, 4, 5, 0, 3))

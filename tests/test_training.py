@@ -323,6 +323,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rates(rates):
         ({"weight_decay": -1.0}, "weight_decay is -1"),
         ({"distillation": -0.1}, "distillation is -0.1: expected a number from 0 up"),
         ({"distillation": 1.1}, "distillation is 1.1: expected at most 1"),
+        ({"initial_gate": 0.0}, "initial_gate is 0: expected a number above 0"),
+        ({"initial_gate": -1.0}, "initial_gate is -1.0: expected a number from 0 up"),
         ({"temperature": 0.0}, "temperature is 0: expected a number above 0"),
         ({"gate_learning_rate": -0.1}, "gate_learning_rate is -0.1"),
         ({"gate_penalty": math.nan}, "gate_penalty is nan"),
@@ -368,8 +370,8 @@ def test_weight_decay_leaves_gates_alone(optimizer):
     net = network()
 
     class Frozen(Network):
-        def initial_weights(self, seed: int = 0):
-            weights = super().initial_weights(seed)
+        def initial_weights(self, seed: int = 0, gate: float = 1.0):
+            weights = super().initial_weights(seed, gate)
             return {**weights, "head.weight": torch.zeros_like(weights["head.weight"])}
 
     still = run(replace(recipe, learning_rate=1e-30), Frozen(net.base, net.edits))
@@ -379,6 +381,12 @@ def test_weight_decay_leaves_gates_alone(optimizer):
     assert gates(decayed).tolist() == [1.0] * 3
     size = [float(it.weights["stem.weight"].norm()) for it in (decayed, light)]
     assert size[0] < 0.99 * size[1]
+
+
+def test_gates_are_learned_from_where_they_start():
+    trained = run(replace(FAST, gate_learning_rate=0.0, initial_gate=0.25))
+    assert gates(trained).tolist() == [0.25] * 3
+    assert trained.notes["recipe"]["initial_gate"] == 0.25
 
 
 def test_gates_move_at_their_own_learning_rate():
@@ -649,8 +657,8 @@ def test_the_loss_is_shared_between_teacher_and_labels():
 
 def test_what_is_said_alike_is_no_distance_apart():
     logits = torch.randn(5, 7)
-    assert float(distance(logits, logits + 3)) == pytest.approx(0, abs=1e-6)
-    assert float(distance(logits, -logits)) > 0.1
+    assert float(distance(logits, logits + 3, 4.0)) == pytest.approx(0, abs=1e-6)
+    assert float(distance(logits, -logits, 1.0)) > 0.1
 
 
 def test_a_teacher_learns_nothing():

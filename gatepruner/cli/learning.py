@@ -29,6 +29,7 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="Of the weights, not of gates.")] = 5e-4,
     gate_learning_rate: Annotated[float, typer.Option(help="Peak, of the gates.")] = 0.05,
     gate_penalty: Annotated[float, typer.Option(help="Times the sum of all gates.")] = 0.0,
+    initial_gate: Annotated[float, typer.Option(help="k of every gate at first.")] = 1.0,
     augment: Annotated[bool, typer.Option(help="Shift, and mirror if in colour.")] = True,
     hold_out: Annotated[int, typer.Option(help="Training images to validate on.", min=0)] = 0,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
@@ -68,6 +69,7 @@ def train(
         gate_learning_rate,
         gate_penalty,
         augment,
+        initial_gate=initial_gate,
         seed=seed,
     )
     terminal = o.terminal_of(quiet, as_json)

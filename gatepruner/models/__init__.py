@@ -3,9 +3,9 @@
 resnet56        CIFAR ResNet of depth 6n + 2, shortcut option A (zero padding)
 resnet56-b      the same with shortcut option B (projection)
 preresnet110    pre-activation ResNet of depth 6n + 2
-wrn-28-10       wide ResNet of depth 6n + 4 and width 10; takes `dropout`
+wrn-28-10       wide ResNet of depth 6n + 4 and width 10; takes `dropout` and `stem`
 residual-fc100  fully-connected, 100 layers as 50 two-layer blocks; takes `width`
-highway-fc100   the same as a highway network
+highway-fc100   the same as a highway network; takes `transform_bias`, too
 """
 
 from __future__ import annotations

@@ -41,14 +41,14 @@ class HighwayBlock(nn.Module):
     """`relu(T(x) f(x) + (1 - T(x)) x)` with the transform gate `T(x) = sigmoid(W_T x + b_T)`.
 
     Written as `T(x) (f(x) - x) + x`, which is the same and has the identity for its shortcut.
-    `b_T` starts at -2, so that a new network carries rather than transforms.
+    `b_T` starts below 0, so that a new network carries rather than transforms.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, transform_bias: float = -2.0) -> None:
         super().__init__()
         self.branch = Branch(width)
         self.transform = nn.Linear(width, width)
-        nn.init.constant_(self.transform.bias, -2.0)
+        nn.init.constant_(self.transform.bias, transform_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.transform(x).sigmoid() * (self.branch(x) - x) + x)
@@ -63,6 +63,7 @@ class FullyConnected(nn.Module):
         features: pixels in one image, `C * H * W`.
         num_classes: number of logits.
         highway: highway blocks in the place of residual ones.
+        transform_bias: at which the transform gates of highway blocks start.
     """
 
     def __init__(
@@ -72,12 +73,17 @@ class FullyConnected(nn.Module):
         features: int = 784,
         num_classes: int = 10,
         highway: bool = False,
+        transform_bias: float = -2.0,
     ) -> None:
         super().__init__()
-        block = HighwayBlock if highway else ResidualBlock
         self.stem = nn.Linear(features, width, bias=False)
         self.bn = nn.BatchNorm1d(width)
-        self.blocks = nn.Sequential(*(block(width) for _ in range(blocks)))
+        self.blocks = nn.Sequential(
+            *(
+                HighwayBlock(width, transform_bias) if highway else ResidualBlock(width)
+                for _ in range(blocks)
+            )
+        )
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

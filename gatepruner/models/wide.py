@@ -44,14 +44,21 @@ class WideResNet(nn.Module):
         width: factor k on the 16, 32 and 64 channels of the stages.
         dropout: probability of dropout between the two convolutions of a block.
         num_classes: number of logits.
+        stem: channels that the stages begin with; as many as in the first stage, and its first
+            block has an identity shortcut.
     """
 
     def __init__(
-        self, blocks: int, width: int = 1, dropout: float = 0.0, num_classes: int = 10
+        self,
+        blocks: int,
+        width: int = 1,
+        dropout: float = 0.0,
+        num_classes: int = 10,
+        stem: int = 16,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.layer1 = _stage(blocks, 16, 16 * width, 1, dropout)
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.layer1 = _stage(blocks, stem, 16 * width, 1, dropout)
         self.layer2 = _stage(blocks, 16 * width, 32 * width, 2, dropout)
         self.layer3 = _stage(blocks, 32 * width, 64 * width, 2, dropout)
         self.bn = nn.BatchNorm2d(64 * width)

@@ -1,0 +1,87 @@
+"""The figure that compares: curves of several kinds, each a mean over runs with their range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
+
+from gatepruner.report.figures import STYLE, WIDE
+
+# Told apart in grey and by the colour-blind, too (Okabe and Ito, 2008,
+# https://jfly.uni-koeln.de/color/); each has a line style of its own.
+COLORS = ("#0072B2", "#D55E00", "#6b6b6b", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves of one kind.
+
+    Attributes:
+        label: what they are of.
+        x: where they were measured `(points,)`.
+        runs: what was found in every run `(runs, points)`.
+    """
+
+    label: str
+    x: Sequence[float]
+    runs: Sequence[Sequence[float]]
+
+
+def comparison_figure(
+    kinds: Sequence[Curves],
+    x_label: str,
+    y_label: str,
+    *,
+    marked: bool = True,
+    logarithmic: str = "",
+    height: float = 3.6,
+) -> Figure:
+    """Means over runs, with their range where there are several.
+
+    Where a run has no number, its mean has none.
+
+    Args:
+        kinds: one line each.
+        x_label: what is on the lower axis.
+        y_label: what is on the left axis.
+        marked: whether every point has a marker.
+        logarithmic: the axes that are: `"x"`, `"y"` or `"xy"`; on such a lower axis the ticks are
+            where something was measured.
+        height: of the figure, in inches.
+
+    Raises:
+        ValueError: there are more kinds than lines that can be told apart.
+    """
+    if len(kinds) > len(COLORS):
+        raise ValueError(f"{len(kinds)} kinds: at most {len(COLORS)} can be told apart")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, height), layout="constrained")
+        axes = figure.add_subplot()
+        for curves, color, line in zip(kinds, COLORS, LINES, strict=False):
+            found, runs = np.array(curves.runs, dtype=float), len(curves.runs)
+            label = curves.label if runs == 1 else f"{curves.label} (n = {runs})"
+            marker = "o" if marked else None
+            axes.plot(
+                curves.x, found.mean(0), color=color, ls=line, marker=marker, ms=3, label=label
+            )
+            if runs > 1:
+                low, high = found.min(0), found.max(0)
+                axes.fill_between(curves.x, low, high, color=color, alpha=0.18, linewidth=0)
+        if "x" in logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator(sorted({x for it in kinds for x in it.x})))
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.xaxis.set_minor_locator(NullLocator())
+        if "y" in logarithmic:
+            axes.set_yscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.set_xlim(min(min(it.x) for it in kinds), max(max(it.x) for it in kinds))
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
