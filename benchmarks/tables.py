@@ -16,23 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import paper_tables
+from cells import means, seconds, table
 from record import RESULTS
 
 ROOT = Path(__file__).parents[1]
 REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABSENT = "Not measured yet.\n"
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table, its first column to the left and the others to the right."""
-    lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def seconds(found: Mapping[str, Any], unit: float = 1, digits: int = 2) -> str:
-    """`median (low to high)` in seconds over the unit."""
-    median, low, high = (f"{found[key] / unit:.{digits}f}" for key in ("median", "low", "high"))
-    return f"{median} ({low} to {high})"
 
 
 def cli_overhead(result: Mapping[str, Any]) -> str:
@@ -182,23 +172,16 @@ def gate_step(result: Mapping[str, Any]) -> str:
 
 
 def gate_trials(result: Mapping[str, Any]) -> str:
-    counts = ["3", "5", "8", "10", "13"]
-    rows = []
-    for images in dict.fromkeys(row["images"] for row in result["rows"]):
-        rows.append([f"*{images}*", *("" for _ in range(len(counts) + 1))])
-        for row in result["rows"]:
-            if row["images"] == images:
-                cells = [f"{row['accuracy'].get(count, '')}" for count in counts]
-                rows.append([row["variant"], str(row["steps"]), *cells])
-    return table(("variant", "steps", *counts), rows)
-
-
-def means(values: Sequence[float]) -> str:
-    """`91.2` or `91.2 (90.8 to 91.5)`: mean and range."""
-    if not values:
-        return ""
-    mean = f"{sum(values) / len(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+    counts = list(result["rows"][0]["accuracy"])
+    rows = [
+        [
+            row["variant"],
+            *(f"{100 * row['accuracy'][count]:.1f}" for count in counts),
+            f"{row['seconds']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    return table(("variant", *counts, "time (s)"), rows)
 
 
 def compress(result: Mapping[str, Any]) -> str:
@@ -251,6 +234,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "latency": latency,
     "prune_large": prune_large,
     "sweep": sweep,
+    **paper_tables.TABLES,
 }
 
 
@@ -262,6 +246,7 @@ EXACT = (
     "compress",
     "families",
     "against_torch_pruning",
+    *paper_tables.TABLES,
 )
 
 
@@ -286,7 +271,7 @@ def rendered(name: str) -> str:
     """The table of that name with its conditions."""
     if name not in TABLES:
         sys.exit(f"unknown table {name!r}: expected {', '.join(TABLES)}")
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{paper_tables.FILES.get(name, name)}.json"
     if not path.exists():
         return ABSENT
     result = json.loads(path.read_text())

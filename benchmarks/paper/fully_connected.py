@@ -1,0 +1,85 @@
+"""The fully-connected networks of the paper, two layers a block, 50 units, trained on MNIST.
+
+Four experiments look at the same networks; whichever comes first trains them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import experiment
+
+import gatepruner
+
+KINDS = ("plain", "gated-plain", "highway", "residual", "gated-residual")
+FROM_ONE = "gated-residual, k 0.05 from 1"  # the gates' rate and first k, where gates end higher
+HIGHWAY = ",transform_bias=-4"  # at -2 its 100 layers hardly train
+DEPTHS = (2, 10, 20, 50, 100, 200)
+RECIPE = gatepruner.Recipe(  # chosen with mnist_trials.py
+    epochs=6,
+    batch_size=256,
+    optimizer="adam",
+    learning_rate=0.01,
+    weight_decay=0.0,
+    gate_learning_rate=0.01,
+    initial_gate=0.1,
+    augment=False,
+)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    found = experiment.parser(description, "mnist:DIR")
+    found.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    return found
+
+
+def job(kind: str, depth: int, seed: int, chosen: argparse.Namespace) -> experiment.Job:
+    """One network, trained with the recipe of all."""
+    recipe = replace(RECIPE, seed=seed, epochs=1 if chosen.quick else RECIPE.epochs)
+    if kind == FROM_ONE:
+        kind, recipe = "gated-residual", replace(recipe, gate_learning_rate=0.05, initial_gate=1.0)
+    name = f"{kind}-fc{depth}{HIGHWAY if kind == 'highway' else ''}"
+    return experiment.Job(name, recipe, chosen.data, 2000 if chosen.quick else None)
+
+
+def trained(
+    chosen: argparse.Namespace, kinds: Sequence[str], depths: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A row for every kind, depth and seed; what is not there is trained."""
+    wanted = [
+        (kind, depth, seed)
+        for depth in sorted(depths, reverse=True)  # the longest first, so that no worker is idle
+        for kind in kinds
+        for seed in range(chosen.seeds)
+    ]
+    folder = experiment.work(chosen.quick)
+    jobs = [job(*each, chosen) for each in wanted]
+    rows = experiment.train(jobs, folder, device=chosen.device, workers=chosen.workers)
+    found = dict(zip(wanted, rows, strict=True))
+    return [
+        {"kind": kind, "depth": depth, **found[kind, depth, seed]}
+        for kind in kinds
+        for depth in depths
+        for seed in range(chosen.seeds)
+    ]
+
+
+def checkpoints(chosen: argparse.Namespace, kind: str, depth: int) -> list[gatepruner.Checkpoint]:
+    """The trained networks of one kind and depth, one for each seed."""
+    trained(chosen, [kind], [depth])
+    folder = experiment.work(chosen.quick)
+    jobs = [job(kind, depth, seed, chosen) for seed in range(chosen.seeds)]
+    return [experiment.checkpoint(each, folder) for each in jobs]
+
+
+def depths(chosen: argparse.Namespace) -> tuple[int, ...]:
+    return (2, 6) if chosen.quick else DEPTHS
+
+
+def deepest(chosen: argparse.Namespace) -> int:
+    """The depth whose blocks are looked at one by one."""
+    return 6 if chosen.quick else 100

@@ -1,0 +1,121 @@
+"""The benchmarks: documents say what the results say, and experiments keep what they trained."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw, random_images
+
+from gatepruner import Recipe, accuracy, load, rank, remove
+from gatepruner.errors import TrainingError
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="not in this distribution")
+RECIPE = Recipe(epochs=1, batch_size=16, optimizer="adam", augment=False)
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    """Imports a module of the paper's experiments."""
+    for folder in (BENCHMARKS, BENCHMARKS / "paper"):
+        monkeypatch.syspath_prepend(str(folder))
+    return importlib.import_module
+
+
+@pytest.fixture
+def experiment(paper, monkeypatch):
+    """`experiment` with a few made-up images in the place of MNIST."""
+    found = paper("experiment")
+    images = {
+        split: replace(random_images(number, (1, 28, 28), 10), source=f"mnist:here {split}")
+        for split, number in (("train", 64), ("test", 20))
+    }
+    monkeypatch.setattr(found, "loaded", lambda spec, split, limit=None: images[split])
+    return found
+
+
+def test_tables_in_the_documents_are_those_of_the_results():
+    script = [sys.executable, str(BENCHMARKS / "tables.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_network_is_trained_measured_and_kept_and_not_trained_again(
+    experiment, tmp_path, monkeypatch
+):
+    job = experiment.Job("gated-residual-fc4,width=8", RECIPE, "mnist:somewhere")
+    row = experiment.done(job, tmp_path, "cpu")
+    kept = load(job.file(tmp_path))
+    assert row["accuracy"] == accuracy(kept, experiment.loaded("", "test")).accuracy
+    assert row["gates"] == [round(gate, 5) for gate in kept.known_gates.values()]
+    assert row["images"] == 20
+    assert not job.file(tmp_path).with_suffix(".state").exists()
+    monkeypatch.setattr(experiment, "learned", None)  # would fail if it were called
+    assert experiment.done(job, tmp_path, "cpu") == row
+
+
+def test_another_recipe_is_another_network_and_another_folder_of_images_is_not(
+    experiment, tmp_path
+):
+    one = experiment.Job("residual-fc4", RECIPE, "mnist:here")
+    same = experiment.Job("residual-fc4", RECIPE, "mnist:there")
+    other = experiment.Job("residual-fc4", Recipe(epochs=2), "mnist:here")
+    files = [job.file(tmp_path) for job in (one, same, other)]
+    assert files[0] == files[1] != files[2]
+
+
+def test_a_network_whose_training_diverges_has_a_row_that_says_so(
+    experiment, tmp_path, monkeypatch
+):
+    def diverged(*args):
+        raise TrainingError("the loss is nan in epoch 1")
+
+    monkeypatch.setattr(experiment, "learned", diverged)
+    job = experiment.Job("residual-fc4", RECIPE, "mnist:here")
+    assert experiment.done(job, tmp_path, "cpu")["error"] == "the loss is nan in epoch 1"
+
+
+def test_what_is_held_out_is_measured_on_and_not_trained_on(experiment):
+    job = experiment.Job("residual-fc4", RECIPE, "mnist:here", held_out=24)
+    assert len(experiment.images(job, "train")) == 40
+    assert len(experiment.images(job, "test")) == 24
+
+
+def test_curves_are_those_of_removing_in_every_order(paper):
+    removal = paper("removal")
+    whole = draw("gated-residual-fc6,width=8")
+    images = random_images(16, (1, 28, 28), 10)
+    notes = {"normalize": {"mean": [0.1], "std": [0.3]}}
+    whole = type(whole)(whole.network, whole.weights, notes)
+    rows = list(removal.measured(whole, images, [0, 2], 1, "cpu"))
+    rankings = [rank(whole), rank(whole).reversed(), rank(whole, "random", seed=0)]
+    assert [row["order"] for row in rows] == [removal.LOWEST, removal.HIGHEST, removal.RANDOM]
+    for row, ranking in zip(rows, rankings, strict=True):
+        small = remove(whole, ranking.first(2))
+        assert row["accuracy"] == [accuracy(it, images).accuracy for it in (whole, small)]
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated-plain", "highway", "residual", "gated-residual"])
+def test_a_stack_is_what_its_name_says_and_learns(paper, kind):
+    identity = paper("identity")
+    network = identity.stack(kind, 2).network
+    assert all(block.shortcut for block in network.blocks) == (kind != "plain")
+    assert len(network.edits.gated) == (2 if kind.startswith("gated") else 0)
+    losses = identity.losses(kind, 1, 0, 40, "adam", 0.01)
+    assert losses == identity.losses(kind, 1, 0, 40, "adam", 0.01)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_with_its_gates_closed_a_stack_is_the_identity(paper):
+    identity = paper("identity")
+    start = identity.stack("gated-residual", 3)
+    closed = {key: it * 0 if key.endswith(".k") else it for key, it in start.weights.items()}
+    module = start.network.build(closed)
+    x = torch.rand(4, *identity.SHAPE)
+    assert torch.equal(module(x), x.flatten(1))
