@@ -15,11 +15,13 @@ import record
 from gatepruner.report.comparison import Curves, comparison_figure
 from gatepruner.report.figures import save_figure
 
+KINDS = (*fully_connected.KINDS, fully_connected.FIXED)
+
 
 def main() -> None:
     chosen = fully_connected.parser(__doc__).parse_args()
     depths = fully_connected.depths(chosen)
-    rows = fully_connected.trained(chosen, fully_connected.KINDS, depths)
+    rows = fully_connected.trained(chosen, KINDS, depths)
     settings = {
         **experiment.described(fully_connected.RECIPE),
         "seeds": chosen.seeds,
@@ -30,7 +32,7 @@ def main() -> None:
     record.write("paper_depth", settings, rows, quick=chosen.quick)
     kinds = [
         Curves(kind, depths, experiment.runs(rows, depths, kind, experiment.error))
-        for kind in fully_connected.KINDS
+        for kind in KINDS
     ]
     label = f"error (%), n = {experiment.tested(rows):,} images"
     figure = comparison_figure(kinds, "depth (layers)", label, logarithmic="xy")

@@ -18,6 +18,11 @@ import gatepruner
 KINDS = ("plain", "gated-plain", "highway", "residual", "gated-residual")
 FROM_ONE = "gated-residual, k 0.05 from 1"  # the gates' rate and first k, where gates end higher
 HIGHWAY = ",transform_bias=-4"  # at -2 its 100 layers hardly train
+FIXED = "gated-residual, k fixed"  # at its first value: what learning the gates brings
+VARIANTS: dict[str, dict[str, Any]] = {
+    FROM_ONE: {"gate_learning_rate": 0.05, "initial_gate": 1.0},
+    FIXED: {"gate_learning_rate": 0.0},
+}
 DEPTHS = (2, 10, 20, 50, 100, 200)
 RECIPE = gatepruner.Recipe(  # chosen with mnist_trials.py
     epochs=6,
@@ -40,8 +45,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def job(kind: str, depth: int, seed: int, chosen: argparse.Namespace) -> experiment.Job:
     """One network, trained with the recipe of all."""
     recipe = replace(RECIPE, seed=seed, epochs=1 if chosen.quick else RECIPE.epochs)
-    if kind == FROM_ONE:
-        kind, recipe = "gated-residual", replace(recipe, gate_learning_rate=0.05, initial_gate=1.0)
+    recipe, kind = replace(recipe, **VARIANTS.get(kind, {})), kind.partition(",")[0]
     name = f"{kind}-fc{depth}{HIGHWAY if kind == 'highway' else ''}"
     return experiment.Job(name, recipe, chosen.data, 2000 if chosen.quick else None)
 

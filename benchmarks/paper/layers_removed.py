@@ -11,6 +11,10 @@ usage: python benchmarks/paper/layers_removed.py --data mnist:DIR
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import experiment
 import fully_connected
 import record
@@ -19,13 +23,22 @@ import removal
 import gatepruner
 from gatepruner.report.figures import save_figure
 
-KINDS = ("gated-residual", fully_connected.FROM_ONE, "gated-plain", "residual")
-DRAWN = {  # the orders that the figure shows
-    "gated-residual": (removal.LOWEST, removal.HIGHEST, removal.RANDOM),
-    fully_connected.FROM_ONE: (removal.RANDOM,),
-    "gated-plain": (removal.RANDOM,),
-    "residual": (removal.RANDOM,),
-}
+KINDS = (
+    "gated-residual",
+    fully_connected.FIXED,
+    fully_connected.FROM_ONE,
+    "gated-plain",
+    "residual",
+)
+
+
+def draw(rows: Sequence[dict[str, Any]], images: int, folder: Path) -> None:
+    """One figure of the orders in which a gated network goes, one of all networks at random."""
+    orders = [row for row in rows if row["kind"] == KINDS[0]]
+    random = [row for row in rows if row["order"] == removal.RANDOM]
+    for name, shown in (("orders", orders), ("at_random", random)):
+        drawn = removal.figure(shown, images, 2, "layers")
+        save_figure(drawn, folder / f"paper_layers_removed_{name}")
 
 
 def main() -> None:
@@ -53,9 +66,7 @@ def main() -> None:
         "images": len(test),
     }
     record.write("paper_layers_removed", settings, rows, quick=chosen.quick)
-    shown = [row for row in rows if row["order"] in DRAWN[row["kind"]]]
-    drawn = removal.figure(shown, len(test), 2, "layers")
-    save_figure(drawn, record.folder(chosen.quick) / "paper_layers_removed")
+    draw(rows, len(test), record.folder(chosen.quick))
 
 
 if __name__ == "__main__":

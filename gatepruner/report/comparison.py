@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullLocator
 
 from gatepruner.report.figures import STYLE, WIDE
 
@@ -72,7 +72,7 @@ def comparison_figure(
             )
             if runs > 1:
                 low, high = found.min(0), found.max(0)
-                axes.fill_between(curves.x, low, high, color=color, alpha=0.18, linewidth=0)
+                axes.fill_between(curves.x, low, high, color=color, alpha=0.15, linewidth=0)
         if "x" in logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(FixedLocator(sorted({x for it in kinds for x in it.x})))
@@ -80,8 +80,14 @@ def comparison_figure(
             axes.xaxis.set_minor_locator(NullLocator())
         if "y" in logarithmic:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            if high / low < 1000:  # else powers of ten are enough
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+                axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.set_xlim(min(min(it.x) for it in kinds), max(max(it.x) for it in kinds))
-        figure.legend(loc="outside lower center", ncols=2)
+        axes.margins(x=0.02)
+        longest = max(len(str(line.get_label())) for line in axes.get_lines())
+        figure.legend(loc="outside lower center", ncols=1 if longest > 32 else 2)
     return figure

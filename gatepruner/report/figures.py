@@ -42,7 +42,7 @@ def curve_figure(
     Args:
         points: of the ranking, with none removed first.
         baseline: curves of random orders; their mean and range are shown.
-        criterion: name of the ranking.
+        criterion: name of the ranking, or another word for the order.
         removed: number of blocks to mark.
     """
     with matplotlib.rc_context(STYLE):

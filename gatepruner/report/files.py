@@ -123,9 +123,10 @@ def refuse_report(directory: Path, *, force: bool) -> None:
 def _write_all(report: Report, directory: Path) -> None:
     document = report.to_json()
     marked = len(report.removed) or None
-    curve = curve_figure(
-        report.points, report.baseline, criterion=report.ranking.criterion, removed=marked
-    )
+    criterion = report.ranking.criterion
+    if criterion == "gate" and report.checkpoint.path:
+        criterion = "along the learned path"
+    curve = curve_figure(report.points, report.baseline, criterion=criterion, removed=marked)
     save_figure(curve, directory / "curve")
     gates = {row["name"]: row["gate"] for row in document["ranking"] if row["gate"] is not None}
     if gates:
