@@ -31,7 +31,8 @@ import gatepruner
 from gatepruner.curve import merged
 from gatepruner.data import normalization_of
 from gatepruner.evaluate import tally
-from gatepruner.report.figures import BASELINE, GONE, OURS, STYLE, WIDE, save_figure
+from gatepruner.report.comparison import Curves, comparison_figure
+from gatepruner.report.figures import save_figure
 
 STATISTICS = 2000  # training images that statistics are estimated on
 COUNTS = (1, 2, 3, 5, 8, 10, 13)  # removals that are measured
@@ -106,36 +107,17 @@ def measured(
 
 def figure(whole: float, rows: list[dict[str, Any]], images: int) -> Figure:
     """Accuracy against blocks removed, mean and range over the seeds of each method."""
-    import matplotlib
-
-    styles = {
-        "gates": (OURS, "-"),
-        "gates, order alone": (OURS, ":"),
-        "leave-one-out": (GONE, "-"),
-        "random": (BASELINE, "--"),
-    }
-    with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=(WIDE, 3.6), layout="constrained")
-        axes = drawn.add_subplot()
-        for method, (color, line) in styles.items():
-            curves: dict[int, list[float]] = {0: [100 * whole]}
-            for row in rows:
-                if row["method"] == method:
-                    curves.setdefault(row["removed"], []).append(100 * row["accuracy"])
-            x = sorted(curves)
-            seeds = max(map(len, curves.values()))
-            label = method if seeds == 1 else f"{method}: mean and range of {seeds}"
-            means = [sum(curves[at]) / len(curves[at]) for at in x]
-            axes.plot(x, means, color=color, linestyle=line, label=label)
-            low, high = ([pick(curves[at]) for at in x] for pick in (min, max))
-            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.set_xlabel("blocks removed")
-        axes.set_ylabel(f"top-1 accuracy (%), n = {images:,}")
-        lowest = min(row["accuracy"] for row in rows)
-        axes.set_ylim(10 * int(10 * lowest), 100 if whole > 0.95 else 100 * whole + 2)
-        axes.set_xlim(0, max(row["removed"] for row in rows))
-        drawn.legend(loc="outside lower center", ncols=2)
-    return drawn
+    kinds = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = [row for row in rows if row["method"] == method]
+        x = sorted({row["removed"] for row in found})
+        runs = [
+            [100 * whole, *(100 * row["accuracy"] for row in found if row["seed"] == seed)]
+            for seed in dict.fromkeys(row["seed"] for row in found)
+        ]
+        kinds.append(Curves(method, [0, *x], runs))
+    label = f"top-1 accuracy (%), n = {images:,}"
+    return comparison_figure(kinds, "blocks removed", label, marked=False)
 
 
 def main() -> None:

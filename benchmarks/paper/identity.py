@@ -35,7 +35,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
 }
-RATES = {"adam": (0.001, 0.003, 0.01), "sgd": (0.01, 0.03, 0.1)}
+RATES = {"adam": (0.001, 0.01), "sgd": (0.01, 0.1)}
 
 
 class Stack(nn.Module):
@@ -92,7 +92,7 @@ def best(rows: Sequence[dict[str, Any]], kind: str, optimizer: str) -> list[dict
 def main() -> None:
     options = record.parser(__doc__)
     options.add_argument("--depth", type=int, default=100, help="layers, two a block")
-    options.add_argument("--steps", type=int, default=300, help=f"of {BATCH} inputs")
+    options.add_argument("--steps", type=int, default=250, help=f"of {BATCH} inputs")
     options.add_argument("--seeds", type=int, default=3, help="runs of each kind")
     chosen = options.parse_args()
     depth, steps = (4, 20) if chosen.quick else (chosen.depth, chosen.steps)
