@@ -175,16 +175,16 @@ def wide(result: Result) -> str:
 
 
 def identity(result: Result) -> str:
-    optimizers = list(dict.fromkeys(row["optimizer"] for row in result["rows"]))
+    depths = list(dict.fromkeys(row["depth"] for row in result["rows"]))
     rows = []
     for kind in _kinds(result):
         cells = []
-        for optimizer in optimizers:
-            found = _of(result, kind=kind, optimizer=optimizer)
+        for depth in depths:
+            found = _of(result, kind=kind, depth=depth)
             first, last = ([row[key] for row in found] for key in ("first", "end"))
             cells += [means(first, ".2g"), means(last, ".2g"), f"{found[0]['rate']}"]
         rows.append([kind, *cells])
-    columns = (f"{it}: {what}" for it in optimizers for what in ("first loss", "last", "rate"))
+    columns = (f"{it} layers: {what}" for it in depths for what in ("first loss", "last", "rate"))
     return table(("network", *columns), rows)
 
 

@@ -205,6 +205,18 @@ def compress(result: Mapping[str, Any]) -> str:
     )
 
 
+def recalibration(result: Mapping[str, Any]) -> str:
+    counts = list(dict.fromkeys(row["removed"] for row in result["rows"]))
+    rows = []
+    for way in dict.fromkeys(row["way"] for row in result["rows"]):
+        found = [row for row in result["rows"] if row["way"] == way]
+        at = {it: [100 * row["accuracy"] for row in found if row["removed"] == it] for it in counts}
+        share = sum(row["by default"] for row in found)
+        cells = (means(values, ".2f") for values in at.values())
+        rows.append([way, *cells, f"{share} of {len(found)}"])
+    return table(("statistics", *map(str, counts), "taken by default"), rows)
+
+
 def families(result: Mapping[str, Any]) -> str:
     rows = [
         [
@@ -233,6 +245,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "gates": gates,
     "latency": latency,
     "prune_large": prune_large,
+    "recalibration": recalibration,
     "sweep": sweep,
     **paper_tables.TABLES,
 }
@@ -243,6 +256,7 @@ EXACT = (
     "demo",
     "gates",
     "gate_trials",
+    "recalibration",
     "compress",
     "families",
     "against_torch_pruning",

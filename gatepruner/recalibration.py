@@ -1,7 +1,12 @@
 """Recalibration: batch-norm statistics estimated anew, since a removal changes what layers see.
 
 Exact: every batch norm gets mean and variance of all images at once, as they are when the layers
-before it have their new statistics already. No batch size and no order is in the result.
+before it have their new statistics already. No batch size is in the result.
+
+The statistics that a network brings from its training are those of images as it was trained on
+them. Where these were shifted at random, statistics of images that are not cost accuracy even
+where nothing was removed: so they are estimated on images of the kind that the first batch norm
+shows to be the network's own.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from gatepruner.errors import DataError
 from gatepruner.evaluate import check_size
 from gatepruner.models import Shape
 from gatepruner.norms import statistics
+from gatepruner.training import augmented
 
 MEMORY = 2 * 2**30  # bytes of activations that are held at a time
 
@@ -31,6 +37,7 @@ def recalibrate(
     device: str | torch.device = "auto",
     batch_size: int = 128,
     normalization: Normalization | None = None,
+    augment: bool | None = None,
     memory: int = MEMORY,
     track: Track = iter,
 ) -> Checkpoint:
@@ -46,6 +53,8 @@ def recalibrate(
         device: where to compute.
         batch_size: images in one pass through a node; it changes nothing but time.
         normalization: instead of the one that the checkpoint records.
+        augment: whether to shift and mirror the images at random, as in training; by default, if
+            the first batch norm's statistics are nearer to those of such images.
         memory: bytes of activations to hold.
         track: wraps the nodes of the network, to show progress.
 
@@ -65,14 +74,49 @@ def recalibrate(
         fitting = memory // _peak(module, data.shape)
         data = data.spread(max(fitting, 2)).to(device)
         batches = data.batches(torch.arange(len(data)), batch_size)
-        chunks = [chosen(pixels) for pixels, _ in batches]
-        found = dict(_walk(module.to(device), chunks, norms, track))
+        plain = [pixels for pixels, _ in batches]
+        module.to(device)
+
+        def seen(augment: bool) -> list[Tensor]:
+            return [chosen(part) for part in _viewed(plain, augment)]
+
+        if augment is None:
+            augment = _apart(module, seen(True), norms) < _apart(module, seen(False), norms)
+        found = {}
+        for node, values in _walk(module, seen(augment), norms, track):
+            for key, value in zip(norms[node], values, strict=True):
+                module.get_buffer(key).copy_(value)
+                found[key] = value.cpu()
     weights = {
         key: found[key].to(tensor.dtype) if key in found else tensor
         for key, tensor in checkpoint.weights.items()
     }
-    notes = checkpoint.noting(recalibrated=data.source, images=len(data))
+    notes = checkpoint.noting(recalibrated=data.source, images=len(data), augmented=augment)
     return Checkpoint(checkpoint.network, MappingProxyType(weights), notes)
+
+
+def _viewed(parts: list[Tensor], augment: bool) -> list[Tensor]:
+    """The images as training sees them; what each is shifted by does not depend on the parts."""
+    if not augment:
+        return parts
+    device = parts[0].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return list(torch.split(augmented(torch.cat(parts)), [len(part) for part in parts]))
+
+
+def _apart(
+    module: fx.GraphModule, images: list[Tensor], norms: dict[fx.Node, tuple[str, str]]
+) -> float:
+    """How far the first batch norm's statistics are from those of the images.
+
+    Kullback-Leibler divergence of two normal distributions, mean over channels.
+    """
+    node, (mean, variance) = next(_walk(module, images, norms, iter))
+    known = [module.get_buffer(key).to(mean.dtype) for key in norms[node]]
+    here, there = (it.clamp_min(1e-5) for it in (variance, known[1]))
+    squares = (here + (mean - known[0]).square()) / there
+    return float((squares - 1 - (here / there).log()).mean()) / 2
 
 
 def _walk(
@@ -80,8 +124,8 @@ def _walk(
     images: list[Tensor],
     norms: dict[fx.Node, tuple[str, str]],
     track: Track,
-) -> Iterator[tuple[str, Tensor]]:
-    """Every statistic under its key; the module is left with them."""
+) -> Iterator[tuple[fx.Node, tuple[Tensor, Tensor]]]:
+    """Mean and variance that every batch norm gets, before it normalises with its own."""
     run = fx.Interpreter(module)
     env: dict[fx.Node, list[Any]] = {}
     last = {used: node for node in module.graph.nodes for used in node.all_input_nodes}
@@ -92,10 +136,7 @@ def _walk(
             return
         else:
             if node in norms:
-                found = moments(env[node.all_input_nodes[0]])
-                for key, value in zip(norms[node], found, strict=True):
-                    module.get_buffer(key).copy_(value)
-                    yield key, value.cpu()
+                yield node, moments(env[node.all_input_nodes[0]])
             env[node] = [_result(run, node, env, at) for at in range(len(images))]
         for used in node.all_input_nodes:
             if last[used] is node:

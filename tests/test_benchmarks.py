@@ -101,20 +101,34 @@ def test_curves_are_those_of_removing_in_every_order(paper):
         assert row["accuracy"] == [accuracy(it, images).accuracy for it in (whole, small)]
 
 
-@pytest.mark.parametrize("kind", ["plain", "gated-plain", "highway", "residual", "gated-residual"])
-def test_a_stack_is_what_its_name_says_and_learns(paper, kind):
+@pytest.mark.parametrize("name", ["plain", "gated-plain", "highway", "residual", "gated-residual"])
+def test_a_stack_is_what_its_name_says_and_learns(paper, name):
     identity = paper("identity")
+    kind = identity.KINDS[name]
     network = identity.stack(kind, 2).network
-    assert all(block.shortcut for block in network.blocks) == (kind != "plain")
-    assert len(network.edits.gated) == (2 if kind.startswith("gated") else 0)
-    losses = identity.losses(kind, 1, 0, 40, "adam", 0.01)
-    assert losses == identity.losses(kind, 1, 0, 40, "adam", 0.01)
+    assert all(block.shortcut for block in network.blocks) == (name != "plain")
+    assert len(network.edits.gated) == (2 if name.startswith("gated") else 0)
+    losses = identity.losses(kind, 1, 0, 40, 0.01)
+    assert losses == identity.losses(kind, 1, 0, 40, 0.01)
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_gates_of_a_stack_start_and_are_learned_as_its_kind_says(paper):
+    identity = paper("identity")
+    name = "gated-residual, k 0.05 alone"
+    assert identity.KINDS[name].alone
+    low = identity.stack(identity.KINDS["gated-residual, from 0.1"], 3)
+    assert list(low.known_gates.values()) == pytest.approx([0.1] * 3)
+    same = identity.losses(identity.KINDS[name], 3, 0, 30, 0.01)
+    assert same == identity.losses(identity.KINDS[name], 3, 0, 30, 0.001)  # weights are left alone
+    assert same[-1] < 0.1 * same[0]
+    whole = identity.losses(identity.KINDS["gated-residual, k 0.05"], 3, 0, 30, 0.01)
+    assert whole != identity.losses(identity.KINDS["gated-residual"], 3, 0, 30, 0.01)
 
 
 def test_with_its_gates_closed_a_stack_is_the_identity(paper):
     identity = paper("identity")
-    start = identity.stack("gated-residual", 3)
+    start = identity.stack(identity.KINDS["gated-residual"], 3)
     closed = {key: it * 0 if key.endswith(".k") else it for key, it in start.weights.items()}
     module = start.network.build(closed)
     x = torch.rand(4, *identity.SHAPE)

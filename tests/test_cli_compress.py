@@ -207,12 +207,15 @@ def test_an_interrupted_gate_says_how_to_go_on_and_does(run, folder, monkeypatch
 # --------------------------------------------------------------------- recalibrate and finetune
 
 
-def test_recalibrate_writes_what_the_library_estimates(run, folder):
+@pytest.mark.parametrize("augment", [None, True, False])
+def test_recalibrate_writes_what_the_library_estimates(run, folder, augment):
     path, before = folder / "whole.pt", files_in(folder)
-    command = with_data("recalibrate", path, "--images", 30, "--json", folder=folder)
+    shifted = {None: (), True: ("--augment",), False: ("--no-augment",)}[augment]
+    command = with_data("recalibrate", path, "--images", 30, *shifted, "--json", folder=folder)
     document = run(*command).document
     assert new_files(folder, before) == {"whole-recalibrated.pt"}
-    expected = recalibrate(load(path), training_images(folder).spread(30), device="cpu")
+    images = training_images(folder).spread(30)
+    expected = recalibrate(load(path), images, device="cpu", augment=augment)
     assert same(load(folder / "whole-recalibrated.pt"), expected)
     assert document == {
         "input": str(path),
@@ -220,6 +223,7 @@ def test_recalibrate_writes_what_the_library_estimates(run, folder):
         **expected.notes["history"][-1],
     }
     assert document["images"] == 30
+    assert augment in (None, document["augmented"])
 
 
 def test_what_has_no_batch_norm_is_written_as_it_is_or_refused(run, folder, monkeypatch):

@@ -127,7 +127,7 @@ def test_every_statistic_is_that_of_all_images_at_once(make):
     assert expected
     before, pixels = fingerprint(whole), data.pixels.clone()
     alone = whole.network.base.name == "Alone"  # what has no statistics depends on the batch
-    done = recalibrate(whole, data, device="cpu", batch_size=23 if alone else 5)
+    done = recalibrate(whole, data, device="cpu", batch_size=23 if alone else 5, augment=False)
     for key, tensor in whole.weights.items():
         if key in expected:
             torch.testing.assert_close(done.weights[key], expected[key], rtol=1e-5, atol=1e-5)
@@ -138,14 +138,18 @@ def test_every_statistic_is_that_of_all_images_at_once(make):
     assert list(done.weights) == list(whole.weights)
     assert fingerprint(whole) == before
     assert torch.equal(data.pixels, pixels)
-    assert done.notes["history"][-1] == {"recalibrated": "made up", "images": 23}
+    assert done.notes["history"][-1] == {
+        "recalibrated": "made up",
+        "images": 23,
+        "augmented": False,
+    }
 
 
 def test_a_functional_batch_norm_gets_its_statistics_too():
     torch.manual_seed(3)
     whole = of_caller(Functional())
     data = images_of(whole)
-    done = recalibrate(whole, data, device="cpu", batch_size=7)
+    done = recalibrate(whole, data, device="cpu", batch_size=7, augment=False)
     module, pixels = Functional(), normalization_of(NOTES, 3)(data.pixels)
     module.load_state_dict(dict(whole.weights))
     with torch.no_grad():
@@ -160,12 +164,42 @@ def test_a_functional_batch_norm_gets_its_statistics_too():
 def test_neither_batch_size_nor_order_changes_the_result(batch_size):
     whole = network("resnet14")
     data = images_of(whole)
-    one = recalibrate(whole, data, device="cpu", batch_size=23)
+    one = recalibrate(whole, data, device="cpu", batch_size=23, augment=False)
     shuffled = data.take(torch.randperm(23))
     for other in (data, shuffled):
-        found = recalibrate(whole, other, device="cpu", batch_size=batch_size)
+        found = recalibrate(whole, other, device="cpu", batch_size=batch_size, augment=False)
         for key, tensor in one.weights.items():
             torch.testing.assert_close(found.weights[key], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_batch_size_does_not_change_what_images_are_shifted_by(batch_size):
+    whole = network("resnet14")
+    data = images_of(whole)
+    one = recalibrate(whole, data, device="cpu", batch_size=23, augment=True)
+    before = torch.get_rng_state()
+    found = recalibrate(whole, data, device="cpu", batch_size=batch_size, augment=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    for key, tensor in one.weights.items():
+        torch.testing.assert_close(found.weights[key], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "preresnet8", "residual-fc6", "functional"])
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_are_shifted_if_those_that_the_statistics_are_of_were(name, augment):
+    """Whichever images the network's statistics are of, other ones are taken in the same way."""
+    whole = of_caller(Functional()) if name == "functional" else network(name)
+    shape = whole.network.base.input_shape
+    pixels = torch.randint(150, 256, (400, *shape), dtype=torch.uint8)  # bright: a border shows
+    data = replace(random_images(400, shape, 4), pixels=pixels)
+    first, others = data.take(torch.arange(200)), data.take(torch.arange(200, 400))
+    known = recalibrate(whole, first, device="cpu", augment=augment)
+    found = recalibrate(known, others, device="cpu")
+    assert found.notes["history"][-1]["augmented"] is augment
+    asked = recalibrate(known, others, device="cpu", augment=augment)
+    assert all(torch.equal(it, asked.weights[key]) for key, it in found.weights.items())
+    other = recalibrate(known, others, device="cpu", augment=not augment)
+    assert not all(torch.equal(it, other.weights[key]) for key, it in found.weights.items())
 
 
 def test_labels_are_not_looked_at():
@@ -179,7 +213,7 @@ def test_labels_are_not_looked_at():
 def test_once_done_there_is_nothing_left_to_do():
     whole = network("resnet14")
     data = images_of(whole)
-    once = recalibrate(whole, data, device="cpu")
+    once = recalibrate(whole, data, device="cpu", augment=False)
     again = recalibrate(once, data, device="cpu")
     for key, tensor in once.weights.items():
         torch.testing.assert_close(again.weights[key], tensor, rtol=1e-5, atol=1e-6)
@@ -214,9 +248,9 @@ def test_of_more_images_than_fit_some_are_taken_from_all_over_the_set():
     whole, data = network("resnet8"), random_images(40, COLOUR, 4)
     one = recalibration._peak(whole.build(), COLOUR)
     assert one >= 4 * (3 + 16) * 64  # an image, and what its first layer makes of it
-    done = recalibrate(whole, data, device="cpu", memory=10 * one + 1)
+    done = recalibrate(whole, data, device="cpu", memory=10 * one + 1, augment=False)
     assert done.notes["history"][-1]["images"] == 10
-    expected = recalibrate(whole, data.take(torch.arange(0, 40, 4)), device="cpu")
+    expected = recalibrate(whole, data.take(torch.arange(0, 40, 4)), device="cpu", augment=False)
     assert all(torch.equal(it, expected.weights[key]) for key, it in done.weights.items())
     assert recalibrate(whole, data, device="cpu", memory=1).notes["history"][-1]["images"] == 2
 
@@ -252,9 +286,9 @@ def test_the_nodes_of_the_network_are_tracked():
 def test_accuracy_comes_back_when_statistics_were_lost():
     whole = network("resnet8")
     data = random_images(40, COLOUR, 4)
-    right = recalibrate(whole, data, device="cpu")
+    right = recalibrate(whole, data, device="cpu", augment=False)
     lost = {key: it * 0 if "running" in key else it for key, it in right.weights.items()}
-    again = recalibrate(replace(right, weights=lost), data, device="cpu")
+    again = recalibrate(replace(right, weights=lost), data, device="cpu", augment=False)
     assert (
         accuracy(again, data, device="cpu").correct == accuracy(right, data, device="cpu").correct
     )

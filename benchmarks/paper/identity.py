@@ -2,6 +2,7 @@
 
 Inputs are uniform in [0, 1], which is what the ReLU at the end of a block lets through; the loss
 is the mean squared error. Claim: with gates the identity is one parameter away from every block.
+All kinds have Adam and the better of two learning rates.
 
 usage: python benchmarks/paper/identity.py
 """
@@ -13,7 +14,9 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +31,51 @@ from gatepruner.report.figures import save_figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the other benchmarks share `record`, too
 import record
 
-KINDS = ("plain", "gated-plain", "highway", "residual", "gated-residual")
 WIDTH, BATCH, LAST = 50, 128, 10  # the end of a run is the mean over its last steps
 SHAPE = (WIDTH, 1, 1)
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
+RATES = (0.001, 0.01)
+FLOOR = 1e-8  # what is less is drawn as this: many losses are 0 exactly
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of stack, and how its gates are learned.
+
+    Attributes:
+        block: what it is made of.
+        gates: mode of its gates, if it has some.
+        shortcuts: whether it has them.
+        first: k at first.
+        rate: learning rate of the gates; that of the weights by default.
+        alone: whether nothing but the gates is learned.
+    """
+
+    block: Callable[[int], nn.Module] = ResidualBlock
+    gates: str | None = None
+    shortcuts: bool = True
+    first: float = 1.0
+    rate: float | None = None
+    alone: bool = False
+
+
+KINDS = {
+    "plain": Kind(shortcuts=False),
+    "gated-plain": Kind(gates="plain"),
+    "highway": Kind(partial(HighwayBlock, transform_bias=-4)),
+    "residual": Kind(),
+    "gated-residual": Kind(gates="residual"),
+    "gated-residual, k 0.05": Kind(gates="residual", rate=0.05),
+    "gated-residual, from 0.1": Kind(gates="residual", first=0.1),
+    "gated-residual, k 0.05 alone": Kind(gates="residual", rate=0.05, alone=True),
+    "gated-plain, from 0.1": Kind(gates="plain", first=0.1),
 }
-RATES = {"adam": (0.001, 0.01), "sgd": (0.01, 0.1)}
+DRAWN = tuple(KINDS)[:7]
 
 
 class Stack(nn.Module):
     """Blocks and nothing else, vectors `(N, WIDTH, 1, 1)` to vectors `(N, WIDTH)`."""
 
-    def __init__(self, blocks: int, block: type[nn.Module]) -> None:
+    def __init__(self, blocks: int, block: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(block(WIDTH) for _ in range(blocks)))
 
@@ -50,82 +84,83 @@ class Stack(nn.Module):
         return found
 
 
-def stack(kind: str, blocks: int) -> gatepruner.Checkpoint:
-    """Random weights, drawn by torch's global generator, and the edits of that kind; k is 1."""
-    module = Stack(blocks, HighwayBlock if kind == "highway" else ResidualBlock)
+def stack(kind: Kind, blocks: int) -> gatepruner.Checkpoint:
+    """Random weights, drawn by torch's global generator, and the edits of that kind."""
+    module = Stack(blocks, kind.block)
     network, drawn = gatepruner.Network.of(module, SHAPE), module.state_dict()
-    if kind == "plain":
+    if not kind.shortcuts:
         network = network.without_shortcuts([it.name for it in network.blocks])
-    elif kind.startswith("gated"):
-        network = network.with_gates("plain" if kind == "gated-plain" else "residual")
-    weights = {key: drawn.get(key, torch.ones(())) for key in network.state()}
+    elif kind.gates:
+        network = network.with_gates(kind.gates)
+    weights = {key: drawn.get(key, torch.tensor(kind.first)) for key in network.state()}
     return gatepruner.Checkpoint(network, weights)
 
 
-def losses(
-    kind: str, blocks: int, seed: int, steps: int, optimizer: str, rate: float
-) -> list[float]:
-    """The loss at every step; all parameters have one learning rate, gates too."""
+def losses(kind: Kind, blocks: int, seed: int, steps: int, rate: float) -> list[float]:
+    """The loss at every step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = stack(kind, blocks).build().train()
-        taking = OPTIMIZERS[optimizer](module.parameters(), rate)
+        start = stack(kind, blocks)
+        module = start.build().train()
+        gates = {start.network.gate_key(name) for name in start.network.edits.gated}
+        groups: list[dict[str, Any]] = [{"params": [], "lr": rate}, {"params": []}]
+        for key, parameter in module.named_parameters():
+            if key in gates or not kind.alone:
+                groups[key in gates]["params"].append(parameter)
+        groups[1]["lr"] = rate if kind.rate is None else kind.rate
+        taking = torch.optim.Adam([group for group in groups if group["params"]])
         found = torch.empty(steps)
         for step in range(steps):
             x = torch.rand(BATCH, *SHAPE)
             loss = (module(x) - x.flatten(1)).square().mean()
-            taking.zero_grad()
+            module.zero_grad()
             loss.backward()
             taking.step()
             found[step] = loss.detach()
     return [float(it) for it in found]
 
 
-def best(rows: Sequence[dict[str, Any]], kind: str, optimizer: str) -> list[dict[str, Any]]:
+def best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs of the learning rate that ends with the lowest mean loss."""
-    found = [row for row in rows if (row["kind"], row["optimizer"]) == (kind, optimizer)]
-    by_rate = {row["rate"]: [it for it in found if it["rate"] == row["rate"]] for row in found}
+    by_rate = {row["rate"]: [it for it in rows if it["rate"] == row["rate"]] for row in rows}
     ends = {rate: sum(row["end"] for row in runs) for rate, runs in by_rate.items()}
     return by_rate[min(ends, key=lambda rate: (not math.isfinite(ends[rate]), ends[rate]))]
 
 
 def main() -> None:
     options = record.parser(__doc__)
-    options.add_argument("--depth", type=int, default=100, help="layers, two a block")
+    options.add_argument("--depths", type=int, nargs="+", default=[10, 100], help="two a block")
     options.add_argument("--steps", type=int, default=250, help=f"of {BATCH} inputs")
     options.add_argument("--seeds", type=int, default=3, help="runs of each kind")
     chosen = options.parse_args()
-    depth, steps = (4, 20) if chosen.quick else (chosen.depth, chosen.steps)
+    depths, steps = ([4], 20) if chosen.quick else (chosen.depths, chosen.steps)
     torch.set_num_threads(1)  # layers of 50 units are too small for more
-    start, rows = time.perf_counter(), []
-    for kind, (optimizer, rates) in itertools.product(KINDS, RATES.items()):
-        for rate, seed in itertools.product(rates, range(chosen.seeds)):
-            found = losses(kind, depth // 2, seed, steps, optimizer, rate)
-            end = statistics.fmean(found[-LAST:])
-            named = {"kind": kind, "optimizer": optimizer, "rate": rate, "seed": seed}
-            rows.append(
-                {**named, "first": found[0], "end": end, "losses": found[:: max(steps // 100, 1)]}
-            )
-        chosen_rows = best(rows, kind, optimizer)
-        print(f"{kind}, {optimizer} {chosen_rows[0]['rate']}: {chosen_rows[0]['end']:.2g}")
+    start, rows, kinds = time.perf_counter(), [], []
+    every = max(steps // 100, 1)
+    for depth, (name, kind) in itertools.product(depths, KINDS.items()):
+        found = []
+        for rate, seed in itertools.product(RATES, range(chosen.seeds)):
+            curve = losses(kind, depth // 2, seed, steps, rate)
+            named = {"kind": name, "depth": depth, "rate": rate, "seed": seed}
+            end = statistics.fmean(curve[-LAST:])
+            found.append({**named, "first": curve[0], "end": end, "losses": curve[::every]})
+        rows += best(found)
+        print(f"{name}, {depth} layers, {rows[-1]['rate']}: {rows[-1]['end']:.2g}", flush=True)
+        if depth == depths[-1] and name in DRAWN:
+            runs = [[max(it, FLOOR) for it in row["losses"]] for row in best(found)]
+            kinds.append(Curves(name, range(0, steps, every), runs))
     settings = {
-        "depth": depth,
         "width": WIDTH,
         "steps": steps,
         "inputs in a step": BATCH,
+        "optimizer": "adam",
+        "learning rates": list(RATES),
         "seeds": chosen.seeds,
-        "k at first": 1,
         "seconds": round(time.perf_counter() - start),
     }
-    kept = [row for kind in KINDS for optimizer in RATES for row in best(rows, kind, optimizer)]
-    record.write("paper_identity", settings, kept, quick=chosen.quick)
-    kinds = []
-    for kind in KINDS:
-        runs = [row["losses"] for row in best(rows, kind, "adam")]
-        x = [step * max(steps // 100, 1) for step in range(len(runs[0]))]
-        kinds.append(Curves(kind, x, runs))
+    record.write("paper_identity", settings, rows, quick=chosen.quick)
     drawn = comparison_figure(
-        kinds, "steps", "mean squared error", logarithmic="y", marked=False, height=4.0
+        kinds, "steps", "mean squared error", logarithmic="y", marked=False, height=4.4
     )
     save_figure(drawn, record.folder(chosen.quick) / "paper_identity")
 

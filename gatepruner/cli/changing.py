@@ -186,7 +186,11 @@ def prune(
 
 
 def recalibrated(
-    small: Checkpoint, measuring: o.Measuring, count: int, terminal: Terminal
+    small: Checkpoint,
+    measuring: o.Measuring,
+    count: int,
+    terminal: Terminal,
+    augment: bool | None = None,
 ) -> Checkpoint:
     """The network with its statistics of so many training images, if there are any."""
     from gatepruner.recalibration import recalibrate
@@ -200,6 +204,7 @@ def recalibrated(
         device=measuring.device,
         batch_size=measuring.batch_size,
         normalization=measuring.normalization(small, images, terminal),
+        augment=augment,
         track=terminal.track("recalibrating"),
     )
 

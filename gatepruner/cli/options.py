@@ -20,6 +20,7 @@ MaybeStr = Optional[str]  # noqa: UP045
 MaybeInt = Optional[int]  # noqa: UP045
 MaybeFloat = Optional[float]  # noqa: UP045
 MaybePath = Optional[Path]  # noqa: UP045
+MaybeBool = Optional[bool]  # noqa: UP045
 
 File = Annotated[
     Path, typer.Argument(metavar="CKPT", help="Checkpoint: .pt, .pth, .th, .ckpt, .safetensors.")

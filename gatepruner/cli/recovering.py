@@ -17,6 +17,10 @@ def recalibrate(
     data: o.Data,
     output: o.Output = None,
     images: Annotated[int, typer.Option(help="Training images to take.", min=2)] = 2000,
+    augment: Annotated[
+        o.MaybeBool,
+        typer.Option(help="Shift, and mirror if in colour; by default if training did."),
+    ] = None,
     normalize: o.Normalize = None,
     resize: o.Resize = None,
     arch: o.Arch = None,
@@ -43,7 +47,7 @@ def recalibrate(
     measuring = o.Measuring(data, None, normalize, resize, None, device, batch_size)
     if not has_split(data, "train"):
         raise DataError(f"{data} has no train split: statistics are those of training images")
-    done = recalibrated(checkpoint, measuring, images, terminal)
+    done = recalibrated(checkpoint, measuring, images, terminal, augment)
     if done is checkpoint:
         raise PlanError(f"{checkpoint.network} has no batch norm: there is nothing to estimate")
     save(done, target, force=force)
