@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -198,6 +199,25 @@ class Images:
     def _decoding(self, pool: ThreadPoolExecutor, part: Tensor) -> list[Any]:
         files = [self.files[index] for index in part.tolist()]
         return [pool.submit(_decode, file, self.shape, self.resize) for file in files]
+
+
+def augmented(pixels: Tensor) -> Tensor:
+    """Images shifted by up to an eighth of their width, and mirrored if they are in colour.
+
+    Args:
+        pixels: `(N, C, H, W)` of any type; what is shifted in is 0.
+    """
+    n, channels, height, width = pixels.shape
+    reach = width // 8
+    padded = F.pad(pixels, (reach,) * 4)
+    down, right = torch.randint(2 * reach + 1, (2, n, 1), device=pixels.device)
+    rows = down + torch.arange(height, device=pixels.device)
+    columns = right + torch.arange(width, device=pixels.device)
+    if channels == 3:
+        mirror = torch.rand(n, 1, device=pixels.device) < 0.5
+        columns = torch.where(mirror, columns.flip(1), columns)
+    each = torch.arange(n, device=pixels.device)[:, None, None]
+    return padded.movedim(1, 3)[each, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
 def load_images(

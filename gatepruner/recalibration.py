@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, fx
 
 from gatepruner.checkpoint import Checkpoint
-from gatepruner.data import Images, Normalization, Track, normalization_of
+from gatepruner.data import Images, Normalization, Track, augmented, normalization_of
 from gatepruner.device import pick_device
 from gatepruner.errors import DataError
 from gatepruner.evaluate import check_size
 from gatepruner.models import Shape
 from gatepruner.norms import statistics
-from gatepruner.training import augmented
 
 MEMORY = 2 * 2**30  # bytes of activations that are held at a time
 

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from gatepruner.checkpoint import Checkpoint
 from gatepruner.cost import count
-from gatepruner.data import NORMALIZATIONS, Images, Normalization, normalization_of
+from gatepruner.data import NORMALIZATIONS, Images, Normalization, augmented, normalization_of
 from gatepruner.device import laid_out, learns_fast, pick_device, place, precision
 from gatepruner.errors import TrainingError
 from gatepruner.evaluate import check_fit, tally
@@ -450,22 +450,3 @@ def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> 
     if recipe.schedule == "cosine":
         return CosineAnnealingLR(optimizer, steps)
     return MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
-
-
-def augmented(pixels: Tensor) -> Tensor:
-    """Images shifted by up to an eighth of their width, and mirrored if they are in colour.
-
-    Args:
-        pixels: `(N, C, H, W)` of any type; what is shifted in is 0.
-    """
-    n, channels, height, width = pixels.shape
-    reach = width // 8
-    padded = F.pad(pixels, (reach,) * 4)
-    down, right = torch.randint(2 * reach + 1, (2, n, 1), device=pixels.device)
-    rows = down + torch.arange(height, device=pixels.device)
-    columns = right + torch.arange(width, device=pixels.device)
-    if channels == 3:
-        mirror = torch.rand(n, 1, device=pixels.device) < 0.5
-        columns = torch.where(mirror, columns.flip(1), columns)
-    each = torch.arange(n, device=pixels.device)[:, None, None]
-    return padded.movedim(1, 3)[each, rows[:, :, None], columns[:, None, :]].movedim(3, 1)

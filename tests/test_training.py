@@ -21,12 +21,12 @@ from conftest import bright_images, random_images, write_folder
 
 from gatepruner import training
 from gatepruner.checkpoint import Checkpoint, load, save
-from gatepruner.data import NORMALIZATIONS
+from gatepruner.data import NORMALIZATIONS, augmented
 from gatepruner.errors import DataError, TrainingError
 from gatepruner.evaluate import accuracy
 from gatepruner.network import Network
 from gatepruner.storage import load_state
-from gatepruner.training import FINE_TUNING, Recipe, augmented, distance, finetune, train
+from gatepruner.training import FINE_TUNING, Recipe, distance, finetune, train
 
 GREY = (1, 8, 8)
 FAST = Recipe(epochs=2, batch_size=16, gate_penalty=0.01)
