@@ -63,7 +63,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import gatepruner
-from gatepruner.data import IMAGENET, normalization_of
+from gatepruner.images.normalization import IMAGENET
+from gatepruner.measuring.inputs import normalization_of
 from gatepruner.models.resnet import BasicBlock, ZeroPadding
 
 NAME = "against_torch_pruning"

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import gatepruner
-from gatepruner.device import laid_out, learns_fast, place, precision
-from gatepruner.norms import scales_and_shifts
+from gatepruner.measuring.device import laid_out, learns_fast, place, precision
+from gatepruner.networks.norms import scales_and_shifts
 
 CPU = torch.device("cpu")
 

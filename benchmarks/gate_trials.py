@@ -17,7 +17,7 @@ import record
 import torch
 
 import gatepruner
-from gatepruner.data import augmented
+from gatepruner.images.views import augmented
 
 COUNTS = (3, 5, 8, 10, 13)
 STATISTICS = 1000  # training images that statistics are estimated on

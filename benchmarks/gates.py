@@ -28,9 +28,9 @@ import torch
 from matplotlib.figure import Figure
 
 import gatepruner
-from gatepruner.curve import merged
-from gatepruner.data import normalization_of
-from gatepruner.evaluate import tally
+from gatepruner.measuring.accuracy import tally
+from gatepruner.measuring.inputs import normalization_of
+from gatepruner.measuring.merging import merged
 from gatepruner.report.comparison import Curves, comparison_figure
 from gatepruner.report.figures import save_figure
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import gatepruner
-from gatepruner.curve import merged
+from gatepruner.measuring.merging import merged
 
 NETWORK = "gated-resnet56"
 

@@ -23,80 +23,80 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gatepruner.checkpoint import Checkpoint as Checkpoint
-    from gatepruner.checkpoint import State as State
-    from gatepruner.checkpoint import load as load
-    from gatepruner.checkpoint import save as save
-    from gatepruner.cost import Cost as Cost
-    from gatepruner.cost import count as count
-    from gatepruner.cost import latency as latency
-    from gatepruner.cost import savings as savings
-    from gatepruner.curve import Point as Point
-    from gatepruner.curve import accuracies as accuracies
-    from gatepruner.curve import sweep as sweep
-    from gatepruner.data import Images as Images
-    from gatepruner.data import load_images as load_images
     from gatepruner.errors import GatePrunerError as GatePrunerError
-    from gatepruner.evaluate import Accuracy as Accuracy
-    from gatepruner.evaluate import accuracy as accuracy
-    from gatepruner.export import to_torchvision as to_torchvision
-    from gatepruner.gates import GateRecipe as GateRecipe
-    from gatepruner.gates import add_gates as add_gates
-    from gatepruner.gates import learn_gates as learn_gates
-    from gatepruner.network import Block as Block
-    from gatepruner.network import Network as Network
-    from gatepruner.ranking import Ranking as Ranking
-    from gatepruner.ranking import rank as rank
-    from gatepruner.recalibration import recalibrate as recalibrate
+    from gatepruner.files.checkpoints import load as load
+    from gatepruner.files.checkpoints import save as save
+    from gatepruner.files.export import to_torchvision as to_torchvision
+    from gatepruner.images.images import Images as Images
+    from gatepruner.images.readers import load_images as load_images
+    from gatepruner.learning.gates import GateRecipe as GateRecipe
+    from gatepruner.learning.gates import add_gates as add_gates
+    from gatepruner.learning.gates import learn_gates as learn_gates
+    from gatepruner.learning.training import FINE_TUNING as FINE_TUNING
+    from gatepruner.learning.training import Recipe as Recipe
+    from gatepruner.learning.training import finetune as finetune
+    from gatepruner.learning.training import train as train
+    from gatepruner.measuring.accuracy import Accuracy as Accuracy
+    from gatepruner.measuring.accuracy import accuracy as accuracy
+    from gatepruner.measuring.cost import Cost as Cost
+    from gatepruner.measuring.cost import count as count
+    from gatepruner.measuring.latency import latency as latency
+    from gatepruner.measuring.latency import savings as savings
+    from gatepruner.measuring.recalibration import recalibrate as recalibrate
+    from gatepruner.networks.checkpoint import Checkpoint as Checkpoint
+    from gatepruner.networks.checkpoint import State as State
+    from gatepruner.networks.network import Block as Block
+    from gatepruner.networks.network import Network as Network
+    from gatepruner.pruning.curve import Point as Point
+    from gatepruner.pruning.curve import accuracies as accuracies
+    from gatepruner.pruning.curve import sweep as sweep
+    from gatepruner.pruning.goals import Target as Target
+    from gatepruner.pruning.ranking import Ranking as Ranking
+    from gatepruner.pruning.ranking import rank as rank
+    from gatepruner.pruning.surgery import fold_gates as fold_gates
+    from gatepruner.pruning.surgery import follow as follow
+    from gatepruner.pruning.surgery import remove as remove
+    from gatepruner.pruning.surgery import remove_shortcuts as remove_shortcuts
     from gatepruner.report.files import Report as Report
     from gatepruner.report.files import write_report as write_report
-    from gatepruner.surgery import fold_gates as fold_gates
-    from gatepruner.surgery import follow as follow
-    from gatepruner.surgery import remove as remove
-    from gatepruner.surgery import remove_shortcuts as remove_shortcuts
-    from gatepruner.targets import Target as Target
-    from gatepruner.training import FINE_TUNING as FINE_TUNING
-    from gatepruner.training import Recipe as Recipe
-    from gatepruner.training import finetune as finetune
-    from gatepruner.training import train as train
 
 # Where each public name lives; imported when it is first asked for, so that `import gatepruner`
 # and `gatepruner --help` do not wait for torch.
 _HOME = {
-    "Accuracy": "evaluate",
-    "Block": "network",
-    "Checkpoint": "checkpoint",
-    "Cost": "cost",
     "GatePrunerError": "errors",
-    "Images": "data",
-    "Network": "network",
-    "Point": "curve",
-    "Ranking": "ranking",
-    "Recipe": "training",
-    "accuracies": "curve",
-    "accuracy": "evaluate",
-    "count": "cost",
-    "fold_gates": "surgery",
-    "latency": "cost",
-    "load": "checkpoint",
-    "load_images": "data",
-    "rank": "ranking",
-    "remove": "surgery",
-    "remove_shortcuts": "surgery",
-    "save": "checkpoint",
-    "sweep": "curve",
-    "to_torchvision": "export",
-    "train": "training",
-    "State": "checkpoint",
-    "savings": "cost",
-    "Target": "targets",
-    "FINE_TUNING": "training",
-    "finetune": "training",
-    "recalibrate": "recalibration",
-    "follow": "surgery",
-    "GateRecipe": "gates",
-    "learn_gates": "gates",
-    "add_gates": "gates",
+    "load": "files.checkpoints",
+    "save": "files.checkpoints",
+    "to_torchvision": "files.export",
+    "Images": "images.images",
+    "load_images": "images.readers",
+    "GateRecipe": "learning.gates",
+    "add_gates": "learning.gates",
+    "learn_gates": "learning.gates",
+    "FINE_TUNING": "learning.training",
+    "Recipe": "learning.training",
+    "finetune": "learning.training",
+    "train": "learning.training",
+    "Accuracy": "measuring.accuracy",
+    "accuracy": "measuring.accuracy",
+    "Cost": "measuring.cost",
+    "count": "measuring.cost",
+    "latency": "measuring.latency",
+    "savings": "measuring.latency",
+    "recalibrate": "measuring.recalibration",
+    "Checkpoint": "networks.checkpoint",
+    "State": "networks.checkpoint",
+    "Block": "networks.network",
+    "Network": "networks.network",
+    "Point": "pruning.curve",
+    "accuracies": "pruning.curve",
+    "sweep": "pruning.curve",
+    "Target": "pruning.goals",
+    "Ranking": "pruning.ranking",
+    "rank": "pruning.ranking",
+    "fold_gates": "pruning.surgery",
+    "follow": "pruning.surgery",
+    "remove": "pruning.surgery",
+    "remove_shortcuts": "pruning.surgery",
     "Report": "report.files",
     "write_report": "report.files",
 }

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from gatepruner.checkpoint import Checkpoint
 from gatepruner.cli import main
-from gatepruner.data import Images
+from gatepruner.images.images import Images
 from gatepruner.models import Shape
-from gatepruner.network import Network
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
 
 # Networks this small are quicker on one thread, most of all where several processes share a CPU.
 torch.set_num_threads(1)

@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gatepruner
-from gatepruner.checkpoint import Checkpoint, State, load, save
 from gatepruner.errors import ArchitectureError, CheckpointError, GatePrunerError
-from gatepruner.network import Network
-from gatepruner.storage import write_tensors
-from gatepruner.surgery import fold_gates, follow, remove, remove_shortcuts
+from gatepruner.files.checkpoints import load, save
+from gatepruner.files.storage import write_tensors
+from gatepruner.networks.checkpoint import Checkpoint, State
+from gatepruner.networks.network import Network
+from gatepruner.pruning.surgery import fold_gates, follow, remove, remove_shortcuts
 
 GOLDEN = Path(__file__).parent / "golden"
 OWN_SUFFIXES = [".pt", ".safetensors"]
@@ -953,7 +954,8 @@ def run(script, *arguments):
 KILLED = """
 import json, os, random, signal, sys, time
 import torch
-from gatepruner.checkpoint import Checkpoint, State, load, save
+from gatepruner.files.checkpoints import load, save
+from gatepruner.networks.checkpoint import Checkpoint, State
 
 random.seed(1)
 torch.set_num_threads(1)
@@ -996,7 +998,7 @@ def test_kill_during_save_leaves_the_old_file_or_the_new_one(large_files):
 
 MEASURED = """
 import json, sys
-from gatepruner.checkpoint import load
+from gatepruner.files.checkpoints import load
 
 def peak():  # getrusage would tell the peak of the process that started this one, too
     with open("/proc/self/status") as status:

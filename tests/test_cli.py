@@ -29,17 +29,18 @@ from torchvision.models import ResNet, resnet18
 from torchvision.models.resnet import BasicBlock
 
 import gatepruner
-from gatepruner.checkpoint import Checkpoint, load, save
 from gatepruner.cli import app
-from gatepruner.cost import count
-from gatepruner.curve import sweep
-from gatepruner.data import load_images
 from gatepruner.errors import CheckpointError
-from gatepruner.evaluate import accuracy
-from gatepruner.network import Network
-from gatepruner.ranking import rank
+from gatepruner.files.checkpoints import load, save
+from gatepruner.images.readers import load_images
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.cost import count
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import fold_gates, remove, remove_shortcuts
 from gatepruner.report.files import FILES
-from gatepruner.surgery import fold_gates, remove, remove_shortcuts
 
 COMMANDS = (
     *("demo", "compress", "inspect", "rank", "gate", "prune", "sweep", "recalibrate", "finetune"),
@@ -209,7 +210,7 @@ def test_evaluate_counts_what_the_library_counts(run, folder, more):
         limit=options.get("--limit"),
         resize=options.get("--resize"),
     )
-    chosen = gatepruner.data.NORMALIZATIONS.get(options.get("--normalize"))
+    chosen = gatepruner.images.normalization.NORMALIZATIONS.get(options.get("--normalize"))
     found = accuracy(load(path), images, normalization=chosen)
     expected = (found.accuracy, found.correct, found.images)
     assert (document["accuracy"], document["correct"], document["images"]) == expected
@@ -270,7 +271,7 @@ def test_train_writes_a_network_its_history_and_no_state(run, folder):
     assert not (folder / "it.pt.state").exists()
     images = load_images(data_in(folder), GREY, split="train")
     recipe = gatepruner.Recipe(epochs=3, batch_size=12)
-    grey = gatepruner.data.Normalization((0.5,), (0.5,))
+    grey = gatepruner.images.normalization.Normalization((0.5,), (0.5,))
     kept, _ = images.held_out(8, 0)
     assert same(trained, gatepruner.train(trained.network, kept, recipe, normalization=grey))
 
@@ -285,14 +286,14 @@ def test_train_shows_progress_on_stderr_unless_it_is_to_be_quiet(run, folder):
 
 
 def interrupt(monkeypatch) -> None:
-    step = gatepruner.training._Run._step
+    step = gatepruner.learning.training._Run._step
 
     def interrupted(self, pixels, labels):
         if self.done == 5:
             raise KeyboardInterrupt
         step(self, pixels, labels)
 
-    monkeypatch.setattr(gatepruner.training._Run, "_step", interrupted)
+    monkeypatch.setattr(gatepruner.learning.training._Run, "_step", interrupted)
 
 
 def test_an_interrupted_training_says_how_to_go_on_and_does(run, folder, monkeypatch):
@@ -321,7 +322,7 @@ def test_a_training_that_cannot_be_saved_is_not_lost(run, folder, monkeypatch):
 
     command = training_command(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(gatepruner.checkpoint, "save", full)
+        patch.setattr(gatepruner.files.checkpoints, "save", full)
         assert run(*command).code == 1
     assert (folder / "it.pt.state").exists()
     document = run(*command, "--resume", "--json").document

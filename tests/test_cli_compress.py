@@ -22,18 +22,22 @@ from conftest import (
 )
 
 import gatepruner
-from gatepruner.checkpoint import Checkpoint, load, save
-from gatepruner.cost import Latency, count, savings
-from gatepruner.curve import sweep
-from gatepruner.data import Images, Normalization, load_images
-from gatepruner.evaluate import accuracy
-from gatepruner.gates import GateRecipe, add_gates, learn_gates
-from gatepruner.network import Network
-from gatepruner.ranking import rank
-from gatepruner.recalibration import recalibrate
-from gatepruner.surgery import fold_gates, follow
-from gatepruner.targets import most_within
-from gatepruner.training import FINE_TUNING, finetune
+from gatepruner.files.checkpoints import load, save
+from gatepruner.images.images import Images
+from gatepruner.images.normalization import Normalization
+from gatepruner.images.readers import load_images
+from gatepruner.learning.gates import GateRecipe, add_gates, learn_gates
+from gatepruner.learning.training import FINE_TUNING, finetune
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.cost import count
+from gatepruner.measuring.latency import Latency, savings
+from gatepruner.measuring.recalibration import recalibrate
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.goals import most_within
+from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import fold_gates, follow
 
 COLOUR = (3, 8, 8)
 HALF = Normalization((0.5,) * 3, (0.25,) * 3)
@@ -151,14 +155,14 @@ def asked(run, monkeypatch):
 
 
 def test_the_command_line_has_the_librarys_defaults(asked, folder, monkeypatch):
-    monkeypatch.setattr(gatepruner.gates, "GateRecipe", GateRecipe)
+    monkeypatch.setattr(gatepruner.learning.gates, "GateRecipe", GateRecipe)
     command = with_data("gate", folder / "whole.pt", "--hold-out", 12, folder=folder)
-    assert asked("gates", "learn_gates", *command) == GateRecipe()
+    assert asked("learning.gates", "learn_gates", *command) == GateRecipe()
     command = with_data("finetune", folder / "whole.pt", folder=folder)
-    assert asked("training", "finetune", *command) == FINE_TUNING
+    assert asked("learning.training", "finetune", *command) == FINE_TUNING
     command = with_data("compress", folder / "whole.pt", "--hold-out", 12, folder=folder)
     command = (*command, "--drop", 1, "--batch-size", 16, "-o", folder / "small.pt")
-    assert asked("gates", "learn_gates", *command) == GateRecipe(blocks=1, batch_size=16)
+    assert asked("learning.gates", "learn_gates", *command) == GateRecipe(blocks=1, batch_size=16)
 
 
 def test_gate_shows_a_line_for_every_block_unless_it_is_to_be_quiet(run, folder):
@@ -187,7 +191,7 @@ def interrupting(monkeypatch, home, done: int):
 def test_an_interrupted_gate_says_how_to_go_on_and_does(run, folder, monkeypatch):
     command = with_data("gate", folder / "whole.pt", *FAST, folder=folder)
     with monkeypatch.context() as patch:
-        interrupting(patch, gatepruner.gates, 7)
+        interrupting(patch, gatepruner.learning.gates, 7)
         stopped = run(*command)
     state = folder / "whole-gated.pt.state"
     assert stopped.code == 130
@@ -227,7 +231,7 @@ def test_recalibrate_writes_what_the_library_estimates(run, folder, augment):
 
 
 def test_what_has_no_batch_norm_is_written_as_it_is_or_refused(run, folder, monkeypatch):
-    monkeypatch.setattr(gatepruner.recalibration, "statistics", lambda module: {})
+    monkeypatch.setattr(gatepruner.measuring.recalibration, "statistics", lambda module: {})
     told = run(*with_data("recalibrate", folder / "whole.pt", "--json", folder=folder))
     assert told.code == 1 or same(load(told.document["output"]), load(folder / "whole.pt"))
 
@@ -269,7 +273,7 @@ def test_an_interrupted_finetune_is_resumed_to_the_same_weights(run, folder, mon
     options = ("--epochs", 3, "--batch-size", 16, "--teacher", folder / "whole.pt")
     command = with_data("finetune", folder / "whole.pt", *options, folder=folder)
     with monkeypatch.context() as patch:
-        interrupting(patch, gatepruner.training, 5)
+        interrupting(patch, gatepruner.learning.training, 5)
         stopped = run(*command)
     written = folder / "whole-finetuned.pt"
     assert stopped.code == 130
@@ -295,8 +299,8 @@ def fake_latency(monkeypatch, drift=lambda: 1.0) -> None:
         }
         return {name: Latency(it, it, it, runs, batch, str(device)) for name, it in times.items()}
 
-    monkeypatch.setattr(gatepruner.targets, "latency", latency)
-    monkeypatch.setattr(gatepruner.cost, "latency", latency)
+    monkeypatch.setattr(gatepruner.pruning.goals, "latency", latency)
+    monkeypatch.setattr(gatepruner.measuring.latency, "latency", latency)
 
 
 @pytest.mark.parametrize(
@@ -389,9 +393,9 @@ REPORT = {"report.json", "report.md", "steps.csv", "steps.json", "tradeoff.png",
 @pytest.fixture(autouse=True)
 def _short_warm_up(monkeypatch):
     """`compress` has no option for it."""
-    steps = gatepruner.gates.GateRecipe
+    steps = gatepruner.learning.gates.GateRecipe
     monkeypatch.setattr(
-        gatepruner.gates, "GateRecipe", lambda **given: steps(**{"warmup": 2, **given})
+        gatepruner.learning.gates, "GateRecipe", lambda **given: steps(**{"warmup": 2, **given})
     )
 
 
@@ -483,7 +487,7 @@ def stop_in(monkeypatch, where: str, error: type[BaseException]) -> None:
     def stopping(*args, **options):
         raise error
 
-    home, _, verb = where.partition(".")
+    home, _, verb = where.rpartition(".")
     monkeypatch.setattr(f"gatepruner.{home}.{verb}", stopping)
 
 
@@ -509,8 +513,8 @@ def uninterrupted(tmp_path_factory, made):
     "where",
     [
         *("gates 0", "gates 3", "gates 5", "training 0", "training 4"),
-        *("surgery.follow", "recalibration.recalibrate"),
-        *("cost.latency", "report.compression.write_compression"),
+        *("pruning.surgery.follow", "measuring.recalibration.recalibrate"),
+        *("measuring.latency.latency", "report.compression.write_compression"),
     ],
 )
 def test_a_compression_that_was_stopped_is_resumed_to_the_same_network(
@@ -521,7 +525,7 @@ def test_a_compression_that_was_stopped_is_resumed_to_the_same_network(
     with monkeypatch.context() as patch:
         home, _, step = where.partition(" ")
         if step:
-            interrupting(patch, getattr(gatepruner, home), int(step))
+            interrupting(patch, getattr(gatepruner.learning, home), int(step))
         elif "write" in where:
             from gatepruner.report import compression
 
@@ -556,7 +560,11 @@ def test_what_is_done_is_not_done_again(run, folder, monkeypatch):
     def never(*args, **options):
         raise AssertionError
 
-    for home, verb in (("gates", "learn_gates"), ("surgery", "follow"), ("surgery", "fold_gates")):
+    for home, verb in (
+        ("learning.gates", "learn_gates"),
+        ("pruning.surgery", "follow"),
+        ("pruning.surgery", "fold_gates"),
+    ):
         monkeypatch.setattr(f"gatepruner.{home}.{verb}", never)
     assert run(*command, "--resume").code == 0
     assert same(load(folder / "small.pt"), load(folder / "small-compress" / "recalibrated.pt"))
@@ -572,11 +580,11 @@ def test_a_compression_for_a_latency_is_resumed_though_measurements_scatter(
     fake_latency(monkeypatch)
     command = compress_command(folder, "--target-latency", "98%", "--epochs", 0)
     with monkeypatch.context() as patch:
-        interrupting(patch, gatepruner.gates, 3)
+        interrupting(patch, gatepruner.learning.gates, 3)
         assert run(*command).code == 130
-    saved = gatepruner.cost.savings
+    saved = gatepruner.measuring.latency.savings
     monkeypatch.setattr(
-        gatepruner.cost,
+        gatepruner.measuring.latency,
         "savings",
         lambda *args: {name: 0.4 * one for name, one in saved(*args).items()},
     )

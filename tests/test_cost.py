@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.cost import count, latency
-from gatepruner.network import Network
-from gatepruner.surgery import fold_gates, remove, remove_shortcuts
+from gatepruner.measuring.cost import count
+from gatepruner.measuring.latency import latency
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.surgery import fold_gates, remove, remove_shortcuts
 
 
 def counted(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -9,15 +9,16 @@ import pytest
 import torch
 from conftest import draw, fingerprint, images_for, logits, random_images, removable
 
-from gatepruner import curve
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.cost import count
-from gatepruner.curve import accuracies, merged, sweep
-from gatepruner.data import NORMALIZATIONS
 from gatepruner.errors import DataError, PlanError
-from gatepruner.evaluate import accuracy
-from gatepruner.ranking import rank
-from gatepruner.surgery import fold_gates, remove, remove_shortcuts
+from gatepruner.images.normalization import NORMALIZATIONS
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.cost import count
+from gatepruner.measuring.merging import merged
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning import curve
+from gatepruner.pruning.curve import accuracies, sweep
+from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import fold_gates, remove, remove_shortcuts
 
 OWN = (
     *("gated-resnet14", "resnet14-b", "gated-preresnet14", "gated-wrn-10-2,dropout=0.3"),

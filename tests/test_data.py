@@ -15,20 +15,20 @@ import torchvision.datasets
 from conftest import draw, random_images, write_folder
 from PIL import Image
 
-from gatepruner import data
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.data import (
+from gatepruner.errors import DataError
+from gatepruner.images import readers as data
+from gatepruner.images.images import Images
+from gatepruner.images.normalization import (
     IMAGENET,
     NORMALIZATIONS,
-    Images,
     Normalization,
-    load_images,
-    normalization_of,
     parse_normalization,
 )
-from gatepruner.errors import DataError
-from gatepruner.evaluate import accuracy
-from gatepruner.network import Network
+from gatepruner.images.readers import load_images
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.inputs import normalization_of
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
 
 COLOUR, GREY = (3, 6, 5), (1, 28, 28)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gatepruner.checkpoint import load
-from gatepruner.data import Images
 from gatepruner.demo import demo_checkpoint, demo_images
-from gatepruner.evaluate import accuracy
-from gatepruner.ranking import rank
+from gatepruner.files.checkpoints import load
+from gatepruner.images.images import Images
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import fold_gates, remove
 from gatepruner.report.files import FILES
-from gatepruner.surgery import fold_gates, remove
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

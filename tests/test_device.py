@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gatepruner.device import laid_out, learns_fast, pick_device, place, precision
 from gatepruner.errors import DeviceError
+from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from conftest import GATED, draw, images_for, logits, removable, subsets, with_gates_at
 from torch import fx, nn
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.edits import Gate, PlainGate, Scale
-from gatepruner.surgery import remove, remove_shortcuts
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.edits import Gate, PlainGate, Scale
+from gatepruner.pruning.surgery import remove, remove_shortcuts
 
 RELUS = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
 

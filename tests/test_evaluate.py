@@ -14,9 +14,11 @@ import torch
 from conftest import draw, fingerprint, random_images
 from PIL import Image
 
-from gatepruner.checkpoint import Checkpoint, load, save
-from gatepruner.data import NORMALIZATIONS, Images, Normalization
-from gatepruner.evaluate import Accuracy, accuracy, tally
+from gatepruner.files.checkpoints import load, save
+from gatepruner.images.images import Images
+from gatepruner.images.normalization import NORMALIZATIONS, Normalization
+from gatepruner.measuring.accuracy import Accuracy, accuracy, tally
+from gatepruner.networks.checkpoint import Checkpoint
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -180,11 +182,11 @@ WORKER = """
 import json, sys
 import torch
 import torch.distributed as dist
-from gatepruner.checkpoint import load
-from gatepruner.curve import sweep
-from gatepruner.data import Images
-from gatepruner.evaluate import accuracy
-from gatepruner.ranking import rank
+from gatepruner.files.checkpoints import load
+from gatepruner.pruning.curve import sweep
+from gatepruner.images.images import Images
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.pruning.ranking import rank
 
 rank_, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)

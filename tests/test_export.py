@@ -7,11 +7,11 @@ import torch
 from conftest import draw, fingerprint, images_for, logits, removable
 from torchvision.models import ResNet, get_model
 
-from gatepruner.checkpoint import Checkpoint
 from gatepruner.errors import PlanError
-from gatepruner.export import to_torchvision
-from gatepruner.storage import write_tensors
-from gatepruner.surgery import remove, remove_shortcuts
+from gatepruner.files.export import to_torchvision
+from gatepruner.files.storage import write_tensors
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning.surgery import remove, remove_shortcuts
 
 
 def made(name: str) -> Checkpoint:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from conftest import draw, drawn, images_for, logits
 from torch import nn
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.network import Network
-from gatepruner.surgery import fold_gates
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.surgery import fold_gates
 
 # Where the branches of these networks end: the layer that torchvision's code applies last.
 ENDS = {

@@ -23,20 +23,21 @@ from conftest import (
 )
 from torch import nn
 
-from gatepruner import gates as gates_module
-from gatepruner import running
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.cost import savings
-from gatepruner.curve import sweep
-from gatepruner.data import Images, normalization_of
 from gatepruner.errors import DataError, PlanError, TrainingError
-from gatepruner.evaluate import accuracy
-from gatepruner.gates import GateMoment, GateRecipe, add_gates, learn_gates
-from gatepruner.network import Network
-from gatepruner.ranking import rank
-from gatepruner.storage import load_state
-from gatepruner.surgery import follow, remove, remove_shortcuts
-from gatepruner.training import Recipe, finetune
+from gatepruner.files.storage import load_state
+from gatepruner.images.images import Images
+from gatepruner.learning import gates as gates_module
+from gatepruner.learning import running
+from gatepruner.learning.gates import GateMoment, GateRecipe, add_gates, learn_gates
+from gatepruner.learning.training import Recipe, finetune
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.inputs import normalization_of
+from gatepruner.measuring.latency import savings
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import follow, remove, remove_shortcuts
 
 COLOUR = (3, 8, 8)
 GREY = (1, 8, 8)

@@ -11,8 +11,8 @@ from conftest import LIBRARY
 from torch import nn
 
 from gatepruner.errors import ArchitectureError
-from gatepruner.graph import trace
-from gatepruner.network import Network
+from gatepruner.networks.graph import trace
+from gatepruner.networks.network import Network
 
 
 class Applied(nn.Module):

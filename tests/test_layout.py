@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,47 +12,23 @@ import pytest
 import gatepruner
 
 ROOT = Path(gatepruner.__file__).parent
-# A module may import from the levels above its own; modules of one level do not know each other.
-LEVELS = (
-    {"errors"},
-    {"models"},
-    {"graph"},
-    {"edits"},
-    {"folding"},
-    {"norms"},
-    {"base"},
-    {"network"},
-    {"recognition", "storage"},
-    {"checkpoint"},
-    {"ranking", "surgery", "cost"},
-    {"device", "data", "evaluate", "curve", "export"},
-    {"running"},
-    {"training", "recalibration", "targets"},
-    {"gates"},
-    {"report"},
-    {"cli"},
+# A folder, or a file at the package's top, may import from those before it.
+ORDER = (
+    *("errors", "models", "networks", "images", "measuring", "pruning", "files", "learning"),
+    *("compression", "report", "cli"),
 )
-# Within one level, who may know whom as well.
-ALSO: dict[str, set[str]] = {
-    "data": {"device"},
-    "evaluate": {"device", "data"},
-    "curve": {"device", "data", "evaluate"},
-}
 OUTSIDE = ("__init__", "__main__", "demo")  # the package's own front, and its data
 FILES = sorted(ROOT.rglob("*.py"))
 
 
-def home(path: Path) -> str:
-    """The module at the package's top that a file is or belongs to."""
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
-
-
-def level(module: str) -> int:
-    return next(index for index, names in enumerate(LEVELS) if module in names)
+def parts(path: Path) -> tuple[str, ...]:
+    """`("networks", "graph")` for `networks/graph.py`, `("networks",)` for its `__init__.py`."""
+    found = path.relative_to(ROOT).with_suffix("").parts
+    return found[:-1] if found[-1] == "__init__" and len(found) > 1 else found
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The package's own modules that a file imports, wherever in it."""
+    """The package's own modules that a file imports, wherever in it, as `networks.graph`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -59,14 +36,28 @@ def imported(tree: ast.AST) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("gatepruner."))
+        yield from (name.partition(".")[2] for name in names if name.startswith("gatepruner."))
 
 
-def wrong_imports(module: str, source: str) -> list[str]:
-    known = {name for names in LEVELS for name in names}
-    found = sorted(set(imported(ast.parse(source))) & known - {module})
-    allowed = ALSO.get(module, set())
-    return [name for name in found if level(name) >= level(module) and name not in allowed]
+def wrong_imports(folder: str, source: str) -> list[str]:
+    """What a file of a folder imports from folders that come after it."""
+    later = ORDER[ORDER.index(folder) + 1 :]
+    found = {name.split(".")[0] for name in imported(ast.parse(source))}
+    return sorted(found.intersection(later))
+
+
+def first_cycle(sources: Mapping[str, str]) -> list[str]:
+    """Files that import each other in a circle, if there are any."""
+    graph: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        names = imported(ast.parse(source))
+        homes = {next((it for it in (n, n.rpartition(".")[0]) if it in sources), n) for n in names}
+        graph[name] = homes & sources.keys() - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def calls_print(source: str) -> bool:
@@ -86,17 +77,23 @@ def runs_pickled_code(source: str) -> bool:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_imports_only_from_the_levels_above_it(path):
-    if home(path) in OUTSIDE:
+def test_a_file_imports_only_from_folders_before_its_own(path):
+    home = parts(path)[0]
+    if home in OUTSIDE:
         return
-    assert any(home(path) in names for names in LEVELS), f"{home(path)} has no level"
-    assert wrong_imports(home(path), path.read_text()) == []
+    assert home in ORDER, f"{home} has no place in the order"
+    assert wrong_imports(home, path.read_text()) == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    sources = {".".join(parts(path)): path.read_text() for path in FILES}
+    assert first_cycle(sources) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_library_is_silent_and_never_runs_pickled_code(path):
     source = path.read_text()
-    assert home(path) in ("cli", "report") or not calls_print(source)
+    assert parts(path)[0] in ("cli", "report") or not calls_print(source)
     assert not runs_pickled_code(source)
 
 
@@ -111,18 +108,27 @@ def test_relative_imports_are_not_used():
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "wrong"),
+    ("folder", "source", "wrong"),
     [
-        ("graph", "from gatepruner.network import Network", ["network"]),
-        ("graph", "def late():\n    import gatepruner.cli", ["cli"]),
-        ("graph", "from gatepruner import models, surgery", ["surgery"]),
-        ("surgery", "from gatepruner.ranking import rank", ["ranking"]),
-        ("surgery", "from gatepruner.errors import PlanError", []),
-        ("data", "from gatepruner.evaluate import accuracy", ["evaluate"]),
+        ("networks", "from gatepruner.pruning.ranking import rank", ["pruning"]),
+        ("networks", "def late():\n    import gatepruner.cli", ["cli"]),
+        ("measuring", "from gatepruner import models, learning", ["learning"]),
+        ("pruning", "from gatepruner.networks.graph import trace", []),
+        ("pruning", "from gatepruner.pruning.ranking import rank", []),
     ],
 )
-def test_an_import_that_points_the_other_way_is_seen(module, source, wrong):
-    assert wrong_imports(module, source) == wrong
+def test_an_import_that_points_the_other_way_is_seen(folder, source, wrong):
+    assert wrong_imports(folder, source) == wrong
+
+
+def test_a_circle_of_imports_is_seen():
+    sources = {
+        "a.x": "from gatepruner.a.y import f",
+        "a.y": "def f():\n    from gatepruner.a import x",
+        "a.z": "from gatepruner.a.x import g",
+    }
+    assert set(first_cycle(sources)) == {"a.x", "a.y"}
+    assert first_cycle({**sources, "a.y": ""}) == []
 
 
 def test_prints_and_unsafe_loads_are_seen():

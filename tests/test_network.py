@@ -12,13 +12,14 @@ from conftest import GATED, Callers, draw, images_for, load_into, logits, remova
 from torch import nn
 from torchvision.models import get_model
 
-from gatepruner.base import blank
-from gatepruner.checkpoint import Checkpoint, load, save
 from gatepruner.errors import ArchitectureError, PlanError
+from gatepruner.files.checkpoints import load, save
 from gatepruner.models.fully_connected import FullyConnected
 from gatepruner.models.resnet import ResNet
 from gatepruner.models.wide import WideResNet
-from gatepruner.network import Network
+from gatepruner.networks.base import blank
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
 
 # ------------------------------------------------------------- built, and in its own library
 

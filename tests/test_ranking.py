@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import draw, removable, with_gates_at
 
-from gatepruner.checkpoint import Checkpoint
 from gatepruner.errors import CheckpointError, PlanError
-from gatepruner.ranking import Ranking, rank
-from gatepruner.surgery import fold_gates, remove, remove_shortcuts
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning.ranking import Ranking, rank
+from gatepruner.pruning.surgery import fold_gates, remove, remove_shortcuts
 
 BLOCKS = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1)]
 

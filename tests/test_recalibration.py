@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from conftest import Callers, draw, drawn, fingerprint, random_images
 from torch import Tensor, nn
 
-from gatepruner import recalibration
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.data import Images, normalization_of
 from gatepruner.errors import DataError
-from gatepruner.evaluate import accuracy
-from gatepruner.network import Network
-from gatepruner.recalibration import moments, recalibrate
-from gatepruner.surgery import remove
+from gatepruner.images.images import Images
+from gatepruner.measuring import recalibration
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.inputs import normalization_of
+from gatepruner.measuring.recalibration import moments, recalibrate
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.surgery import remove
 
 COLOUR = (3, 8, 8)
 NOTES = {"normalize": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}}

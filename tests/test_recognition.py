@@ -10,11 +10,12 @@ import torch
 from torchvision.models import get_model
 
 from gatepruner import models
-from gatepruner.checkpoint import Checkpoint, load
 from gatepruner.errors import ArchitectureError
-from gatepruner.network import Network
-from gatepruner.recognition import recognise
-from gatepruner.surgery import remove
+from gatepruner.files.checkpoints import load
+from gatepruner.files.recognition import recognise
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.surgery import remove
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "checkpoints"
 

@@ -14,14 +14,14 @@ from conftest import draw, random_images, removable
 from PIL import Image
 
 import gatepruner
-from gatepruner.cost import Latency
-from gatepruner.curve import sweep
 from gatepruner.errors import CheckpointError
-from gatepruner.evaluate import Accuracy
-from gatepruner.ranking import rank
+from gatepruner.measuring.accuracy import Accuracy
+from gatepruner.measuring.latency import Latency
+from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import fold_gates
 from gatepruner.report.files import FILES, Report, write_report
 from gatepruner.report.terminal import accuracy_text
-from gatepruner.surgery import fold_gates
 
 
 def made(name: str = "gated-residual-fc12,width=8", by: str = "gate", orders: int = 2) -> Report:

@@ -22,10 +22,11 @@ from conftest import (
 )
 from torch import fx, nn
 
-from gatepruner.checkpoint import Checkpoint, save
 from gatepruner.errors import PlanError
+from gatepruner.files.checkpoints import save
 from gatepruner.models.fully_connected import HighwayBlock, ResidualBlock
-from gatepruner.surgery import fold_gates, remove, remove_shortcuts
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning.surgery import fold_gates, remove, remove_shortcuts
 
 # ------------------------------------------------------------------- blocks, against masking
 

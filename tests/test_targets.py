@@ -8,13 +8,13 @@ import random
 import pytest
 from conftest import draw, removable
 
-from gatepruner.cost import Cost, count, savings
-from gatepruner.curve import Point
 from gatepruner.errors import PlanError
-from gatepruner.evaluate import Accuracy
-from gatepruner.network import Network
-from gatepruner.ranking import Ranking, rank
-from gatepruner.targets import (
+from gatepruner.measuring.accuracy import Accuracy
+from gatepruner.measuring.cost import Cost, count
+from gatepruner.measuring.latency import savings
+from gatepruner.networks.network import Network
+from gatepruner.pruning.curve import Point
+from gatepruner.pruning.goals import (
     Measure,
     Target,
     amount_text,
@@ -23,6 +23,7 @@ from gatepruner.targets import (
     most_within,
     reach,
 )
+from gatepruner.pruning.ranking import Ranking, rank
 
 GOOD = [
     ("macs", "60%", Target("macs", 0.6, True)),

@@ -19,14 +19,16 @@ import torch
 import torch.nn.functional as F
 from conftest import bright_images, random_images, write_folder
 
-from gatepruner import training
-from gatepruner.checkpoint import Checkpoint, load, save
-from gatepruner.data import NORMALIZATIONS, augmented
 from gatepruner.errors import DataError, TrainingError
-from gatepruner.evaluate import accuracy
-from gatepruner.network import Network
-from gatepruner.storage import load_state
-from gatepruner.training import FINE_TUNING, Recipe, distance, finetune, train
+from gatepruner.files.checkpoints import load, save
+from gatepruner.files.storage import load_state
+from gatepruner.images.normalization import NORMALIZATIONS
+from gatepruner.images.views import augmented
+from gatepruner.learning import training
+from gatepruner.learning.training import FINE_TUNING, Recipe, distance, finetune, train
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
 
 GREY = (1, 8, 8)
 FAST = Recipe(epochs=2, batch_size=16, gate_penalty=0.01)
@@ -179,7 +181,7 @@ def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
 # The command line with the state on the disk after every epoch, and time to be killed in.
 DRIVER = """
 import sys, time
-from gatepruner import running, training
+from gatepruner.learning import running, training
 running.SAVE_EVERY = -1.0
 step = training._Run._step
 def slow(*args):

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 import gatepruner
-from gatepruner.data import has_split
 from gatepruner.errors import TrainingError
+from gatepruner.images.readers import has_split
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the other benchmarks share `record`, too
 import record

@@ -15,11 +15,12 @@ from gatepruner.cli.goals import Goal
 from gatepruner.errors import CheckpointError, DataError, PlanError
 
 if TYPE_CHECKING:
-    from gatepruner.checkpoint import Checkpoint
-    from gatepruner.cost import Cost
-    from gatepruner.curve import Point
-    from gatepruner.data import Images, Normalization
-    from gatepruner.ranking import Ranking
+    from gatepruner.images.images import Images
+    from gatepruner.images.normalization import Normalization
+    from gatepruner.measuring.cost import Cost
+    from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.pruning.curve import Point
+    from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.terminal import Terminal
 
 
@@ -79,7 +80,7 @@ class Wish:
 
     def loose(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         """The blocks whose shortcuts to remove: the most important of those that are left."""
-        from gatepruner.ranking import rank
+        from gatepruner.pruning.ranking import rank
 
         if not self.shortcuts:
             return ()
@@ -139,10 +140,10 @@ def prune(
 
     Example: `gatepruner prune resnet56.th --blocks layer1.2,layer1.5 --data imagefolder:cifar10`
     """
-    from gatepruner.checkpoint import save
-    from gatepruner.cost import count
-    from gatepruner.storage import refuse_existing
-    from gatepruner.surgery import fold_gates, follow, remove, remove_shortcuts
+    from gatepruner.files.checkpoints import save
+    from gatepruner.files.storage import refuse_existing
+    from gatepruner.measuring.cost import count
+    from gatepruner.pruning.surgery import fold_gates, follow, remove, remove_shortcuts
 
     goal = Goal(target_macs, target_params, target_latency, max_loss, device, latency_batch)
     wish = Wish(drop, keep, threshold, blocks, shortcuts, by, seed, goal)
@@ -193,7 +194,7 @@ def recalibrated(
     augment: bool | None = None,
 ) -> Checkpoint:
     """The network with its statistics of so many training images, if there are any."""
-    from gatepruner.recalibration import recalibrate
+    from gatepruner.measuring.recalibration import recalibrate
 
     images = measuring.training(small.network.base.input_shape, terminal, count)
     if images is None:
@@ -240,7 +241,7 @@ def _accuracies(
     whole: Checkpoint, small: Checkpoint, measuring: o.Measuring, terminal: Terminal
 ) -> dict[str, Any]:
     """Accuracy before and after, on the same images."""
-    from gatepruner.evaluate import accuracy
+    from gatepruner.measuring.accuracy import accuracy
     from gatepruner.report.terminal import accuracy_text
 
     images = measuring.images(whole.network.base.input_shape, terminal)
@@ -272,7 +273,7 @@ def curves(
     batch_size: int = 128,
 ) -> list[list[Point]]:
     """The removal curve of every ranking, at the same numbers of blocks."""
-    from gatepruner.curve import sweep
+    from gatepruner.pruning.curve import sweep
 
     last = len(rankings[0].names)
     curves = []
@@ -296,8 +297,8 @@ def latencies(
     whole: Checkpoint, small: Checkpoint, batch: int, device: str, terminal: Terminal
 ) -> dict[str, dict[str, Any]]:
     """Measured times of two networks as plain JSON."""
-    from gatepruner.cost import latency
-    from gatepruner.device import pick_device
+    from gatepruner.measuring.device import pick_device
+    from gatepruner.measuring.latency import latency
 
     found = latency(
         {"whole": whole.build(), "pruned": small.build()},
@@ -344,10 +345,10 @@ def export(
 
     Example: `gatepruner export resnet50-drop4.pt --to torchvision -o small.pth`
     """
-    from gatepruner.checkpoint import save
-    from gatepruner.export import to_torchvision
-    from gatepruner.storage import write_tensors
-    from gatepruner.surgery import fold_gates
+    from gatepruner.files.checkpoints import save
+    from gatepruner.files.export import to_torchvision
+    from gatepruner.files.storage import write_tensors
+    from gatepruner.pruning.surgery import fold_gates
 
     if to not in ("torchvision", "safetensors"):
         raise typer.BadParameter(f"unknown format {to!r}: expected torchvision or safetensors")

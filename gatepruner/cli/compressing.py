@@ -16,8 +16,9 @@ from gatepruner.cli.stages import Learning, Plan, Work
 from gatepruner.errors import DataError
 
 if TYPE_CHECKING:
-    from gatepruner.checkpoint import Checkpoint
-    from gatepruner.data import Images, Normalization
+    from gatepruner.images.images import Images
+    from gatepruner.images.normalization import Normalization
+    from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.report.compression import Step
     from gatepruner.report.terminal import Terminal
 
@@ -69,11 +70,11 @@ def compress(
     Example: `gatepruner compress resnet56.th --data imagefolder:cifar10 --target-latency 50%
     -o small.pt`
     """
-    from gatepruner.checkpoint import save
-    from gatepruner.export import to_torchvision
-    from gatepruner.gates import GateRecipe
-    from gatepruner.storage import refuse_existing, refuse_name
-    from gatepruner.training import FINE_TUNING
+    from gatepruner.files.checkpoints import save
+    from gatepruner.files.export import to_torchvision
+    from gatepruner.files.storage import refuse_existing, refuse_name
+    from gatepruner.learning.gates import GateRecipe
+    from gatepruner.learning.training import FINE_TUNING
 
     goal = Goal(target_macs, target_params, target_latency, max_loss, device, latency_batch)
     _refuse_wish(goal, drop, hold_out)
@@ -156,10 +157,10 @@ def _refuse_images(
     whole: Checkpoint, sets: Sequence[Images], drop: int | None, batch_size: int, device: str
 ) -> None:
     """Refuse before anything is written what would be found out only later."""
-    from gatepruner.device import pick_device
     from gatepruner.errors import TrainingError
-    from gatepruner.evaluate import check_fit
-    from gatepruner.ranking import rank
+    from gatepruner.measuring.device import pick_device
+    from gatepruner.measuring.inputs import check_fit
+    from gatepruner.pruning.ranking import rank
 
     pick_device(device)
     rank(whole, "depth").first(drop or 0)
@@ -176,8 +177,8 @@ def _refuse_unreachable(
     whole: Checkpoint, goal: Goal, learning: Learning, terminal: Terminal
 ) -> None:
     """Refuse a cost that cannot be reached before anything is learned; say what can."""
-    from gatepruner.ranking import rank
-    from gatepruner.targets import reach
+    from gatepruner.pruning.goals import reach
+    from gatepruner.pruning.ranking import rank
 
     target = goal.target
     assert target is not None
@@ -196,8 +197,8 @@ def _evaluated(
     measuring: o.Measuring,
     terminal: Terminal,
 ) -> Step:
-    from gatepruner.cost import count
-    from gatepruner.evaluate import accuracy
+    from gatepruner.measuring.accuracy import accuracy
+    from gatepruner.measuring.cost import count
     from gatepruner.report.compression import Step
 
     found = accuracy(
@@ -223,9 +224,9 @@ def _timed(
     terminal: Terminal,
 ) -> list[Step]:
     """The steps with their latencies; from folding on it is one network with other weights."""
-    from gatepruner.cost import latency
-    from gatepruner.device import pick_device
-    from gatepruner.gates import add_gates
+    from gatepruner.learning.gates import add_gates
+    from gatepruner.measuring.device import pick_device
+    from gatepruner.measuring.latency import latency
     from gatepruner.report.compression import Step
 
     modules = {
@@ -249,9 +250,9 @@ def _timed(
 
 def _export(small: Checkpoint, path: Path, terminal: Terminal) -> None:
     """A file for other software, by its suffix."""
-    from gatepruner.checkpoint import save
-    from gatepruner.export import to_torchvision
-    from gatepruner.storage import write_tensors
+    from gatepruner.files.checkpoints import save
+    from gatepruner.files.export import to_torchvision
+    from gatepruner.files.storage import write_tensors
 
     if path.suffix == ".safetensors":
         save(small, path, force=True)

@@ -61,8 +61,8 @@ def gate(
 
     Example: `gatepruner gate resnet56.th --data imagefolder:cifar10`
     """
-    from gatepruner.checkpoint import save
-    from gatepruner.gates import GateRecipe, learn_gates
+    from gatepruner.files.checkpoints import save
+    from gatepruner.learning.gates import GateRecipe, learn_gates
     from gatepruner.report.terminal import path_table
 
     target = output or o.beside(ckpt, "gated")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from gatepruner.checkpoint import Checkpoint
-    from gatepruner.curve import Point
-    from gatepruner.ranking import Ranking
+    from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.pruning.curve import Point
+    from gatepruner.pruning.goals import Measure, Target
+    from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.terminal import Terminal
-    from gatepruner.targets import Measure, Target
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Goal:
     @property
     def target(self) -> Target | None:
         """The cost that is asked for, if one is."""
-        from gatepruner.targets import Target
+        from gatepruner.pruning.goals import Target
 
         for cost in ("macs", "params", "latency"):
             text = getattr(self, cost)
@@ -53,15 +53,15 @@ class Goal:
 
     def measure(self, cost: str) -> Measure:
         """How that cost is found out."""
-        from gatepruner.device import pick_device
-        from gatepruner.targets import Measure
+        from gatepruner.measuring.device import pick_device
+        from gatepruner.pruning.goals import Measure
 
         return Measure(cost, str(pick_device(self.device)), self.latency_batch)
 
     def ranking(self, checkpoint: Checkpoint, by: str, seed: int) -> Ranking:
         """The order of going: where a cost is to fall, by gate for the cost that it saves."""
-        from gatepruner.cost import savings
-        from gatepruner.ranking import rank
+        from gatepruner.measuring.latency import savings
+        from gatepruner.pruning.ranking import rank
 
         target = self.target
         gone = {state.gone for state in checkpoint.path}
@@ -87,8 +87,8 @@ class Goal:
             curve: accuracy on held-out images, from no removal on, if it is asked for.
             terminal: where to say it.
         """
+        from gatepruner.pruning.goals import fewest, most_within, reach
         from gatepruner.report.terminal import loss_text, reached_text
-        from gatepruner.targets import fewest, most_within, reach
 
         target = self.target
         if target is None:

@@ -14,12 +14,12 @@ import typer
 from gatepruner.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from gatepruner.training import Moment
+    from gatepruner.learning.training import Moment
 
 
 def kept_beside(output: Path, *, resume: bool, force: bool) -> tuple[Path, Path]:
     """Where the state and the history of a run are kept, if nothing is lost by it."""
-    from gatepruner.storage import refuse_existing
+    from gatepruner.files.storage import refuse_existing
 
     state = state_beside(output, resume=resume, force=force)
     history = output.with_name(f"{output.name}.history.jsonl")
@@ -30,7 +30,7 @@ def kept_beside(output: Path, *, resume: bool, force: bool) -> tuple[Path, Path]
 
 def state_beside(output: Path, *, resume: bool, force: bool) -> Path:
     """Where the state of a run is kept, if nothing is lost by it."""
-    from gatepruner.storage import refuse_existing, refuse_name
+    from gatepruner.files.storage import refuse_existing, refuse_name
 
     state = output.with_name(f"{output.name}.state")
     refuse_existing(output, force=force)

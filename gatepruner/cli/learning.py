@@ -53,10 +53,10 @@ def train(
 
     Example: `gatepruner train gated-resnet20 --data cifar10:DIR --epochs 40 -o gated.pt`
     """
-    from gatepruner import training
-    from gatepruner.checkpoint import save
-    from gatepruner.data import parse_normalization
-    from gatepruner.network import Network
+    from gatepruner.files.checkpoints import save
+    from gatepruner.images.normalization import parse_normalization
+    from gatepruner.learning import training
+    from gatepruner.networks.network import Network
 
     state, history = kept_beside(output, resume=resume, force=force)
     recipe = training.Recipe(

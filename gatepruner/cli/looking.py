@@ -18,7 +18,7 @@ def inspect(
 
     Example: `gatepruner inspect resnet56.th`
     """
-    from gatepruner.cost import count
+    from gatepruner.measuring.cost import count
     from gatepruner.report import terminal as show
 
     checkpoint = o.read(ckpt, arch, num_classes, input_size)
@@ -55,7 +55,7 @@ def rank(
 
     Example: `gatepruner rank gated.pt`
     """
-    from gatepruner import ranking as r
+    from gatepruner.pruning import ranking as r
     from gatepruner.report import terminal as show
 
     checkpoint = o.read(ckpt, arch, num_classes, input_size)
@@ -86,7 +86,7 @@ def evaluate(
 
     Example: `gatepruner evaluate resnet56.th --data imagefolder:cifar10`
     """
-    from gatepruner.evaluate import accuracy
+    from gatepruner.measuring.accuracy import accuracy
     from gatepruner.report.terminal import accuracy_text
 
     terminal = o.terminal_of(quiet, as_json)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from gatepruner.checkpoint import Checkpoint
-    from gatepruner.data import Images, Normalization
+    from gatepruner.images.images import Images
+    from gatepruner.images.normalization import Normalization
     from gatepruner.models import Shape
+    from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.report.terminal import Terminal
 
 # typer reads these as they stand, on Python 3.10 too: hence Optional.
@@ -109,7 +110,7 @@ def shape_of(size: str | None) -> Shape | None:
 
 def read(path: Path, arch: str | None, classes: int | None, size: str | None) -> Checkpoint:
     """The checkpoint that a command is given."""
-    from gatepruner.checkpoint import load
+    from gatepruner.files.checkpoints import load
 
     return load(path, arch=arch, num_classes=classes, input_shape=shape_of(size))
 
@@ -128,7 +129,7 @@ class Measuring:
 
     def images(self, shape: Shape, terminal: Terminal) -> Images:
         """The images, at the size that the network takes."""
-        from gatepruner.data import load_images
+        from gatepruner.images.readers import load_images
 
         return load_images(
             self.data,
@@ -141,7 +142,7 @@ class Measuring:
 
     def training(self, shape: Shape, terminal: Terminal, limit: int | None = None) -> Images | None:
         """Training images of the same set, at most so many; `None` if it has no such split."""
-        from gatepruner.data import has_split
+        from gatepruner.images.readers import has_split
 
         if not has_split(self.data, "train"):
             terminal.say(f"{self.data} has no training images: batch norm keeps its statistics")
@@ -152,7 +153,8 @@ class Measuring:
         self, checkpoint: Checkpoint, images: Images, terminal: Terminal
     ) -> Normalization:
         """The normalisation to use; says which."""
-        from gatepruner.data import normalization_of, parse_normalization
+        from gatepruner.images.normalization import parse_normalization
+        from gatepruner.measuring.inputs import normalization_of
 
         given = parse_normalization(self.normalize) if self.normalize else None
         found = normalization_of(checkpoint.notes, images.shape[0], given)

@@ -36,9 +36,9 @@ def recalibrate(
 
     Example: `gatepruner recalibrate small.pt --data imagefolder:cifar10`
     """
-    from gatepruner.checkpoint import save
-    from gatepruner.data import has_split
-    from gatepruner.storage import refuse_existing
+    from gatepruner.files.checkpoints import save
+    from gatepruner.files.storage import refuse_existing
+    from gatepruner.images.readers import has_split
 
     target = output or o.beside(ckpt, "recalibrated")
     refuse_existing(target, force=force)
@@ -92,9 +92,9 @@ def finetune(
     """
     from dataclasses import replace
 
-    from gatepruner.checkpoint import load, save
-    from gatepruner.training import FINE_TUNING
-    from gatepruner.training import finetune as tune
+    from gatepruner.files.checkpoints import load, save
+    from gatepruner.learning.training import FINE_TUNING
+    from gatepruner.learning.training import finetune as tune
 
     target = output or o.beside(ckpt, "finetuned")
     state, history = kept_beside(target, resume=resume, force=force)

@@ -47,8 +47,8 @@ def sweep(
 
     Example: `gatepruner sweep gated.pt --data imagefolder:cifar10 -o report`
     """
-    from gatepruner.device import pick_device
-    from gatepruner.ranking import rank
+    from gatepruner.measuring.device import pick_device
+    from gatepruner.pruning.ranking import rank
     from gatepruner.report import terminal as show
     from gatepruner.report.files import Report, refuse_report, write_report
 
@@ -107,17 +107,17 @@ def demo(
     """
     import torch
 
-    from gatepruner.checkpoint import save
-    from gatepruner.cost import count
-    from gatepruner.data import normalization_of
     from gatepruner.demo import demo_checkpoint, demo_images
-    from gatepruner.device import pick_device
-    from gatepruner.evaluate import accuracy
-    from gatepruner.ranking import rank
+    from gatepruner.files.checkpoints import save
+    from gatepruner.files.storage import refuse_existing
+    from gatepruner.measuring.accuracy import accuracy
+    from gatepruner.measuring.cost import count
+    from gatepruner.measuring.device import pick_device
+    from gatepruner.measuring.inputs import normalization_of
+    from gatepruner.pruning.ranking import rank
+    from gatepruner.pruning.surgery import fold_gates, remove
     from gatepruner.report import terminal as show
     from gatepruner.report.files import Report, refuse_report, write_report
-    from gatepruner.storage import refuse_existing
-    from gatepruner.surgery import fold_gates, remove
 
     refuse_report(output, force=force)
     smaller = output / "pruned.pt"

@@ -14,13 +14,14 @@ from gatepruner.cli.goals import Goal
 from gatepruner.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from gatepruner.checkpoint import Checkpoint
-    from gatepruner.curve import Point
-    from gatepruner.data import Images, Normalization
-    from gatepruner.gates import GateRecipe
+    from gatepruner.images.images import Images
+    from gatepruner.images.normalization import Normalization
+    from gatepruner.learning.gates import GateRecipe
+    from gatepruner.learning.training import Recipe
+    from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.pruning.curve import Point
     from gatepruner.report.compression import Step
     from gatepruner.report.terminal import Terminal
-    from gatepruner.training import Recipe
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Work:
 
     def step(self, name: str, make: Callable[[], Checkpoint]) -> Checkpoint:
         """The network that a step makes: made, kept and evaluated, or read if that was done."""
-        from gatepruner.checkpoint import load, save
+        from gatepruner.files.checkpoints import load, save
         from gatepruner.report.compression import Step
         from gatepruner.report.terminal import step_text
 
@@ -189,7 +190,7 @@ class Learning:
         self, whole: Checkpoint, recipe: GateRecipe, images: int, state: tuple[Path, bool]
     ) -> Checkpoint:
         """With gates, and as much of the path as the goal can take."""
-        from gatepruner.gates import learn_gates
+        from gatepruner.learning.gates import learn_gates
 
         with self.terminal.gating() as watch:
             return learn_gates(
@@ -205,8 +206,8 @@ class Learning:
 
     def blocks(self, whole: Checkpoint) -> int | None:
         """The most blocks that may have to go; `None` for all."""
-        from gatepruner.cost import savings
-        from gatepruner.targets import most_needed
+        from gatepruner.measuring.latency import savings
+        from gatepruner.pruning.goals import most_needed
 
         target = self.goal.target
         if target is None:
@@ -221,7 +222,7 @@ class Learning:
 
     def removed(self, gated: Checkpoint, plan: Plan) -> Checkpoint:
         """Without the blocks that the goal asks for."""
-        from gatepruner.surgery import follow
+        from gatepruner.pruning.surgery import follow
 
         ranking = self.goal.ranking(gated, "gate", plan.gating.seed).among(self.may_go(gated))
         if self.drop is not None:
@@ -243,13 +244,13 @@ class Learning:
 
     def folded(self, removed: Checkpoint) -> Checkpoint:
         """Without a gate."""
-        from gatepruner.surgery import fold_gates
+        from gatepruner.pruning.surgery import fold_gates
 
         return fold_gates(removed)
 
     def recalibrated(self, small: Checkpoint, images: int) -> Checkpoint:
         """With the statistics of so many training images."""
-        from gatepruner.recalibration import recalibrate
+        from gatepruner.measuring.recalibration import recalibrate
 
         return recalibrate(
             small,
@@ -267,7 +268,7 @@ class Learning:
         state: tuple[Path, bool],
     ) -> Checkpoint:
         """With all weights trained further, the whole network being the teacher."""
-        from gatepruner.training import finetune
+        from gatepruner.learning.training import finetune
 
         with self.terminal.training() as watch:
             return finetune(

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gatepruner.checkpoint import Checkpoint, load
-from gatepruner.data import Images
+from gatepruner.files.checkpoints import load
+from gatepruner.images.images import Images
+from gatepruner.networks.checkpoint import Checkpoint
 
 SIDE = 28
 

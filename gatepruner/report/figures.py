@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from gatepruner.curve import Point
-from gatepruner.network import Block
+from gatepruner.networks.network import Block
+from gatepruner.pruning.curve import Point
 
 STYLE: Any = {
     "font.size": 9,

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from gatepruner import __version__
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.curve import Point
 from gatepruner.errors import CheckpointError
-from gatepruner.ranking import Ranking
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning.curve import Point
+from gatepruner.pruning.ranking import Ranking
 from gatepruner.report.figures import curve_figure, gates_figure, save_figure
 
 FILES = (

@@ -11,15 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from gatepruner.cost import Cost
-    from gatepruner.curve import Point
-    from gatepruner.evaluate import Accuracy
-    from gatepruner.gates import GateMoment
-    from gatepruner.network import Block
-    from gatepruner.ranking import Ranking
+    from gatepruner.learning.gates import GateMoment
+    from gatepruner.learning.training import Moment
+    from gatepruner.measuring.accuracy import Accuracy
+    from gatepruner.measuring.cost import Cost
+    from gatepruner.networks.network import Block
+    from gatepruner.pruning.curve import Point
+    from gatepruner.pruning.goals import Reach
+    from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.compression import Step
-    from gatepruner.targets import Reach
-    from gatepruner.training import Moment
 
 
 class Terminal:

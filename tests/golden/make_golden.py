@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from gatepruner.checkpoint import Checkpoint, State, save
-from gatepruner.network import Network
-from gatepruner.surgery import follow
+from gatepruner.files.checkpoints import save
+from gatepruner.networks.checkpoint import Checkpoint, State
+from gatepruner.networks.network import Network
+from gatepruner.pruning.surgery import follow
 
 FOLDER = Path(__file__).parent
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from gatepruner.checkpoint import Checkpoint
 from gatepruner.errors import PlanError, listed
+from gatepruner.networks.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

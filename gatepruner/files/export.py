@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gatepruner.checkpoint import Checkpoint
 from gatepruner.errors import PlanError, listed
-from gatepruner.surgery import fold_gates
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning.surgery import fold_gates
 
 GROUPS: dict[str, dict[str, int]] = {  # what torchvision's constructors pass on to ResNet
     "resnext50_32x4d": {"groups": 32, "width_per_group": 4},

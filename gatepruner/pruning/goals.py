@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from gatepruner.cost import count, latency
-from gatepruner.curve import Point
 from gatepruner.errors import PlanError
-from gatepruner.network import Network
-from gatepruner.ranking import Ranking
+from gatepruner.measuring.cost import count
+from gatepruner.measuring.latency import latency
+from gatepruner.networks.network import Network
+from gatepruner.pruning.curve import Point
+from gatepruner.pruning.ranking import Ranking
 
 COSTS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 COUNTED = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gatepruner.errors import ArchitectureError, listed
 from gatepruner.models import Shape
-from gatepruner.network import Network
+from gatepruner.networks.network import Network
 
 # Blocks in each of the four stages, and the shape of the second convolution of the first block.
 TORCHVISION_RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from gatepruner.folding import affine_keys
-from gatepruner.graph import kind
+from gatepruner.networks.folding import affine_keys
+from gatepruner.networks.graph import kind
 
 BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm
 NORMS = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm)

@@ -10,11 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.data import Images, Normalization, Track, normalization_of
-from gatepruner.device import laid_out, pick_device, place, precision
-from gatepruner.errors import DataError
-from gatepruner.network import Network
+from gatepruner.images.images import Images, Track
+from gatepruner.images.normalization import Normalization
+from gatepruner.measuring.device import laid_out, pick_device, place, precision
+from gatepruner.measuring.inputs import check_fit, normalization_of
+from gatepruner.networks.checkpoint import Checkpoint
 
 Z95 = 1.959963984540054  # quantile of the normal distribution for 95 %
 
@@ -91,25 +91,6 @@ def accuracy(
     chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
     (result,) = tally(checkpoint.build(), data, chosen, device, batch_size, track)
     return result
-
-
-def check_size(network: Network, data: Images) -> None:
-    """Raise a `DataError` if the images are of another size."""
-    if data.shape != network.base.input_shape:
-        raise DataError(
-            f"{data.source} has images of {data.shape} (channels, height, width): "
-            f"{network} takes {network.base.input_shape}"
-        )
-
-
-def check_fit(network: Network, data: Images) -> None:
-    """Raise a `DataError` if the images are of another size or class count."""
-    check_size(network, data)
-    if len(data.classes) != network.num_classes:
-        raise DataError(
-            f"{data.source} has {len(data.classes)} classes: {network} tells "
-            f"{network.num_classes} apart"
-        )
 
 
 @torch.inference_mode()

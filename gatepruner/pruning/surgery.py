@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 import torch
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.network import Network
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
 
 
 def remove(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:

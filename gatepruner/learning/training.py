@@ -1,6 +1,6 @@
 """Training: weights and gates together, from fresh weights or from those that are there.
 
-Repeatable, and resumable at any step; see `gatepruner.running`.
+Repeatable, and resumable at any step; see `gatepruner.learning.running`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.cost import count
-from gatepruner.data import NORMALIZATIONS, Images, Normalization, augmented, normalization_of
-from gatepruner.device import laid_out, learns_fast, pick_device, place, precision
 from gatepruner.errors import TrainingError
-from gatepruner.evaluate import check_fit, tally
-from gatepruner.network import Network
-from gatepruner.running import carry_out, mixed, shuffled, whole_step
+from gatepruner.images.images import Images
+from gatepruner.images.normalization import NORMALIZATIONS, Normalization
+from gatepruner.images.views import augmented
+from gatepruner.learning.running import carry_out, mixed, shuffled, whole_step
+from gatepruner.measuring.accuracy import tally
+from gatepruner.measuring.cost import count
+from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
+from gatepruner.measuring.inputs import check_fit, normalization_of
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 NOT_NEGATIVE = (

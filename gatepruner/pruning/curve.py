@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import fx
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.cost import Cost, count
-from gatepruner.data import Images, Normalization, Track, normalization_of
-from gatepruner.edits import settle_in_place
-from gatepruner.evaluate import Accuracy, check_fit, tally
-from gatepruner.network import Network
-from gatepruner.ranking import Ranking
-from gatepruner.surgery import follow
+from gatepruner.images.images import Images, Track
+from gatepruner.images.normalization import Normalization
+from gatepruner.measuring.accuracy import Accuracy, tally
+from gatepruner.measuring.cost import Cost, count
+from gatepruner.measuring.inputs import check_fit, normalization_of
+from gatepruner.measuring.merging import merged
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.ranking import Ranking
+from gatepruner.pruning.surgery import follow
 
 TOGETHER = 32  # points that share one pass; more hold more activations in memory
 
@@ -149,32 +150,3 @@ def _along_path(
         (found,) = tally(small.build(), data, *how)
         left = sum(block.branch for block in small.network.blocks)
         yield Point(removed, left, found, count(small.network))
-
-
-def merged(checkpoint: Checkpoint, networks: Sequence[Network]) -> fx.GraphModule:
-    """One module with the logits of several networks, equal parts of them computed once.
-
-    Args:
-        checkpoint: the whole network with its weights.
-        networks: what is left of it after some removals.
-
-    Returns:
-        A module that maps images to a tuple of logits, one for each network, bit for bit those
-        of the networks built one by one.
-    """
-    graph, known, heads = fx.Graph(), {}, []
-    for network in networks:
-        env: dict[fx.Node, fx.Node] = {}
-        for node in network.graph().nodes:
-            if node.op == "output":
-                heads.append(env[node.args[0]])
-                continue
-            inputs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
-            same = (node.op, node.target, repr(inputs))  # nodes print as their names
-            if same not in known:
-                known[same] = graph.node_copy(node, env.__getitem__)
-            env[node] = known[same]
-    graph.output(tuple(heads))
-    module = fx.GraphModule(checkpoint.build(), graph)
-    settle_in_place(module)
-    return module

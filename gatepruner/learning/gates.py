@@ -21,18 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from gatepruner.checkpoint import Checkpoint, State
-from gatepruner.cost import count, savings
-from gatepruner.data import Images, Normalization, normalization_of
-from gatepruner.device import laid_out, learns_fast, pick_device, place, precision
-from gatepruner.edits import settle_in_place
 from gatepruner.errors import PlanError, TrainingError
-from gatepruner.evaluate import check_fit, check_size
-from gatepruner.graph import Mode, kind
-from gatepruner.network import Network
-from gatepruner.norms import BATCH_NORM, scales_and_shifts, statistics
-from gatepruner.running import carry_out, mixed, shuffled, whole_step
-from gatepruner.training import distance
+from gatepruner.images.images import Images
+from gatepruner.images.normalization import Normalization
+from gatepruner.learning.running import carry_out, mixed, shuffled, whole_step
+from gatepruner.learning.training import distance
+from gatepruner.measuring.cost import count
+from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
+from gatepruner.measuring.inputs import check_fit, check_size, normalization_of
+from gatepruner.measuring.latency import savings
+from gatepruner.networks.checkpoint import Checkpoint, State
+from gatepruner.networks.edits import settle_in_place
+from gatepruner.networks.graph import Mode, kind
+from gatepruner.networks.network import Network
+from gatepruner.networks.norms import BATCH_NORM, scales_and_shifts, statistics
 
 COSTS = ("none", "params", "macs", "latency")
 

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from gatepruner import models as own
 from gatepruner.errors import ArchitectureError, nearest
-from gatepruner.graph import Trace, trace
 from gatepruner.models import Shape
+from gatepruner.networks.graph import Trace, trace
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gatepruner.graph import (
+from gatepruner.networks.graph import (
     OWNS_TENSORS,
     Addition,
     Trace,

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatepruner import models
-from gatepruner.base import SOURCES, Base, traced, without_weights
-from gatepruner.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
-from gatepruner.folding import fold_targets
 from gatepruner.models import Shape
+from gatepruner.networks.base import SOURCES, Base, traced, without_weights
+from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
+from gatepruner.networks.folding import fold_targets
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from gatepruner.graph import STOCHASTIC, Trace, attribute, kind, pads_with_zeros, tensors_of
+from gatepruner.networks.graph import (
+    STOCHASTIC,
+    Trace,
+    attribute,
+    kind,
+    pads_with_zeros,
+    tensors_of,
+)
 
 COMMUTES = {  # with a factor that is not negative, as every gate is
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.ReLU),

@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from gatepruner.data import Images
 from gatepruner.errors import TrainingError
-from gatepruner.storage import load_state, save_state
+from gatepruner.files.storage import load_state, save_state
+from gatepruner.images.images import Images
 
 SAVE_EVERY = 60.0  # seconds between two states on the disk
 Told = TypeVar("Told", covariant=True)

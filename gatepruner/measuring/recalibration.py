@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.data import Images, Normalization, Track, augmented, normalization_of
-from gatepruner.device import pick_device
 from gatepruner.errors import DataError
-from gatepruner.evaluate import check_size
+from gatepruner.images.images import Images, Track
+from gatepruner.images.normalization import Normalization
+from gatepruner.images.views import augmented
+from gatepruner.measuring.device import pick_device
+from gatepruner.measuring.inputs import check_size, normalization_of
 from gatepruner.models import Shape
-from gatepruner.norms import statistics
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.norms import statistics
 
 MEMORY = 2 * 2**30  # bytes of activations that are held at a time
 

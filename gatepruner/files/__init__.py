@@ -1,0 +1,1 @@
+"""Files of weights: written whole or not at all, read without ever running code."""

@@ -1,0 +1,1 @@
+"""Labelled images: read, normalised, seen as training sees them."""

@@ -1,0 +1,39 @@
+"""One image file as a tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from gatepruner.errors import DataError
+from gatepruner.models import Shape
+
+
+def decode(file: str, shape: Shape, resize: int | None) -> Tensor:
+    """One image `(C, H, W)` uint8."""
+    channels, height, width = shape
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"cannot read the image {file}: {error}") from None
+    if resize is not None:
+        image = _middle(image, resize, height, width)
+    if (image.height, image.width) != (height, width):
+        raise DataError(
+            f"{file} is {image.height}x{image.width}: the network takes {height}x{width}; "
+            f"pass --resize {height} to scale the shorter side and cut out the middle"
+        )
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def _middle(image: Image.Image, side: int, height: int, width: int) -> Image.Image:
+    """The image with its shorter side scaled to `side`, and of that the middle."""
+    factor = max(side, height, width) / min(image.size)
+    scaled = (max(round(image.width * factor), width), max(round(image.height * factor), height))
+    image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,26 @@
+"""Images as training sees them: shifted and mirrored at random."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def augmented(pixels: Tensor) -> Tensor:
+    """Images shifted by up to an eighth of their width, and mirrored if they are in colour.
+
+    Args:
+        pixels: `(N, C, H, W)` of any type; what is shifted in is 0.
+    """
+    n, channels, height, width = pixels.shape
+    reach = width // 8
+    padded = F.pad(pixels, (reach,) * 4)
+    down, right = torch.randint(2 * reach + 1, (2, n, 1), device=pixels.device)
+    rows = down + torch.arange(height, device=pixels.device)
+    columns = right + torch.arange(width, device=pixels.device)
+    if channels == 3:
+        mirror = torch.rand(n, 1, device=pixels.device) < 0.5
+        columns = torch.where(mirror, columns.flip(1), columns)
+    each = torch.arange(n, device=pixels.device)[:, None, None]
+    return padded.movedim(1, 3)[each, rows[:, :, None], columns[:, None, :]].movedim(3, 1)

@@ -1,0 +1,1 @@
+"""Gates and weights learned; every run can be resumed at any step."""

@@ -1,0 +1,1 @@
+"""What a network computes and costs: accuracy, statistics, parameters, MACs, latency."""

@@ -1,0 +1,40 @@
+"""Several networks in one module: what they have in common is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.edits import settle_in_place
+from gatepruner.networks.network import Network
+
+
+def merged(checkpoint: Checkpoint, networks: Sequence[Network]) -> fx.GraphModule:
+    """One module with the logits of several networks, equal parts of them computed once.
+
+    Args:
+        checkpoint: the whole network with its weights.
+        networks: what is left of it after some removals.
+
+    Returns:
+        A module that maps images to a tuple of logits, one for each network, bit for bit those
+        of the networks built one by one.
+    """
+    graph, known, heads = fx.Graph(), {}, []
+    for network in networks:
+        env: dict[fx.Node, fx.Node] = {}
+        for node in network.graph().nodes:
+            if node.op == "output":
+                heads.append(env[node.args[0]])
+                continue
+            inputs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+            same = (node.op, node.target, repr(inputs))  # nodes print as their names
+            if same not in known:
+                known[same] = graph.node_copy(node, env.__getitem__)
+            env[node] = known[same]
+    graph.output(tuple(heads))
+    module = fx.GraphModule(checkpoint.build(), graph)
+    settle_in_place(module)
+    return module

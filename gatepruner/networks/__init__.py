@@ -1,0 +1,1 @@
+"""Networks as values: a base, its traced graph, edits, a path, weights."""

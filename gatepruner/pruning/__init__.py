@@ -1,0 +1,1 @@
+"""Which blocks go, and what is left without them."""
