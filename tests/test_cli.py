@@ -110,7 +110,7 @@ PRUNED = {
     "random": (
         ("--drop", 3, "--by", "random", "--seed", 4),
         lambda it: rank(it, "random", seed=4).first(3),
-        "drop3",
+        "drop3-seed4",
     ),
 }
 
@@ -123,7 +123,7 @@ def test_prune_writes_what_the_library_removes(run, folder, case):
     document = run("prune", path, *options, "--json").document
     small = fold_gates(remove(whole, plan(whole)))
     written = folder / f"gated-{name}.pt"
-    assert files_in(folder).keys() - before.keys() == {written.name}
+    assert files_in(folder).keys() - before.keys() == {written.name, f"{written.name}.yaml"}
     assert files_in(folder)["gated.pt"] == before["gated.pt"]
     assert same(load(written), small)
     costs = count(whole.network), count(small.network)
@@ -234,9 +234,9 @@ def test_sweep_writes_the_curve_that_the_library_measures(run, folder):
     assert document["random"] == [
         [it.to_json() for it in sweep(whole, images, one, batch_size=128)] for one in others
     ]
-    report = folder / "gated-sweep-gate"
+    report = folder / "gated-sweep-gate-seed3"
     assert document["output"] == str(report)
-    assert {file.name for file in report.iterdir()} == set(FILES)
+    assert {file.name for file in report.iterdir()} == {*FILES, "config.yaml"}
     assert json.loads((report / "report.json").read_text())["points"] == expected
 
 
@@ -308,7 +308,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(run, folder, monkeyp
     assert not (folder / "it.pt").exists()
     refused = run(*command)
     assert refused.code == 1
-    assert "--resume to go on with it, or --force" in refused.err
+    assert "pass --resume or --force" in refused.err
     assert state.exists()
     assert run(*command, "--resume").code == 0
     again = load(folder / "it.pt")
@@ -556,14 +556,9 @@ BAD = {
     "export suffix": ("export gated.pt --to safetensors -o it.pt", "ending in .safetensors"),
     "train arch": ("train resnet9 --data imagefolder:images -o it.pt", "6n \\+ 2"),
     "train data": ("train resnet8 --data cifar10:nothing -o it.pt", "cannot read cifar10"),
-    "train resume": (
-        "train residual-fc4 --input-size 1x8x8 --num-classes 4 --data imagefolder:images "
-        "--normalize mnist --batch-size 8 -o it.pt --resume",
-        "there is no run to resume: it.pt.state",
-    ),
     "train hold out": (
         "train residual-fc4 --input-size 1x8x8 --num-classes 4 --data imagefolder:images "
-        "--hold-out 48 -o it.pt",
+        "--hold-out 48 --batch-size 8 -o it.pt",
         "cannot hold out 48 images",
     ),
     "train device": (
@@ -615,9 +610,14 @@ def test_a_bad_input_gives_one_line_and_nothing_else(run, folder, monkeypatch, c
     assert sorted(it for it in folder.rglob("*") if it.is_dir()) == folders
 
 
-def test_with_json_a_refusal_leaves_stdout_empty(run, folder):
+def test_with_json_a_failure_is_a_document_too(run, folder):
     told = run("prune", folder / "gated.pt", "--drop", 99, "--json")
-    assert (told.code, told.out) == (1, "")
+    failure = json.loads(told.out)
+    assert (told.code, failure["document"], failure["error"]["kind"]) == (1, 1, "plan")
+    assert told.err == f"error: {failure['error']['message']}\n"
+    wrong = run("prune", folder / "gated.pt", "--json")
+    assert (wrong.code, json.loads(wrong.out)["error"]["kind"]) == (2, "usage")
+    assert run("rank", folder / "gated.pt", "--json").document["document"] == 1
 
 
 def test_losses_that_are_no_number_are_told_in_valid_json(run, folder):

@@ -202,7 +202,7 @@ def test_an_interrupted_gate_says_how_to_go_on_and_does(run, folder, monkeypatch
     assert not (folder / "whole-gated.pt").exists()
     refused = run(*command)
     assert refused.code == 1
-    assert "--resume to go on with it, or --force" in refused.err
+    assert "pass --resume or --force" in refused.err
     assert run(*command, "--resume").code == 0
     assert not state.exists()
     again = load(folder / "whole-gated.pt")

@@ -21,7 +21,7 @@ from gatepruner.pruning.curve import sweep
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import fold_gates
 from gatepruner.report.files import FILES, Report, write_report
-from gatepruner.report.terminal import accuracy_text
+from gatepruner.report.tables import accuracy_text
 
 
 def made(name: str = "gated-residual-fc12,width=8", by: str = "gate", orders: int = 2) -> Report:

@@ -5,20 +5,27 @@ Torch is imported by the commands, not here, so that help and completion answer 
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
+from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated
 
 import typer
 
-from gatepruner.cli.changing import export, prune
+from gatepruner.cli import problems
+from gatepruner.cli.changing import export, recalibrate
 from gatepruner.cli.compressing import compress
 from gatepruner.cli.gating import gate
-from gatepruner.cli.learning import train
 from gatepruner.cli.looking import evaluate, inspect, rank
-from gatepruner.cli.recovering import finetune, recalibrate
+from gatepruner.cli.pruning import prune
 from gatepruner.cli.reporting import demo, sweep
+from gatepruner.cli.signature import flat
+from gatepruner.cli.training import finetune, train
 from gatepruner.errors import GatePrunerError
 
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # wherever typer has its click from
 app = typer.Typer(
     name="gatepruner",
     help="Remove the residual blocks that a trained network can live without, as its gates tell.",
@@ -33,7 +40,7 @@ COMMANDS = (
     *(recalibrate, finetune, evaluate, train, export),
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(flat(command))
 
 
 @app.callback(invoke_without_command=True)
@@ -48,19 +55,32 @@ def _version(
 
 
 def main() -> None:
-    """Run the command line; a refused input ends in one line on stderr and exit code 1."""
+    """Run the command line; a refused input ends in one line for each reason and exit code 1."""
+    signal.signal(signal.SIGTERM, _terminated)
+    as_json = "--json" in sys.argv
     try:
-        app()
+        app(standalone_mode=not as_json)
     except GatePrunerError as error:
-        _fail(" ".join(str(error).split()))
+        _fail(problems.kind_of(error), problems.lines(error), as_json)
+    except USAGE_ERROR as error:
+        _fail("usage", [str(error)], as_json, code=2)
     except OSError as error:
-        _fail(f"{error.filename or 'the disk'}: {error.strerror or error}")
+        message = f"{error.filename or 'the disk'}: {error.strerror or error}"
+        _fail("system", [message], as_json)
     except RuntimeError as error:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
-        _fail("out of memory: lower --batch-size")
+        _fail("memory", ["out of memory: lower --batch-size"], as_json)
 
 
-def _fail(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
-    sys.exit(1)
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM does what Ctrl-C does."""
+    raise KeyboardInterrupt(number)
+
+
+def _fail(kind: str, messages: Sequence[str], as_json: bool, code: int = 1) -> None:
+    for message in messages:
+        typer.echo(f"error: {message}", err=True)
+    if as_json:
+        typer.echo(json.dumps(problems.document(kind, messages), indent=1))
+    sys.exit(code)

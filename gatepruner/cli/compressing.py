@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gatepruner.cli import options as o
-from gatepruner.cli.goals import Goal
+from gatepruner.cli.foretelling import Work as Effort
+from gatepruner.cli.foretelling import foretell
+from gatepruner.cli.goals import Targets
 from gatepruner.cli.keeping import stopping
-from gatepruner.cli.stages import Learning, Plan, Work
+from gatepruner.cli.learning import check, gating_work, read, training_work
+from gatepruner.cli.options import Data, HoldOut, Resumable, Source
+from gatepruner.cli.problems import Problems
+from gatepruner.cli.signature import Group
+from gatepruner.cli.stages import Learning, Plan, Work, refuse_work
 from gatepruner.errors import DataError
+from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -23,44 +28,51 @@ if TYPE_CHECKING:
     from gatepruner.report.terminal import Terminal
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The smaller network.
+
+    Attributes:
+        drop: remove this many blocks.
+        export: also write this file, .safetensors or .pth for stock torchvision.
+        epochs: epochs of fine-tuning; 0 leaves it out.
+        recalibrate: training images to estimate batch-norm statistics from; 0 leaves it out.
+        gate_images: training images to learn gates from.
+    """
+
+    drop: Annotated[int | None, typer.Option(min=1)] = None
+    export: Path | None = None
+    epochs: Annotated[int, typer.Option(min=0)] = 10
+    recalibrate: Annotated[int, typer.Option(min=0)] = 2000
+    gate_images: Annotated[int, typer.Option(min=2)] = 10_000
+
+    @property
+    def stock(self) -> bool:
+        """Whether stock torchvision is to load the result."""
+        return self.export is not None and self.export.suffix != ".safetensors"
+
+
+GATING = {
+    "steps": "gate_steps",
+    "learning_rate": "gate_learning_rate",
+    "norm_learning_rate": "norm_learning_rate",
+    "batch_size": "batch_size",
+    "seed": "seed",
+}
+
+
 def compress(
-    ckpt: o.File,
-    data: o.Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")],
-    drop: Annotated[o.MaybeInt, typer.Option(help="Remove this many blocks.", min=1)] = None,
-    target_macs: o.TargetMacs = None,
-    target_params: o.TargetParams = None,
-    target_latency: o.TargetLatency = None,
-    max_loss: o.MaxLoss = None,
-    epochs: Annotated[int, typer.Option(help="Of fine-tuning; 0 for none.", min=0)] = 10,
-    gate_images: Annotated[int, typer.Option(help="Images to learn gates from.", min=2)] = 10_000,
-    gate_steps: Annotated[int, typer.Option(help="Steps after each block's going.", min=1)] = 50,
-    gate_learning_rate: Annotated[float, typer.Option(help="Of the gates.")] = 0.02,
-    norm_learning_rate: Annotated[
-        float, typer.Option(help="Of scales and shifts while gates are learned; 0 leaves them.")
-    ] = 0.02,
-    learning_rate: Annotated[float, typer.Option(help="Of fine-tuning.")] = 0.02,
-    recalibrate: o.Recalibrate = 2000,
-    hold_out: o.HoldOut = 1000,
-    export: Annotated[
-        o.MaybePath,
-        typer.Option(help="Also write this .safetensors, or .pth for stock torchvision."),
-    ] = None,
-    split: o.Split = None,
-    limit: o.Limit = None,
-    normalize: o.Normalize = None,
-    resize: o.Resize = None,
-    latency_batch: o.LatencyBatch = 1,
-    arch: o.Arch = None,
-    num_classes: o.Classes = None,
-    input_size: o.Size = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    batch_size: o.BatchSize = 128,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    force: o.Force = False,
+    source: Source,
+    *,
+    wanted: Wanted,
+    targets: Targets,
+    call: Annotated[Resumable, Group(needs=("output",))],
+    data: Annotated[Data, Group(needs=("data",))],
+    gating: Annotated[GateRecipe, Group(only=GATING)],
+    tuning: Annotated[
+        Recipe, Group(only={name: name for name in ("learning_rate", "batch_size", "seed")})
+    ] = FINE_TUNING,
+    held: HoldOut,
 ) -> None:
     """Gate, remove, fold, recalibrate, fine-tune, evaluate, export and report, in one go.
 
@@ -73,52 +85,69 @@ def compress(
     from gatepruner.files.checkpoints import save
     from gatepruner.files.export import to_torchvision
     from gatepruner.files.storage import refuse_existing, refuse_name
-    from gatepruner.learning.gates import GateRecipe
-    from gatepruner.learning.training import FINE_TUNING
+    from gatepruner.pruning.ranking import rank
+    from gatepruner.report.tables import loading_text
 
-    goal = Goal(target_macs, target_params, target_latency, max_loss, device, latency_batch)
-    _refuse_wish(goal, drop, hold_out)
-    for file in (output, *([export] if export else [])):
-        refuse_name(file)
-        refuse_existing(file, force=force or resume)
-    terminal = o.terminal_of(quiet, as_json)
-    whole = o.read(ckpt, arch, num_classes, input_size)
-    stock = export is not None and export.suffix != ".safetensors"
-    if stock:
-        to_torchvision(whole)  # refuses a network that torchvision does not have
-    measuring = o.Measuring(data, split, normalize, resize, limit, device, batch_size)
+    _refuse_wish(targets, wanted.drop, held.hold_out)
+    terminal, goal, drop = call.terminal, targets, wanted.drop
+    output = call.target(source.ckpt, "")
+    problems = Problems()
+    for file in (output, *([wanted.export] if wanted.export else [])):
+        with problems:
+            refuse_name(file)
+            refuse_existing(file, force=call.force or call.resume)
+    folder = output.with_name(f"{output.stem}-compress")
+    with problems:
+        if not call.resume:
+            refuse_work(folder, force=call.force)
+    whole = read(source, data, problems)
+    if wanted.stock:
+        with problems:
+            to_torchvision(whole)  # refuses a network that torchvision does not have
     shape = whole.network.base.input_shape
-    train = measuring.training(shape, terminal)
-    if train is None:
-        raise DataError(f"{data} has no train split: compress learns from training images")
-    train, held_out = train.held_out(hold_out, seed)
-    test = measuring.images(shape, terminal)
-    gating = GateRecipe(
-        identity_only=stock,
-        steps=gate_steps,
-        batch_size=batch_size,
-        learning_rate=gate_learning_rate,
-        norm_learning_rate=norm_learning_rate,
+    with problems:
+        train = data.training(shape, terminal)
+        if train is None:
+            raise DataError(f"{data.data} has no train split: compress learns from training images")
+        test = data.images(shape, terminal)
+    with problems:
+        rank(whole, "depth").first(drop or 0)
+    if problems.errors:
+        problems.refuse()
+    assert train is not None
+    held_out = None
+    with problems:
+        train, held_out = train.held_out(held.hold_out, held.seed)
+    check(whole.network, train, gating.batch_size, problems)
+    if train.classes != test.classes:
+        check(whole.network, test, 1, problems)
+    gating = replace(
+        gating,
+        identity_only=wanted.stock,
         cost=goal.target.cost if goal.target is not None else "none",
-        latency_batch=latency_batch,
-        seed=seed,
+        latency_batch=goal.latency_batch,
     )
-    tuning = replace(
-        FINE_TUNING,
-        epochs=max(epochs, 1),
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
+    tuning = replace(tuning, epochs=max(wanted.epochs, 1))
+    plan = Plan(wanted.gate_images, gating, wanted.recalibrate, tuning if wanted.epochs else None)
+    problems.refuse()
+    normalization = data.normalization(whole, test, terminal)
+    learning = Learning(
+        goal, drop, train, held_out, normalization, data.device, wanted.stock, terminal
     )
-    plan = Plan(gate_images, gating, recalibrate, tuning if epochs else None)
-    _refuse_images(whole, (train, test), drop, batch_size, device)
-    normalization = measuring.normalization(whole, test, terminal)
-    learning = Learning(goal, drop, train, held_out, normalization, device, stock, terminal)
     if goal.target is not None:
         _refuse_unreachable(whole, goal, learning, terminal)
+    if call.dry_run:
+        efforts = [
+            gating_work(whole, train.spread(wanted.gate_images), replace(gating, blocks=drop))
+        ]
+        if wanted.epochs:
+            efforts.append(training_work(train, tuning, "fine-tune", taught=True))
+        efforts.append(Effort(f"measure accuracy on {len(test):,} images", 6 * len(test)))
+        outputs = [output, folder, *([wanted.export] if wanted.export else [])]
+        return foretell(call, whole, outputs, efforts, data)
     asked = f"drop{drop}" if drop is not None else goal.given[0]
     configuration = {
-        "input": str(ckpt),
+        "input": str(source.ckpt),
         "network": whole.fingerprint,
         "goal": asked,
         "training images": f"{train.source}, {len(train)}",
@@ -126,55 +155,36 @@ def compress(
         "normalize": f"mean {normalization.mean}, deviation {normalization.std}",
         **plan.to_json(),
     }
-    folder = output.with_name(f"{output.stem}-compress")
 
     def evaluated(name: str, network: Checkpoint, seconds: float) -> Step:
-        return _evaluated(name, network, seconds, test, normalization, measuring, terminal)
+        return _evaluated(name, network, seconds, test, normalization, data, terminal)
 
     work = Work(folder, configuration, evaluated, terminal)
-    work.begin(resume=resume, force=force)
+    work.begin(resume=call.resume, force=call.force)
     with stopping(folder / "steps.json"):
         removed, small = learning.carry_out(plan, whole, work)
-        steps = _timed(work, whole, removed, small, goal, terminal)
+        steps = _timed(work, whole, removed, small, goal, data.device, terminal)
     save(small, output, force=True)
-    if export is not None:
-        _export(small, export, terminal)
+    if wanted.export is not None:
+        _export(small, wanted.export, terminal)
     _report(steps, configuration, folder, output, terminal)
-    o.finish({"output": str(output), "steps": [asdict(step) for step in steps]}, as_json)
+    call.record(output)
+    terminal.say(loading_text(str(output)))
+    return call.finish({"output": str(output), "steps": [asdict(step) for step in steps]})
 
 
-def _refuse_wish(goal: Goal, drop: int | None, hold_out: int) -> None:
+def _refuse_wish(targets: Targets, drop: int | None, hold_out: int) -> None:
     """Refuse what is no goal, or more than one."""
-    if (drop is None) == (not goal.given):
+    if (drop is None) == (not targets.given):
         raise typer.BadParameter(
             "give one of --drop, --target-macs, --target-params, --target-latency and --max-loss"
         )
-    if goal.max_loss is not None and not hold_out:
+    if targets.max_loss is not None and not hold_out:
         raise typer.BadParameter("--max-loss is measured on held-out images: --hold-out above 0")
 
 
-def _refuse_images(
-    whole: Checkpoint, sets: Sequence[Images], drop: int | None, batch_size: int, device: str
-) -> None:
-    """Refuse before anything is written what would be found out only later."""
-    from gatepruner.errors import TrainingError
-    from gatepruner.measuring.device import pick_device
-    from gatepruner.measuring.inputs import check_fit
-    from gatepruner.pruning.ranking import rank
-
-    pick_device(device)
-    rank(whole, "depth").first(drop or 0)
-    for images in sets:
-        check_fit(whole.network, images)
-    if len(sets[0]) < batch_size:
-        raise TrainingError(
-            f"{sets[0].source} has {len(sets[0])} images: a batch of {batch_size} was expected "
-            "to fit; lower --batch-size"
-        )
-
-
 def _refuse_unreachable(
-    whole: Checkpoint, goal: Goal, learning: Learning, terminal: Terminal
+    whole: Checkpoint, goal: Targets, learning: Learning, terminal: Terminal
 ) -> None:
     """Refuse a cost that cannot be reached before anything is learned; say what can."""
     from gatepruner.pruning.goals import reach
@@ -182,7 +192,7 @@ def _refuse_unreachable(
 
     target = goal.target
     assert target is not None
-    measure = goal.measure(target.cost)
+    measure = goal.measure(target.cost, learning.device)
     ranking = rank(whole, "depth").among(learning.may_go(whole))
     found = reach(whole.network, ranking, target, measure)
     terminal.say(f"reachable: {found}")
@@ -194,7 +204,7 @@ def _evaluated(
     seconds: float,
     test: Images,
     normalization: Normalization,
-    measuring: o.Measuring,
+    data: Data,
     terminal: Terminal,
 ) -> Step:
     from gatepruner.measuring.accuracy import accuracy
@@ -204,12 +214,12 @@ def _evaluated(
     found = accuracy(
         network,
         test,
-        device=measuring.device,
-        batch_size=measuring.batch_size,
+        device=data.device,
+        batch_size=data.batch_size,
         normalization=normalization,
         track=terminal.track(f"accuracy, {name}"),
     )
-    cost, blocks = count(network.network), o.blocks_left(network)
+    cost, blocks = count(network.network), network.network.depth
     low, high = found.interval
     size = (found.images, blocks, cost.params, cost.macs)
     return Step(name, found.accuracy, low, high, *size, seconds)
@@ -220,7 +230,8 @@ def _timed(
     whole: Checkpoint,
     removed: Checkpoint,
     small: Checkpoint,
-    goal: Goal,
+    goal: Targets,
+    device: str,
     terminal: Terminal,
 ) -> list[Step]:
     """The steps with their latencies; from folding on it is one network with other weights."""
@@ -239,12 +250,10 @@ def _timed(
         modules,
         whole.network.base.input_shape,
         batch=goal.latency_batch,
-        device=pick_device(goal.device),
+        device=pick_device(device),
         track=terminal.track("measuring latency"),
     )
-    times = {
-        name: found.get(name, found["small"]).median for name in (it["name"] for it in work.rows)
-    }
+    times = {row["name"]: found.get(row["name"], found["small"]).median for row in work.rows}
     return [replace(Step(**row), latency=times[row["name"]]) for row in work.rows]
 
 
@@ -271,7 +280,7 @@ def _report(
     terminal: Terminal,
 ) -> None:
     from gatepruner.report.compression import write_compression
-    from gatepruner.report.terminal import steps_table
+    from gatepruner.report.tables import steps_table
 
     report = write_compression(steps, configuration, folder)
     terminal.say(steps_table(steps))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gatepruner.cli.looking import Criterion
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
@@ -16,23 +18,42 @@ if TYPE_CHECKING:
     from gatepruner.report.terminal import Terminal
 
 
-@dataclass(frozen=True)
-class Goal:
-    """One of the targets of the command line, or none."""
+AMOUNT = typer.Option(metavar="AMOUNT")
 
-    macs: str | None = None
-    params: str | None = None
-    latency: str | None = None
-    max_loss: float | None = None
-    device: str = "auto"
-    latency_batch: int = 1
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets, one of them.
+
+    Attributes:
+        target_macs: at most this many MACs, as in 50% or 62M.
+        target_params: at most this many parameters, as in 50% or 400K.
+        target_latency: at most this time on the device, as in 50% or 8.5ms.
+        max_loss: as many blocks as can be removed within this many points of accuracy on held-out
+            training images.
+        latency_batch: images in a timed pass.
+    """
+
+    target_macs: Annotated[str | None, AMOUNT] = None
+    target_params: Annotated[str | None, AMOUNT] = None
+    target_latency: Annotated[str | None, AMOUNT] = None
+    max_loss: Annotated[float | None, typer.Option(min=0, metavar="POINTS")] = None
+    latency_batch: Annotated[int, typer.Option(min=1)] = 1
 
     @property
     def given(self) -> list[str]:
         """The targets that were given, as parts of a file's name."""
-        costs = {"macs": self.macs, "params": self.params, "latency": self.latency}
-        named = [f"{name}{text.rstrip('%')}" for name, text in costs.items() if text is not None]
+        named = [f"{cost}{text.rstrip('%')}" for cost, text in self._costs.items()]
         return named + ([f"loss{self.max_loss:g}"] if self.max_loss is not None else [])
+
+    @property
+    def _costs(self) -> dict[str, str]:
+        costs = {
+            "macs": self.target_macs,
+            "params": self.target_params,
+            "latency": self.target_latency,
+        }
+        return {cost: text for cost, text in costs.items() if text is not None}
 
     def __post_init__(self) -> None:
         if len(self.given) > 1:
@@ -45,32 +66,29 @@ class Goal:
         """The cost that is asked for, if one is."""
         from gatepruner.pruning.goals import Target
 
-        for cost in ("macs", "params", "latency"):
-            text = getattr(self, cost)
-            if text is not None:
-                return Target.parse(cost, text)
-        return None
+        return next((Target.parse(cost, text) for cost, text in self._costs.items()), None)
 
-    def measure(self, cost: str) -> Measure:
+    def measure(self, cost: str, device: str) -> Measure:
         """How that cost is found out."""
         from gatepruner.measuring.device import pick_device
         from gatepruner.pruning.goals import Measure
 
-        return Measure(cost, str(pick_device(self.device)), self.latency_batch)
+        return Measure(cost, str(pick_device(device)), self.latency_batch)
 
-    def ranking(self, checkpoint: Checkpoint, by: str, seed: int) -> Ranking:
-        """The order of going: where a cost is to fall, by gate for the cost that it saves."""
+    def ranking(self, checkpoint: Checkpoint, criterion: Criterion, device: str) -> Ranking:
+        """The order of removal: for a cost, gates are compared for what each block saves."""
         from gatepruner.measuring.latency import savings
         from gatepruner.pruning.ranking import rank
 
         target = self.target
         gone = set(checkpoint.path.blocks)
         left = checkpoint.network.removable
-        if target is None or by != "gate" or gone.issuperset(left) or not checkpoint.known_gates:
-            return rank(checkpoint, by, seed=seed)
-        one = self.measure(target.cost)
+        plain = target is None or criterion.by != "gate" or gone.issuperset(left)
+        if target is None or plain or not checkpoint.known_gates:
+            return criterion.ranking(checkpoint)
+        one = self.measure(target.cost, device)
         saved = savings(checkpoint.network, target.cost, one.device, one.batch)
-        return rank(checkpoint, by, seed=seed, saved=saved)
+        return rank(checkpoint, criterion.by, seed=criterion.seed, saved=saved)
 
     def count(
         self,
@@ -78,27 +96,29 @@ class Goal:
         ranking: Ranking,
         curve: Callable[[], Sequence[Point]],
         terminal: Terminal,
+        device: str,
     ) -> int:
         """How many blocks have to go, or may; says what can be reached first.
 
         Args:
             checkpoint: the whole network.
-            ranking: the order in which its blocks go.
+            ranking: the order in which its blocks are removed.
             curve: accuracy on held-out images, from no removal on, if it is asked for.
             terminal: where to say it.
+            device: where latency is measured.
         """
         from gatepruner.pruning.goals import fewest, most_within, reach
-        from gatepruner.report.terminal import loss_text, reached_text
+        from gatepruner.report.tables import loss_text, reached_text
 
         target = self.target
         if target is None:
             points = curve()
-            found = most_within(points, self.max_loss or 0.0)
-            terminal.say(loss_text(points, found, self.max_loss or 0.0))
-            return found
-        measure = self.measure(target.cost)
+            most = most_within(points, self.max_loss or 0.0)
+            terminal.say(loss_text(points, most, self.max_loss or 0.0))
+            return most
+        measure = self.measure(target.cost, device)
         limits = reach(checkpoint.network, ranking, target, measure)
         terminal.say(f"reachable: {limits}")
-        found = fewest(checkpoint.network, ranking, limits, measure)
-        terminal.say(reached_text(limits, found))
-        return found
+        least = fewest(checkpoint.network, ranking, limits, measure)
+        terminal.say(reached_text(limits, least))
+        return least

@@ -6,41 +6,52 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gatepruner.cli.options import Resumable
 from gatepruner.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gatepruner.learning.training import Moment
 
 
-def kept_beside(output: Path, *, resume: bool, force: bool) -> tuple[Path, Path]:
-    """Where the state and the history of a run are kept, if nothing is lost by it."""
-    from gatepruner.files.storage import refuse_existing
+@dataclass(frozen=True)
+class Kept:
+    """The files of a run that is kept beside its output.
 
-    state = state_beside(output, resume=resume, force=force)
-    history = output.with_name(f"{output.name}.history.jsonl")
-    if not resume:
-        refuse_existing(history, force=force)
-    return state, history
+    Attributes:
+        state: the run, from which it can be resumed.
+        history: a line for every epoch.
+        resume: whether there is a state to go on from, as was asked.
+    """
 
+    state: Path
+    history: Path
+    resume: bool
 
-def state_beside(output: Path, *, resume: bool, force: bool) -> Path:
-    """Where the state of a run is kept, if nothing is lost by it."""
-    from gatepruner.files.storage import refuse_existing, refuse_name
+    @classmethod
+    def beside(cls, output: Path, call: Resumable, *, epochs: bool = True) -> Kept:
+        """The files beside an output, if nothing is lost by writing them."""
+        from gatepruner.files.storage import refuse_existing, refuse_name
 
-    state = output.with_name(f"{output.name}.state")
-    refuse_existing(output, force=force)
-    refuse_name(output)
-    if state.exists() and not resume and not force:
-        raise CheckpointError(
-            f"{state} is the state of a run that was interrupted: --resume to go on with it, or "
-            "--force to begin anew"
-        )
-    return state
+        state = output.with_name(f"{output.name}.state")
+        history = output.with_name(f"{output.name}.history.jsonl")
+        refuse_existing(output, force=call.force)
+        refuse_name(output)
+        if state.exists() and not (call.resume or call.force):
+            raise CheckpointError(
+                f"{state} is the state of an interrupted run: continue it, or replace it",
+                resume=True,
+                force=True,
+            )
+        resume = call.resume and state.exists()
+        if epochs and not resume:
+            refuse_existing(history, force=call.force)
+        return cls(state, history, resume)
 
 
 @contextlib.contextmanager
@@ -48,10 +59,10 @@ def stopping(state: Path) -> Iterator[None]:
     """Say how to go on when a run is interrupted."""
     try:
         yield
-    except KeyboardInterrupt:
-        kept = f"; {state} is kept: go on with the same command and --resume"
+    except KeyboardInterrupt as stop:
+        kept = f"; {state} is kept: continue with the same command and --resume"
         typer.echo(f"interrupted{kept if state.exists() else ''}", err=True)
-        sys.exit(130)
+        sys.exit(128 + (stop.args[0] if stop.args else 2))
 
 
 def recording(
@@ -72,11 +83,11 @@ def recording(
 
 def _epochs(history: Path) -> list[dict[str, Any]]:
     """What a history holds; a line that was cut while it was written is left out."""
-    found = []
+    epochs = []
     for line in history.read_text().splitlines() if history.exists() else []:
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            epochs.append(json.loads(line))
+    return epochs
 
 
 def write_epochs(epochs: Iterable[Mapping[str, Any]], history: Path) -> None:

@@ -3,111 +3,123 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from gatepruner.cli import options as o
+import typer
+
+from gatepruner.cli.completion import criterion_words
+from gatepruner.cli.options import COMMON, Call, Data, Source
+from gatepruner.cli.signature import Group
+
+if TYPE_CHECKING:
+    from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.pruning.ranking import Ranking
 
 
-def inspect(
-    ckpt: o.File,
-    arch: o.Arch = None,
-    num_classes: o.Classes = None,
-    input_size: o.Size = None,
-    as_json: o.Json = False,
-) -> None:
+def inspect(source: Source, *, call: Annotated[Call, Group(leave_out=("quiet",))]) -> None:
     """Show what a checkpoint holds: its network, blocks, gates, cost and history.
 
     Example: `gatepruner inspect resnet56.th`
     """
     from gatepruner.measuring.cost import count
-    from gatepruner.report import terminal as show
+    from gatepruner.report.tables import block_table
 
-    checkpoint = o.read(ckpt, arch, num_classes, input_size)
+    checkpoint = source.read()
     network, cost = checkpoint.network, count(checkpoint.network)
-    terminal, gates = o.terminal_of(False, as_json), checkpoint.known_gates
-    shape, left = "x".join(map(str, network.base.input_shape)), o.blocks_left(checkpoint)
-    terminal.say(f"{ckpt}: {network}, images of {shape}")
-    terminal.say(f"{left} blocks, {cost.params:,} parameters, {cost.macs:,} MACs")
-    terminal.say(show.block_table(network.blocks, gates))
+    gates, shape = checkpoint.known_gates, "x".join(map(str, checkpoint.network.base.input_shape))
+    call.terminal.say(f"{source.ckpt}: {network}, images of {shape}")
+    call.terminal.say(f"{network.depth} blocks, {cost.params:,} parameters, {cost.macs:,} MACs")
+    call.terminal.say(block_table(network.blocks, gates))
     for done in checkpoint.notes.get("history", ()):
-        terminal.say(f"history: {json.dumps(done)}")
-    document = {
-        "input": str(ckpt),
-        "name": str(network),
-        "network": network.to_json(),
-        "blocks": [{**vars(block), "gate": gates.get(block.name)} for block in network.blocks],
-        "params": cost.params,
-        "macs": cost.macs,
-        "notes": dict(checkpoint.notes),
-    }
-    o.finish(document, as_json)
+        call.terminal.say(f"history: {json.dumps(done)}")
+    call.finish(
+        {
+            "input": str(source.ckpt),
+            "name": str(network),
+            "network": network.to_json(),
+            "blocks": [{**vars(block), "gate": gates.get(block.name)} for block in network.blocks],
+            "params": cost.params,
+            "macs": cost.macs,
+            "notes": dict(checkpoint.notes),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Order of removal.
+
+    Attributes:
+        by: criterion that blocks are ranked by, such as gate, random or depth.
+        seed: seed of all random choices.
+    """
+
+    by: Annotated[
+        str,
+        typer.Option(rich_help_panel=COMMON, metavar="CRITERION", autocompletion=criterion_words),
+    ] = "gate"
+    seed: Annotated[int, typer.Option(rich_help_panel=COMMON)] = 0
+
+    def ranking(self, checkpoint: Checkpoint) -> Ranking:
+        """The blocks of a network, least important first."""
+        from gatepruner.pruning.ranking import rank
+
+        return rank(checkpoint, self.by, seed=self.seed)
 
 
 def rank(
-    ckpt: o.File,
-    by: o.By = "gate",
-    arch: o.Arch = None,
-    num_classes: o.Classes = None,
-    input_size: o.Size = None,
-    seed: o.Seed = 0,
-    as_json: o.Json = False,
+    source: Source,
+    *,
+    call: Annotated[Call, Group(leave_out=("quiet",))],
+    criterion: Criterion,
 ) -> None:
-    """List the blocks that can go, least important first.
+    """List the blocks that can be removed, least important first.
 
     Example: `gatepruner rank gated.pt`
     """
-    from gatepruner.pruning import ranking as r
-    from gatepruner.report import terminal as show
+    from gatepruner.report.tables import ranking_table
 
-    checkpoint = o.read(ckpt, arch, num_classes, input_size)
-    ranking, gates = r.rank(checkpoint, by, seed=seed), checkpoint.known_gates
-    o.terminal_of(False, as_json).say(show.ranking_table(ranking, gates))
+    checkpoint = source.read()
+    ranking, gates = criterion.ranking(checkpoint), checkpoint.known_gates
+    call.terminal.say(ranking_table(ranking, gates))
     blocks = [
         {"name": name, "gate": gates.get(name), "score": score} for name, score in ranking.scores
     ]
-    o.finish({"input": str(ckpt), "criterion": by, "seed": seed, "blocks": blocks}, as_json)
+    asked = {"criterion": criterion.by, "seed": criterion.seed}
+    call.finish({"input": str(source.ckpt), **asked, "blocks": blocks})
 
 
-def evaluate(
-    ckpt: o.File,
-    data: o.Data,
-    split: o.Split = None,
-    normalize: o.Normalize = None,
-    resize: o.Resize = None,
-    limit: o.Limit = None,
-    arch: o.Arch = None,
-    num_classes: o.Classes = None,
-    input_size: o.Size = None,
-    device: o.Device = "auto",
-    batch_size: o.BatchSize = 128,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
+def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("data",))]) -> None:
     """Measure top-1 accuracy, with its 95 % interval, and mean loss.
 
     Example: `gatepruner evaluate resnet56.th --data imagefolder:cifar10`
     """
     from gatepruner.measuring.accuracy import accuracy
-    from gatepruner.report.terminal import accuracy_text
+    from gatepruner.report.tables import accuracy_text
 
-    terminal = o.terminal_of(quiet, as_json)
-    checkpoint = o.read(ckpt, arch, num_classes, input_size)
-    measuring = o.Measuring(data, split, normalize, resize, limit, device, batch_size)
-    images = measuring.images(checkpoint.network.base.input_shape, terminal)
-    normalization = measuring.normalization(checkpoint, images, terminal)
-    found = accuracy(
+    checkpoint = source.read()
+    images = data.images(checkpoint.network.base.input_shape, call.terminal)
+    normalization = data.normalization(checkpoint, images, call.terminal)
+    measured = accuracy(
         checkpoint,
         images,
-        device=device,
-        batch_size=batch_size,
+        device=data.device,
+        batch_size=data.batch_size,
         normalization=normalization,
-        track=terminal.track("evaluating"),
+        track=call.terminal.track("evaluating"),
     )
-    terminal.say(accuracy_text(found))
-    normalized = {"mean": normalization.mean, "std": normalization.std}
-    document = {
-        "input": str(ckpt),
-        "data": images.source,
-        "normalize": {**normalized, "source": normalization.source},
-        **found.to_json(),
+    call.terminal.say(accuracy_text(measured))
+    chosen = {
+        "mean": normalization.mean,
+        "std": normalization.std,
+        "source": normalization.source,
     }
-    o.finish(document, as_json)
+    call.finish(
+        {
+            "input": str(source.ckpt),
+            "data": images.source,
+            "normalize": chosen,
+            **measured.to_json(),
+        }
+    )

@@ -1,13 +1,19 @@
-"""Options that several commands share, and the values they are read into."""
+"""Options that several commands take: dataclasses, each a panel of the help."""
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gatepruner.cli.completion import data_words, device_words
+from gatepruner.cli.configuration import read_configuration, write_configuration
+from gatepruner.cli.signature import EVERYTHING
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -16,81 +22,32 @@ if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.report.terminal import Terminal
 
-# typer reads these as they stand, on Python 3.10 too: hence Optional.
-MaybeStr = Optional[str]  # noqa: UP045
-MaybeInt = Optional[int]  # noqa: UP045
-MaybeFloat = Optional[float]  # noqa: UP045
-MaybePath = Optional[Path]  # noqa: UP045
-MaybeBool = Optional[bool]  # noqa: UP045
+DOCUMENT = 1  # version of the JSON documents that the commands print
+COMMON = "Options"  # the panel that typer shows first
 
-File = Annotated[
-    Path, typer.Argument(metavar="CKPT", help="Checkpoint: .pt, .pth, .th, .ckpt, .safetensors.")
-]
-Arch = Annotated[
-    MaybeStr, typer.Option(help="Architecture of a foreign file, as in torchvision:resnet50.")
-]
-Classes = Annotated[
-    MaybeInt, typer.Option("--num-classes", help="Logits, where the file does not tell.", min=1)
-]
-Size = Annotated[
-    MaybeStr,
-    typer.Option("--input-size", help="Side of the images, or CxHxW.", metavar="SIZE"),
-]
-SPECS = "mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR or imagefolder:DIR"
-Data = Annotated[str, typer.Option(help=f"{SPECS}.")]
-MaybeData = Annotated[MaybeStr, typer.Option("--data", help=f"To measure accuracy on: {SPECS}.")]
-Split = Annotated[
-    MaybeStr, typer.Option(help="train, val or test; by default test, or val if there is no test.")
-]
-Normalize = Annotated[
-    MaybeStr,
-    typer.Option(help="mnist, cifar10, imagenet, ... or MEAN,.../STD,...; else the file's own."),
-]
-Resize = Annotated[
-    MaybeInt, typer.Option(help="Scale the shorter side to this and cut out the middle.", min=1)
-]
-Limit = Annotated[
-    MaybeInt, typer.Option(help="At most so many images, evenly from all over the set.", min=1)
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1)]
-Seed = Annotated[int, typer.Option(help="Of all that is random.")]
-By = Annotated[str, typer.Option(help="gate, random or depth.", metavar="CRITERION")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
-Recalibrate = Annotated[
-    int,
-    typer.Option(
-        help="Training images to estimate batch-norm statistics on anew; 0: keep them.", min=0
-    ),
-]
-TargetMacs = Annotated[
-    MaybeStr, typer.Option(help="At most so many MACs, as in 50% or 62M.", metavar="AMOUNT")
-]
-TargetParams = Annotated[
-    MaybeStr, typer.Option(help="At most so many parameters, as in 50% or 400K.", metavar="AMOUNT")
-]
-TargetLatency = Annotated[
-    MaybeStr,
-    typer.Option(help="At most this time on the device, as in 50% or 8.5ms.", metavar="AMOUNT"),
-]
-MaxLoss = Annotated[
-    MaybeFloat,
-    typer.Option(
-        help="As many as can go within so many points of accuracy on held-out training images.",
-        min=0,
-        metavar="POINTS",
-    ),
-]
-HoldOut = Annotated[
-    int, typer.Option(help="Training images held out to choose on; never learned from.", min=0)
-]
-LatencyBatch = Annotated[int, typer.Option(help="Images in a timed pass.", min=1)]
-Output = Annotated[
-    MaybePath,
-    typer.Option("--output", "-o", help="What to write; by default beside the input."),
-]
+
+@dataclass(frozen=True)
+class Source:
+    """Files without the project's header.
+
+    Attributes:
+        ckpt: checkpoint: .pt, .pth, .th, .ckpt or .safetensors.
+        arch: architecture, as in torchvision:resnet50.
+        num_classes: number of logits, where the file does not tell.
+        input_size: side of the images, or CxHxW.
+    """
+
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT")]
+    arch: str | None = None
+    num_classes: Annotated[int | None, typer.Option(min=1)] = None
+    input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
+
+    def read(self) -> Checkpoint:
+        """The checkpoint."""
+        from gatepruner.files.checkpoints import load
+
+        shape = shape_of(self.input_size)
+        return load(self.ckpt, arch=self.arch, num_classes=self.num_classes, input_shape=shape)
 
 
 def shape_of(size: str | None) -> Shape | None:
@@ -108,24 +65,31 @@ def shape_of(size: str | None) -> Shape | None:
     return sides[0], sides[1], sides[2]
 
 
-def read(path: Path, arch: str | None, classes: int | None, size: str | None) -> Checkpoint:
-    """The checkpoint that a command is given."""
-    from gatepruner.files.checkpoints import load
-
-    return load(path, arch=arch, num_classes=classes, input_shape=shape_of(size))
-
-
 @dataclass(frozen=True)
-class Measuring:
-    """What accuracy is measured on, and how."""
+class Data:
+    """Images.
 
-    data: str
-    split: str | None
-    normalize: str | None
-    resize: int | None
-    limit: int | None
-    device: str
-    batch_size: int
+    Attributes:
+        data: images, as mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR or imagefolder:DIR.
+        split: which of them: train, val or test; by default test, or val where there is no test.
+        limit: at most this many images, spread evenly over the set.
+        normalize: normalisation: mnist, cifar10, imagenet, … or MEAN,…/STD,…; by default the checkpoint's own.
+        resize: scale the shorter side to this and crop the centre.
+        device: where to compute: auto, cpu, cuda, cuda:N or mps.
+        batch_size: images in one pass.
+    """
+
+    data: Annotated[
+        str, typer.Option(rich_help_panel=COMMON, metavar="DATA", autocompletion=data_words)
+    ] = ""
+    split: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    limit: Annotated[int | None, typer.Option(min=1)] = None
+    normalize: str | None = None
+    resize: Annotated[int | None, typer.Option(min=1)] = None
+    device: Annotated[
+        str, typer.Option(rich_help_panel=COMMON, metavar="NAME", autocompletion=device_words)
+    ] = "auto"
+    batch_size: Annotated[int, typer.Option(min=1)] = 128
 
     def images(self, shape: Shape, terminal: Terminal) -> Images:
         """The images, at the size that the network takes."""
@@ -145,7 +109,6 @@ class Measuring:
         from gatepruner.images.readers import has_split
 
         if not has_split(self.data, "train"):
-            terminal.say(f"{self.data} has no training images: batch norm keeps its statistics")
             return None
         return replace(self, split="train", limit=limit).images(shape, terminal)
 
@@ -157,30 +120,86 @@ class Measuring:
         from gatepruner.measuring.inputs import normalization_of
 
         given = parse_normalization(self.normalize) if self.normalize else None
-        found = normalization_of(checkpoint.notes, images.shape[0], given)
-        terminal.say(f"{len(images):,} images of {images.source}, {found.source} normalisation")
-        return found
+        chosen = normalization_of(checkpoint.notes, images.shape[0], given)
+        terminal.say(f"{len(images):,} images of {images.source}, {chosen.source} normalisation")
+        return chosen
 
 
-def terminal_of(quiet: bool, as_json: bool) -> Terminal:
-    """Where to talk: with `--json` stdout is left to the document."""
-    from gatepruner.report.terminal import Terminal
+@dataclass(frozen=True)
+class HoldOut:
+    """Images that nothing is learned from.
 
-    return Terminal(quiet=quiet, silent=as_json)
+    Attributes:
+        hold_out: training images held out for choosing; nothing is learned from them.
+        seed: seed of all random choices.
+    """
 
-
-def finish(document: dict[str, Any], as_json: bool) -> None:
-    """Print the document if it is asked for."""
-    if as_json:
-        typer.echo(json.dumps(document, indent=1))
-
-
-def beside(path: Path, what: str, suffix: str | None = None) -> Path:
-    """A name beside the input that says what was done."""
-    kept = path.suffix if path.suffix == ".safetensors" else ".pt"
-    return path.with_name(f"{path.stem}-{what}{kept if suffix is None else suffix}")
+    hold_out: Annotated[int, typer.Option(min=0)] = 1000
+    seed: Annotated[int, typer.Option(rich_help_panel=COMMON)] = 0
 
 
-def blocks_left(checkpoint: Checkpoint) -> int:
-    """How many blocks still have their branch."""
-    return sum(block.branch for block in checkpoint.network.blocks)
+@dataclass(frozen=True)
+class Call:
+    """Options.
+
+    Attributes:
+        config: read options from this YAML file; options on the command line win.
+        as_json: print one JSON document on stdout.
+        quiet: show no progress.
+    """
+
+    config: Annotated[
+        Path | None, typer.Option(is_eager=True, callback=read_configuration, metavar="FILE")
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False
+    given: Annotated[Mapping[str, Any], EVERYTHING] = field(default_factory=dict)
+
+    @functools.cached_property
+    def terminal(self) -> Terminal:
+        """Where to talk: with `--json` stdout is left to the document."""
+        from gatepruner.report.terminal import Terminal
+
+        return Terminal(quiet=self.quiet, silent=self.as_json)
+
+    def finish(self, document: Mapping[str, Any]) -> None:
+        """Print the document if it is asked for."""
+        if self.as_json:
+            typer.echo(json.dumps({"document": DOCUMENT, **document}, indent=1))
+
+
+@dataclass(frozen=True)
+class Writing(Call):
+    """Options.
+
+    Attributes:
+        output: what to write; by default beside the input, with a name that says what was done.
+        force: replace files that exist.
+        dry_run: say what would be done, its sizes and about how long it takes; write nothing.
+    """
+
+    output: Annotated[Path | None, typer.Option("--output", "-o")] = None
+    force: Annotated[bool, typer.Option("--force")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run")] = False
+
+    def target(self, path: Path, what: str, *, seed: int = 0, suffix: str | None = None) -> Path:
+        """What to write: as given, or beside the input with a name that says what was done."""
+        kept = path.suffix if path.suffix == ".safetensors" else ".pt"
+        seeded = f"-seed{seed}" if seed else ""
+        name = f"{path.stem}-{what}{seeded}{kept if suffix is None else suffix}"
+        return self.output or path.with_name(name)
+
+    def record(self, output: Path) -> None:
+        """Write the options of this call beside what it wrote, or into the folder."""
+        write_configuration(self.given, output)
+
+
+@dataclass(frozen=True)
+class Resumable(Writing):
+    """Options.
+
+    Attributes:
+        resume: go on from where an earlier run stopped, or begin.
+    """
+
+    resume: Annotated[bool, typer.Option("--resume")] = False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from gatepruner.cli import options as o
-from gatepruner.cli.changing import curves, latencies
-
-if TYPE_CHECKING:
-    pass
+from gatepruner.cli.foretelling import Work, foretell
+from gatepruner.cli.learning import read
+from gatepruner.cli.looking import Criterion
+from gatepruner.cli.options import Data, Source, Writing
+from gatepruner.cli.problems import Problems
+from gatepruner.cli.pruning import curves, latencies
+from gatepruner.cli.signature import Group
 
 NEXT = """
 next, on a trained network of your own:
@@ -22,26 +25,26 @@ or step by step:
   gatepruner prune gated.pt --drop 10 --data imagefolder:DIR"""
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Curve.
+
+    Attributes:
+        random: random orders to compare with.
+        step: blocks from one point to the next.
+    """
+
+    random: Annotated[int, typer.Option(min=0)] = 3
+    step: Annotated[int, typer.Option(min=1)] = 1
+
+
 def sweep(
-    ckpt: o.File,
-    data: o.Data,
-    by: o.By = "gate",
-    output: o.Output = None,
-    random: Annotated[int, typer.Option(help="Random orders to compare with.", min=0)] = 3,
-    step: Annotated[int, typer.Option(help="Blocks from one point to the next.", min=1)] = 1,
-    split: o.Split = None,
-    normalize: o.Normalize = None,
-    resize: o.Resize = None,
-    limit: o.Limit = None,
-    arch: o.Arch = None,
-    num_classes: o.Classes = None,
-    input_size: o.Size = None,
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    batch_size: o.BatchSize = 128,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    force: o.Force = False,
+    source: Source,
+    *,
+    criterion: Criterion,
+    curve: Curve,
+    call: Writing,
+    data: Annotated[Data, Group(needs=("data",))],
 ) -> None:
     """Measure accuracy against blocks removed, and write a report.
 
@@ -49,55 +52,59 @@ def sweep(
     """
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.ranking import rank
-    from gatepruner.report import terminal as show
     from gatepruner.report.files import Report, refuse_report, write_report
+    from gatepruner.report.tables import curve_table
 
-    target = output or o.beside(ckpt, f"sweep-{by}", "")
-    refuse_report(target, force=force)
-    terminal = o.terminal_of(quiet, as_json)
-    checkpoint = o.read(ckpt, arch, num_classes, input_size)
-    rankings = [rank(checkpoint, by, seed=seed)]
-    rankings += [rank(checkpoint, "random", seed=seed + order) for order in range(random)]
-    device = str(pick_device(device))
-    measuring = o.Measuring(data, split, normalize, resize, limit, device, batch_size)
-    images = measuring.images(checkpoint.network.base.input_shape, terminal)
-    chosen = measuring.normalization(checkpoint, images, terminal)
+    name = f"sweep-{criterion.by}"
+    target = call.target(source.ckpt, name, seed=criterion.seed, suffix="")
+    problems = Problems()
+    with problems:
+        refuse_report(target, force=call.force)
+    checkpoint = read(source, data, problems)
+    seeds = range(criterion.seed, criterion.seed + curve.random)
+    rankings = [criterion.ranking(checkpoint), *(rank(checkpoint, "random", seed=s) for s in seeds)]
+    data = replace(data, device=str(pick_device(data.device)))
+    images = data.images(checkpoint.network.base.input_shape, call.terminal)
+    if call.dry_run:
+        networks = len(rankings) * (1 + len(rankings[0].names) // curve.step)
+        what = f"measure {networks} networks on {len(images):,} images"
+        return foretell(call, checkpoint, [target], [Work(what, networks * len(images) / 2)], data)
+    chosen = data.normalization(checkpoint, images, call.terminal)
     points, *baseline = curves(
-        checkpoint,
-        rankings,
-        images,
-        chosen,
-        terminal,
-        step=step,
-        device=device,
-        batch_size=batch_size,
+        checkpoint, rankings, images, chosen, call.terminal, data, curve.step
     )
     configuration = {
-        "input": str(ckpt),
+        "input": str(source.ckpt),
         "data": images.source,
         "images": len(images),
         "normalize": f"{chosen.source}: mean {chosen.mean}, deviation {chosen.std}",
-        "device": device,
-        "batch_size": batch_size,
-        "seed": seed,
-        "random_orders": random,
+        "device": data.device,
+        "batch_size": data.batch_size,
+        "seed": criterion.seed,
+        "random_orders": curve.random,
     }
     report = Report(checkpoint, rankings[0], points, baseline, configuration=configuration)
-    write_report(report, target, force=force)
-    terminal.say(show.curve_table(points, baseline))
-    terminal.say(f"wrote {target / 'report.md'}, with its figures and tables")
-    o.finish(report.to_json() | {"output": str(target)}, as_json)
+    write_report(report, target, force=call.force)
+    call.record(target)
+    call.terminal.say(curve_table(points, baseline))
+    call.terminal.say(f"wrote {target / 'report.md'}, with its figures and tables")
+    return call.finish(report.to_json() | {"output": str(target)})
 
 
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(
-        "gatepruner-demo"
-    ),
-    device: o.Device = "auto",
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    force: o.Force = False,
-) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Options.
+
+    Attributes:
+        output: folder to write to.
+        device: where to compute: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    output: Annotated[Path, typer.Option("--output", "-o")] = Path("gatepruner-demo")
+    device: str = "auto"
+
+
+def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "dry_run"))]) -> None:
     """Show the whole of it on an embedded network and embedded images, in seconds.
 
     Ranks the 50 blocks of a 100-layer network for MNIST, measures accuracy against blocks
@@ -116,43 +123,40 @@ def demo(
     from gatepruner.measuring.inputs import normalization_of
     from gatepruner.pruning.ranking import rank
     from gatepruner.pruning.surgery import fold_gates, remove
-    from gatepruner.report import terminal as show
+    from gatepruner.report import tables
     from gatepruner.report.files import Report, refuse_report, write_report
 
-    refuse_report(output, force=force)
+    terminal, output, device = call.terminal, place.output, place.device
+    how = Data(device=device, batch_size=500)
+    refuse_report(output, force=call.force)
     smaller = output / "pruned.pt"
-    refuse_existing(smaller, force=force)
+    refuse_existing(smaller, force=call.force)
     torch.set_num_threads(1)  # layers of 50 units are done before a second thread has begun
-    terminal = o.terminal_of(quiet, as_json)
     whole, images = demo_checkpoint(), demo_images()
     rankings = [rank(whole), *(rank(whole, "random", seed=seed) for seed in range(3))]
     plan = rankings[0].first(10)
     terminal.say(f"{whole.network}: the ten lowest gates of its {len(rankings[0].names)} blocks")
-    terminal.say(show.ranking_table(rankings[0], whole.known_gates, 10))
+    terminal.say(tables.ranking_table(rankings[0], whole.known_gates, 10))
 
     normalization = normalization_of(whole.notes, images.shape[0])
-    found_curves = curves(
-        whole, rankings, images, normalization, terminal, device=device, batch_size=500
-    )
+    points, *baseline = curves(whole, rankings, images, normalization, terminal, how)
     terminal.say(f"\naccuracy against blocks removed, {len(images):,} images it was not trained on")
-    terminal.say(show.curve_table(found_curves[0], found_curves[1:]))
+    terminal.say(tables.curve_table(points, baseline))
 
     small = fold_gates(remove(whole, plan))
-    found = accuracy(small, images, device=device, batch_size=500)
+    measured = accuracy(small, images, device=device, batch_size=500)
     times = latencies(whole, small, 1, device, terminal)
-    before, after = ((o.blocks_left(it), count(it.network)) for it in (whole, small))
+    before, after = ((one.network.depth, count(one.network)) for one in (whole, small))
     terminal.say("\nwithout these ten, the other gates folded into the weights")
-    terminal.say(show.change_table(before, after))
-    terminal.say(f"accuracy before: {show.accuracy_text(found_curves[0][0].accuracy)}")
-    terminal.say(f"accuracy after:  {show.accuracy_text(found)}")
-    terminal.say(show.latency_text(times))
+    terminal.say(tables.change_table(before, after))
+    terminal.say(f"accuracy before: {tables.accuracy_text(points[0].accuracy)}")
+    terminal.say(f"accuracy after:  {tables.accuracy_text(measured)}")
+    terminal.say(tables.latency_text(times))
 
     chosen = str(pick_device(device))
     configuration = {"data": images.source, "images": len(images), "device": chosen, "seed": 0}
-    report = Report(
-        whole, rankings[0], found_curves[0], found_curves[1:], plan, times, configuration
-    )
-    write_report(report, output, force=force)
-    save(small, smaller, force=force)
+    report = Report(whole, rankings[0], points, baseline, plan, times, configuration)
+    write_report(report, output, force=call.force)
+    save(small, smaller, force=call.force)
     terminal.say(f"\nwrote {smaller} and the report {output / 'report.md'}\n{NEXT}")
-    o.finish(report.to_json() | {"output": str(smaller), "after": found.to_json()}, as_json)
+    call.finish(report.to_json() | {"output": str(smaller), "after": measured.to_json()})

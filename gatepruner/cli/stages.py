@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatepruner.cli.changing import curves
-from gatepruner.cli.goals import Goal
-from gatepruner.errors import CheckpointError
+from gatepruner.cli.goals import Targets
+from gatepruner.cli.looking import Criterion
+from gatepruner.cli.options import Data
+from gatepruner.cli.pruning import curves
+from gatepruner.errors import CheckpointError, differences
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
     from gatepruner.images.normalization import Normalization
-    from gatepruner.learning.gates import GateRecipe
-    from gatepruner.learning.training import Recipe
+    from gatepruner.learning.recipes import GateRecipe, Recipe
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.pruning.curve import Point
     from gatepruner.report.compression import Step
@@ -47,45 +48,27 @@ class Work:
     def begin(self, *, resume: bool, force: bool) -> None:
         """Make the folder, or read what was done in it."""
         kept = self.folder / "steps.json"
-        if kept.exists() and not resume and not force:
-            raise CheckpointError(
-                f"{self.folder} holds a compression: --resume to go on with it, or --force to "
-                "begin anew"
-            )
-        if not resume:
-            if (
-                not force
-                and not kept.exists()
-                and self.folder.exists()
-                and any(self.folder.iterdir())
-            ):
-                raise CheckpointError(
-                    f"{self.folder} is there already: give another --output, or --force to write "
-                    "into it"
-                )
+        if not (resume and kept.exists()):
+            refuse_work(self.folder, force=force)
             self.folder.mkdir(exist_ok=True)
             for file in ("steps.json", "gated.pt.state", "fine-tuned.pt.state"):
                 (self.folder / file).unlink(missing_ok=True)
             self.write()
             return
-        if not kept.exists():
-            raise CheckpointError(f"there is no compression to resume: {kept} is not there")
-        found = json.loads(kept.read_text())
-        other = [
-            key for key, it in self.configuration.items() if found["configuration"].get(key) != it
-        ]
-        if other:
+        done = json.loads(kept.read_text())
+        changed = differences(done["configuration"], self.configuration)
+        if changed:
             raise CheckpointError(
-                f"{self.folder} is of another compression, its {' and '.join(other)} differ: give "
-                "the options of that one, or leave out --resume and give another --output"
+                f"{self.folder} holds a compression with other options: {', '.join(changed)}; "
+                "give those, or write to another output"
             )
-        self.rows, self.facts = found["steps"], found["facts"]
+        self.rows, self.facts = done["steps"], done["facts"]
 
     def step(self, name: str, make: Callable[[], Checkpoint]) -> Checkpoint:
         """The network that a step makes: made, kept and evaluated, or read if that was done."""
         from gatepruner.files.checkpoints import load, save
         from gatepruner.report.compression import Step
-        from gatepruner.report.terminal import step_text
+        from gatepruner.report.tables import step_text
 
         path = self.folder / f"{name}.pt"
         done = next((row for row in self.rows if row["name"] == name), None)
@@ -122,6 +105,20 @@ class Work:
         partial.replace(self.folder / "steps.json")
 
 
+def refuse_work(folder: Path, *, force: bool) -> None:
+    """Refuse to begin in a folder that holds something."""
+    if force or not folder.exists():
+        return
+    if (folder / "steps.json").exists():
+        raise CheckpointError(
+            f"{folder} holds a compression: continue it, or begin again", resume=True, force=True
+        )
+    if any(folder.iterdir()):
+        raise CheckpointError(
+            f"{folder} exists already: write to another output, or into it", force=True
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the steps are to be taken.
@@ -156,7 +153,7 @@ class Plan:
 class Learning:
     """The steps of a compression, each from one network to the next."""
 
-    goal: Goal
+    goal: Targets
     drop: int | None
     train: Images
     held_out: Images | None
@@ -212,7 +209,7 @@ class Learning:
         target = self.goal.target
         if target is None:
             return self.drop
-        measure = self.goal.measure(target.cost)
+        measure = self.goal.measure(target.cost, self.device)
         (cost,) = measure([whole.network])
         every = savings(whole.network, target.cost, measure.device, measure.batch)
         saved = {name: every[name] for name in self.may_go(whole)}
@@ -224,7 +221,9 @@ class Learning:
         """Without the blocks that the goal asks for."""
         from gatepruner.pruning.surgery import follow
 
-        ranking = self.goal.ranking(gated, "gate", plan.gating.seed).among(self.may_go(gated))
+        ranking = self.goal.ranking(gated, Criterion(seed=plan.gating.seed), self.device).among(
+            self.may_go(gated)
+        )
         if self.drop is not None:
             return follow(gated, ranking.first(self.drop))
 
@@ -236,11 +235,11 @@ class Learning:
                 self.held_out,
                 self.normalization,
                 self.terminal,
-                device=self.device,
-                batch_size=plan.gating.batch_size,
+                Data(device=self.device, batch_size=plan.gating.batch_size),
             )[0]
 
-        return follow(gated, ranking.first(self.goal.count(gated, ranking, curve, self.terminal)))
+        count = self.goal.count(gated, ranking, curve, self.terminal, self.device)
+        return follow(gated, ranking.first(count))
 
     def folded(self, removed: Checkpoint) -> Checkpoint:
         """Without a gate."""

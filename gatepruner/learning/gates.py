@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import Normalization
+from gatepruner.learning.recipes import GateRecipe
 from gatepruner.learning.running import carry_out, mixed, shuffled, whole_step
 from gatepruner.learning.training import distance
 from gatepruner.measuring.cost import count
@@ -36,65 +37,6 @@ from gatepruner.networks.graph import Mode, kind
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import BATCH_NORM, scales_and_shifts, statistics
 from gatepruner.networks.path import Path, Removal
-
-COSTS = ("none", "params", "macs", "latency")
-
-
-@dataclass(frozen=True)
-class GateRecipe:
-    """How gates are learned.
-
-    Attributes:
-        blocks: how many are to go; all that can by default.
-        identity_only: whether only blocks with an identity shortcut may go: they vanish whole, and
-            torchvision's stock ResNet can load what is left.
-        warmup: steps before the first one goes.
-        steps: steps in which the others adapt after each.
-        batch_size: images in one step.
-        learning_rate: of the gates (Adam).
-        norm_learning_rate: of the scales and shifts of normalisation layers, times the share of
-            the blocks that are gone; 0 leaves them.
-        penalty: of every open gate, in the loss.
-        cost: what a block costs, `"macs"`, `"params"`, `"latency"` or `"none"`: penalty and order
-            are weighted by it.
-        latency_batch: images in one pass when latency is measured.
-        labels: whether to learn from labels; else from the whole network's own logits, so that
-            images without labels will do.
-        temperature: that logits are divided by when they are compared.
-        mirror: whether images in colour are mirrored at random.
-        seed: of all that is random.
-    """
-
-    blocks: int | None = None
-    identity_only: bool = False
-    warmup: int = 60
-    steps: int = 50
-    batch_size: int = 128
-    learning_rate: float = 0.02
-    norm_learning_rate: float = 0.02
-    penalty: float = 0.01
-    cost: str = "none"
-    latency_batch: int = 1
-    labels: bool = False
-    temperature: float = 4.0
-    mirror: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.cost not in COSTS:
-            raise TrainingError(f"unknown cost {self.cost!r}: expected {', '.join(COSTS)}")
-        least = {"blocks": 1, "warmup": 0, "steps": 1, "batch_size": 2, "latency_batch": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise TrainingError(f"{name} is {value}: expected at least {low}")
-        for name in ("learning_rate", "norm_learning_rate", "penalty", "temperature"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise TrainingError(f"{name} is {value}: expected a number from 0 up")
-        for name in ("learning_rate", "temperature"):
-            if getattr(self, name) == 0:
-                raise TrainingError(f"{name} is 0: expected a number above 0")
 
 
 @dataclass(frozen=True)

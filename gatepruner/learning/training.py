@@ -22,6 +22,7 @@ from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import augmented
+from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.running import carry_out, mixed, shuffled, whole_step
 from gatepruner.measuring.accuracy import tally
 from gatepruner.measuring.cost import count
@@ -29,87 +30,6 @@ from gatepruner.measuring.device import laid_out, learns_fast, pick_device, plac
 from gatepruner.measuring.inputs import check_fit, normalization_of
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-
-LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
-NOT_NEGATIVE = (
-    "learning_rate",
-    "weight_decay",
-    "gate_learning_rate",
-    "gate_penalty",
-    "distillation",
-    "temperature",
-    "initial_gate",
-)
-SCHEDULES = ("onecycle", "step", "cosine")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the images.
-        batch_size: images in one step; what is left at the end of an epoch is left out.
-        optimizer: `"sgd"` (Nesterov momentum 0.9), `"adam"` or `"adamw"`.
-        learning_rate: of the weights, at its peak; 0.1 for SGD, 0.001 for Adam by default.
-        schedule: `"onecycle"` (Smith and Topin, 2017, https://arxiv.org/abs/1708.07120), or
-            `"step"`: a tenth after half and again after three quarters of the steps, or
-            `"cosine"`: from the peak to 0 (Loshchilov and Hutter, 2017,
-            https://arxiv.org/abs/1608.03983).
-        weight_decay: of the weights; gates are exempt.
-        gate_learning_rate: of the gates, at its peak; at the weights' rate they hardly move.
-        gate_penalty: weight of the sum of all gates in the loss.
-        augment: shift by up to an eighth of the width, and mirror if in colour.
-        distillation: share of the loss that a teacher gives, if there is one; labels give the
-            rest.
-        temperature: that both logits are divided by for it.
-        initial_gate: k of fresh gates; at 0.1, say, a new network is near the identity.
-        seed: of initial weights, order, augmentation and dropout.
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    learning_rate: float | None = None
-    schedule: str = "onecycle"
-    weight_decay: float = 5e-4
-    gate_learning_rate: float = 0.05
-    gate_penalty: float = 0.0
-    augment: bool = True
-    distillation: float = 0.9
-    temperature: float = 4.0
-    initial_gate: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in LEARNING_RATES:
-            raise TrainingError(
-                f"unknown optimizer {self.optimizer!r}: expected {', '.join(LEARNING_RATES)}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise TrainingError(
-                f"unknown schedule {self.schedule!r}: expected {', '.join(SCHEDULES)}"
-            )
-        for name, least in (("epochs", 1), ("batch_size", 2)):  # batch norm needs two images
-            if getattr(self, name) < least:
-                raise TrainingError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise TrainingError(f"{name} is {value}: expected a number from 0 up")
-        for name in ("learning_rate", "temperature", "initial_gate"):  # 0 stays 0: see Gate
-            if getattr(self, name) == 0:
-                raise TrainingError(f"{name} is 0: expected a number above 0")
-        if self.distillation > 1:
-            raise TrainingError(f"distillation is {self.distillation}: expected at most 1")
-
-    @property
-    def peak(self) -> float:
-        """The learning rate of the weights at its peak."""
-        return self.learning_rate or LEARNING_RATES[self.optimizer]
-
-
-FINE_TUNING = Recipe(schedule="cosine", learning_rate=0.02, gate_learning_rate=0.001)
 
 
 @dataclass(frozen=True)

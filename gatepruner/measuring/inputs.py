@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gatepruner.errors import DataError
+from gatepruner.errors import DataError, TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import IMAGENET, Normalization
 from gatepruner.networks.network import Network
@@ -52,4 +52,13 @@ def check_fit(network: Network, data: Images) -> None:
         raise DataError(
             f"{data.source} has {len(data.classes)} classes: {network} tells "
             f"{network.num_classes} apart"
+        )
+
+
+def check_batch(data: Images, batch_size: int) -> None:
+    """Raise a `TrainingError` if the images do not fill one batch to learn from."""
+    if len(data) < batch_size:
+        raise TrainingError(
+            f"{data.source} has {len(data)} images, fewer than a batch of {batch_size}",
+            batch_size=len(data),
         )

@@ -1,0 +1,76 @@
+"""The options of a call as a YAML file: read with `--config`, written beside every output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from gatepruner.errors import nearest
+
+# What a call is about, not what it makes: it is not recorded, and a file cannot set it.
+PASSING = frozenset({"config", "as_json", "quiet", "force", "dry_run", "resume", "help"})
+
+
+def read_configuration(context: typer.Context, value: Path | None) -> Path | None:
+    """Take the options of a file as the defaults of this call."""
+    if value is not None and not context.resilient_parsing:
+        known = {str(one.name) for one in context.command.params} - PASSING
+        context.default_map = {
+            key: setting if isinstance(setting, bool) else str(setting)
+            for key, setting in _settings(value, known).items()
+            if setting is not None
+        }
+    return value
+
+
+def _settings(path: Path, known: set[str]) -> dict[str, Any]:
+    """What a file sets, by the names of the parameters; all that is wrong is told at once."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise typer.BadParameter(f"{path}: expected lines such as `batch-size: 64`")
+    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    wrong = [f"unknown option {key!r}{_near(key, known)}" for key in settings if key not in known]
+    wrong += [
+        f"{_spelled(key)}: expected one value, not a {type(value).__name__}"
+        for key, value in settings.items()
+        if isinstance(value, (dict, list))
+    ]
+    if wrong:
+        raise typer.BadParameter(f"{path}: {'; '.join(wrong)}")
+    return settings
+
+
+def _near(key: str, known: set[str]) -> str:
+    return nearest(_spelled(key), [_spelled(name) for name in sorted(known)])
+
+
+def _spelled(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def write_configuration(given: Mapping[str, Any], output: Path) -> Path:
+    """Write the options of a call: `small.pt.yaml` beside `small.pt`, `config.yaml` in a folder."""
+    path = configuration_path(output)
+    kept = {
+        _spelled(key): str(value) if isinstance(value, Path) else value
+        for key, value in given.items()
+        if key not in PASSING and value is not None
+    }
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def configuration_path(output: Path) -> Path:
+    """Where the options are written that made this output."""
+    return output / "config.yaml" if output.is_dir() else output.with_name(f"{output.name}.yaml")

@@ -1,0 +1,147 @@
+"""A command's signature: a few dataclasses of options, one flat signature for typer.
+
+Each field is an option: its default is the dataclass's (or that of the instance that is the
+parameter's default), its help the line of the docstring's `Attributes`, its panel the title of
+the dataclass. A field that two dataclasses share is one option.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from enum import Enum
+from typing import Annotated, Any, Literal, Optional, get_args, get_origin, get_type_hints
+
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+EVERYTHING = object()  # marks the field that holds the values of all options of the call
+
+
+@dataclass(frozen=True)
+class Group:
+    """How a command takes a dataclass.
+
+    Attributes:
+        needs: fields that must be given here, though they have a default.
+        leave_out: fields that are no options here and keep their defaults.
+        only: the only fields that are options here, with the names of these options.
+    """
+
+    needs: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
+    only: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A dataclass that a command takes, and the fields of it that are options."""
+
+    kind: type[Any]
+    default: Any
+    options: dict[str, str] = field(default_factory=dict)  # the option of each field
+    everything: tuple[str, ...] = ()
+
+    def made(self, values: Mapping[str, Any]) -> Any:
+        """The dataclass with the values of its options."""
+        given = {name: values[option] for name, option in self.options.items()}
+        given |= dict.fromkeys(self.everything, values)
+        return self.kind(**given) if self.default is None else replace(self.default, **given)
+
+
+def flat(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one parameter for each option, for typer."""
+    hints = get_type_hints(command, include_extras=True)
+    taken: dict[str, _Taken] = {}
+    parameters: dict[str, inspect.Parameter] = {}
+    given = inspect.signature(command).parameters.values()
+    # Options beside the subject are the rare ones: they come last in the help.
+    for parameter in sorted(given, key=lambda one: one.kind is not inspect.Parameter.KEYWORD_ONLY):
+        kind, group = _split(hints[parameter.name], Group)
+        default = None if parameter.default is parameter.empty else parameter.default
+        one = _take(kind, default, group or Group())
+        taken[parameter.name] = one
+        for name, option in one.options.items():
+            needed = name in (group or Group()).needs
+            parameters.setdefault(option, _parameter(one, name, option, needed=needed))
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        plain = {key: one.value if isinstance(one, Enum) else one for key, one in values.items()}
+        command(**{name: one.made(plain) for name, one in taken.items()})
+
+    call.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+    call.__annotations__ = {name: it.annotation for name, it in parameters.items()}
+    return call
+
+
+def _take(kind: type[Any], default: Any, group: Group) -> _Taken:
+    hints = get_type_hints(kind, include_extras=True)
+    names = [one.name for one in fields(kind)]
+    everything = tuple(name for name in names if EVERYTHING in get_args(hints[name]))
+    options = {name: name for name in names if name not in (*everything, *group.leave_out)}
+    return _Taken(kind, default, dict(group.only) if group.only else options, everything)
+
+
+def _parameter(taken: _Taken, name: str, option: str, *, needed: bool) -> inspect.Parameter:
+    hint, given = _split(get_type_hints(taken.kind, include_extras=True)[name], OptionInfo)
+    hint, argument = _split(hint, ArgumentInfo)
+    info = copy.copy(given or argument or typer.Option())
+    info.help = info.help or attributes(taken.kind).get(name, "")
+    if isinstance(info, OptionInfo):
+        info.rich_help_panel = info.rich_help_panel or title(taken.kind)
+    one = next(each for each in fields(taken.kind) if each.name == name)
+    return inspect.Parameter(
+        option,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if needed else _default(one, taken.default),
+        annotation=Annotated[_choices(hint, name), info],
+    )
+
+
+def _default(one: Field[Any], instance: Any) -> Any:
+    if one.default is MISSING and one.default_factory is MISSING:
+        return inspect.Parameter.empty
+    return one.default if instance is None else getattr(instance, one.name)
+
+
+def _split(hint: Any, kind: type[Any]) -> tuple[Any, Any]:
+    """An annotated type without its annotation of that kind, and that annotation or `None`."""
+    if get_origin(hint) is not Annotated:
+        return hint, None
+    inner, *notes = get_args(hint)
+    found = next((note for note in notes if isinstance(note, kind)), None)
+    rest = [note for note in notes if note is not found]
+    for note in rest:
+        inner = Annotated[inner, note]
+    return inner, found
+
+
+def _choices(hint: Any, name: str) -> Any:
+    """The type as typer knows it since 0.15: a set of words is an enumeration."""
+    if get_origin(hint) is Literal:
+        return Enum(name, {word: word for word in get_args(hint)}, type=str)
+    optional = [it for it in get_args(hint) if it is not type(None)]
+    if len(optional) == 1 and len(get_args(hint)) == 2:
+        return Optional[_choices(optional[0], name)]  # noqa: UP045 - for a type that is a value
+    return hint
+
+
+def title(kind: type[Any]) -> str:
+    """The first line of a dataclass's docstring, as the title of a panel."""
+    return (inspect.getdoc(kind) or kind.__name__).splitlines()[0].rstrip(".")
+
+
+def attributes(kind: type[Any]) -> dict[str, str]:
+    """What the docstrings of a dataclass and its bases say of each field."""
+    told: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        _, _, listed = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")
+        for entry in re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE):
+            text = " ".join(entry[2].split())
+            told[entry[1]] = text[:1].upper() + text[1:]
+    return told

@@ -1,0 +1,175 @@
+"""`finetune` and `train`: the commands that train all weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gatepruner.cli.foretelling import foretell
+from gatepruner.cli.keeping import Kept, recording, stopping
+from gatepruner.cli.learning import check, check_device, finish, read, read_images, training_work
+from gatepruner.cli.options import Data, HoldOut, Resumable, Source, shape_of
+from gatepruner.cli.problems import Problems
+from gatepruner.cli.signature import Group
+from gatepruner.learning.recipes import FINE_TUNING, Recipe
+
+if TYPE_CHECKING:
+    from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.networks.network import Network
+
+ALL = Data(split="train")
+NONE = HoldOut(hold_out=0)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Fine-tuning with a teacher.
+
+    Attributes:
+        teacher: checkpoint of the network to learn from as well, the whole one as a rule.
+    """
+
+    teacher: Annotated[Path | None, typer.Option(rich_help_panel="Options")] = None
+
+
+def finetune(
+    source: Source,
+    *,
+    call: Resumable,
+    data: Annotated[Data, Group(needs=("data",))] = ALL,
+    teacher: Teacher,
+    recipe: Annotated[Recipe, Group(leave_out=("initial_gate",))] = FINE_TUNING,
+    held: HoldOut = NONE,
+) -> None:
+    """Train all weights of a pruned network further, with the whole one as its teacher.
+
+    `--arch`, `--num-classes` and `--input-size` also say what the teacher is, where its file
+    does not.
+
+    Example: `gatepruner finetune small.pt --teacher resnet56.th --data imagefolder:cifar10`
+    """
+    from gatepruner.learning.training import check_teacher
+    from gatepruner.learning.training import finetune as tune
+
+    target = call.target(source.ckpt, "finetuned", seed=recipe.seed)
+    problems = Problems()
+    with problems:
+        kept = Kept.beside(target, call)
+    known = _read_teacher(source, teacher.teacher, problems)
+    whole = read(source, data, problems)
+    images, held_out = read_images(whole.network, data, held, call, problems)
+    check(whole.network, images, recipe.batch_size, problems)
+    if known is not None:
+        with problems:
+            check_teacher(whole.network, known)
+    problems.refuse()
+    if call.dry_run:
+        work = training_work(images, recipe, "fine-tune", taught=known is not None)
+        return foretell(call, whole, [target, kept.history], [work], data)
+    with stopping(kept.state), call.terminal.training() as watch:
+        tuned = tune(
+            whole,
+            images,
+            recipe,
+            teacher=known,
+            validation=held_out,
+            normalization=data.normalization(whole, images, call.terminal),
+            device=data.device,
+            state=kept.state,
+            resume=kept.resume,
+            watch=recording(kept.history, watch, anew=not kept.resume),
+        )
+    return finish(tuned, target, kept, call, {"input": str(source.ckpt)})
+
+
+def _read_teacher(source: Source, path: Path | None, problems: Problems) -> Checkpoint | None:
+    """The teacher; the options for foreign files hold where its own file does not say."""
+    from gatepruner.errors import CheckpointError
+
+    if path is None:
+        return None
+    with problems:
+        try:
+            return replace(source, ckpt=path, arch=None).read()
+        except CheckpointError:
+            if source.arch is None or not path.is_file():
+                raise
+            return replace(source, ckpt=path).read()
+    return None
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """The network.
+
+    Attributes:
+        arch: as in gated-resnet20, gated-wrn-16-4,dropout=0.3 or resnet56-b.
+        num_classes: number of logits; by default the classes of the images.
+        input_size: side of the images, or CxHxW.
+    """
+
+    arch: Annotated[str, typer.Argument(metavar="ARCH")]
+    num_classes: Annotated[int | None, typer.Option(min=1)] = None
+    input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
+
+    def network(self, classes: int | None = None) -> Network:
+        """The network, with as many logits as there are classes where nothing else is said."""
+        from gatepruner.networks.network import Network
+
+        shape = shape_of(self.input_size)
+        count = self.num_classes if self.num_classes is not None else classes
+        return Network.named(self.arch, num_classes=count, input_shape=shape)
+
+
+def train(
+    fresh: Fresh,
+    *,
+    call: Annotated[Resumable, Group(needs=("output",))],
+    data: Annotated[Data, Group(needs=("data",))] = ALL,
+    recipe: Annotated[Recipe, Group(leave_out=("distillation", "temperature"))],
+    held: HoldOut = NONE,
+) -> None:
+    """Train a network, gates and weights together, from fresh weights.
+
+    Interrupted or killed, it continues with `--resume` and ends with the same weights. Every
+    epoch is written to the history beside the output.
+
+    Example: `gatepruner train gated-resnet20 --data cifar10:DIR --epochs 40 -o gated.pt`
+    """
+    from gatepruner.images.normalization import parse_normalization
+    from gatepruner.learning import training
+    from gatepruner.networks.checkpoint import Checkpoint
+
+    target = call.target(Path(), "")
+    problems = Problems()
+    with problems:
+        kept = Kept.beside(target, call)
+    with problems:
+        network = fresh.network()
+    check_device(data, problems)
+    problems.refuse()
+    images, held_out = read_images(network, data, held, call, problems)
+    network = fresh.network(len(images.classes))
+    check(network, images, recipe.batch_size, problems)
+    problems.refuse()
+    if call.dry_run:
+        start = Checkpoint(network, network.initial_weights())
+        work = training_work(images, recipe, f"train {network}", taught=False)
+        return foretell(call, start, [target, kept.history], [work], data)
+    call.terminal.say(f"{network}: {len(images):,} images of {images.source}")
+    with stopping(kept.state), call.terminal.training() as watch:
+        trained = training.train(
+            network,
+            images,
+            recipe,
+            validation=held_out,
+            normalization=parse_normalization(data.normalize) if data.normalize else None,
+            device=data.device,
+            state=kept.state,
+            resume=kept.resume,
+            watch=recording(kept.history, watch, anew=not kept.resume),
+        )
+    return finish(trained, target, kept, call, {"name": str(network)})

@@ -1,0 +1,185 @@
+"""Tables and sentences for a terminal or a pipe: plain text in which nothing is ever cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gatepruner.measuring.accuracy import Accuracy
+    from gatepruner.measuring.cost import Cost
+    from gatepruner.networks.network import Block
+    from gatepruner.pruning.curve import Point
+    from gatepruner.pruning.goals import Reach
+    from gatepruner.pruning.ranking import Ranking
+    from gatepruner.report.compression import Step
+
+LEFT = frozenset({"block", "stage", "shortcut", "branch", "step", "what"})  # columns of words
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligned columns under their titles, as wide as their longest entry."""
+    lines = [[("" if column == "what" else column) for column in columns], *map(list, rows)]
+    widths = [max(map(len, entries)) for entries in zip(*lines, strict=True)]
+
+    def padded(entry: str, column: str, width: int) -> str:
+        return entry.ljust(width) if column in LEFT else entry.rjust(width)
+
+    return "\n".join("  ".join(map(padded, line, columns, widths)).rstrip() for line in lines)
+
+
+def path_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Blocks in the order of their removal, their gates then, and the loss without them."""
+    return table(
+        ("#", "block", "gate", "loss"),
+        (
+            (str(number), record["block"], f"{record['gate']:.4f}", f"{record['loss']:.4f}")
+            for number, record in enumerate(records, start=1)
+        ),
+    )
+
+
+def block_table(blocks: Sequence[Block], gates: Mapping[str, float]) -> str:
+    """Every block in the order of depth and what is left of it."""
+    rows = []
+    for block in blocks:
+        shortcut = "identity" if block.identity else "changes shape"
+        rows.append(
+            (
+                block.name,
+                block.stage,
+                shortcut if block.shortcut else "removed",
+                ", ".join(_runs(block.layers)) if block.branch else "removed",
+                f"{gates[block.name]:.4f}" if block.name in gates else "",
+            )
+        )
+    return table(("block", "stage", "shortcut", "branch", "gate"), rows)
+
+
+def _runs(layers: Sequence[str]) -> list[str]:
+    """`["2 Conv2d", "ReLU"]` for two convolutions and a ReLU: each kind once."""
+    counts = {layer: layers.count(layer) for layer in layers}
+    return [layer if count == 1 else f"{count} {layer}" for layer, count in counts.items()]
+
+
+def ranking_table(ranking: Ranking, gates: Mapping[str, float], limit: int | None = None) -> str:
+    """Blocks in the order of their removal, with their gates and scores."""
+    return table(
+        ("#", "block", "gate", ranking.criterion if ranking.criterion != "gate" else "score"),
+        (
+            (str(number), name, f"{gates[name]:.4f}" if name in gates else "", f"{score:g}")
+            for number, (name, score) in enumerate(ranking.scores[:limit], start=1)
+        ),
+    )
+
+
+def curve_table(points: Sequence[Point], baseline: Sequence[Sequence[Point]]) -> str:
+    """The removal curve, about twenty of its points."""
+    rows = []
+    step = max(1, round(len(points) / 20))
+    for index, point in enumerate(points):
+        if index % step and point is not points[-1]:
+            continue
+        low, high = point.accuracy.interval
+        others = [curve[index].accuracy.accuracy for curve in baseline if index < len(curve)]
+        rows.append(
+            (
+                str(point.removed),
+                f"{100 * point.accuracy.accuracy:.1f} %",
+                f"{100 * low:.1f} to {100 * high:.1f}",
+                f"{100 * sum(others) / len(others):.1f} %" if others else "",
+                f"{point.cost.macs / points[0].cost.macs:.0%}",
+            )
+        )
+    return table(("removed", "accuracy", "95 % interval", "random", "MACs kept"), rows)
+
+
+def accuracy_text(measured: Accuracy) -> str:
+    """`91.5 % (89.6 to 93.1, 915 of 1,000 images), loss 0.3842`."""
+    low, high = measured.interval
+    return (
+        f"{100 * measured.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}, "
+        f"{measured.correct:,} of {measured.images:,} images), loss {measured.loss:.4f}"
+    )
+
+
+def change_table(before: tuple[int, Cost], after: tuple[int, Cost]) -> str:
+    """Blocks, parameters and MACs before and after."""
+    return table(
+        ("what", "before", "after", "kept"),
+        (
+            (what, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else "")
+            for what, old, new in (
+                ("blocks", before[0], after[0]),
+                ("parameters", before[1].params, after[1].params),
+                ("MACs", before[1].macs, after[1].macs),
+            )
+        ),
+    )
+
+
+def latency_text(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Measured times side by side."""
+    parts = [
+        f"{name} {1e3 * one['median']:.2f} ms ({1e3 * one['low']:.2f} to {1e3 * one['high']:.2f})"
+        for name, one in measured.items()
+    ]
+    one = next(iter(measured.values()))
+    return (
+        f"latency, median and quartiles of {one['runs']} interleaved runs, batch size "
+        f"{one['batch']}, {one['device']}: {', '.join(parts)}"
+    )
+
+
+def reached_text(reach: Reach, removed: int) -> str:
+    """What a target of cost takes."""
+    limit = reach.target.text(reach.target.limit(reach.whole), reach.whole)
+    return f"target: {limit}, reached by removing {removed} blocks"
+
+
+def loss_text(points: Sequence[Point], removed: int, loss: float) -> str:
+    """What a target of accuracy allows."""
+    whole, worst = points[0].accuracy, points[-1].accuracy
+    chosen = next(point for point in points if point.removed == removed).accuracy
+    return (
+        f"reachable: accuracy on {whole.images:,} held-out training images from "
+        f"{100 * worst.accuracy:.1f} % ({points[-1].removed} blocks removed) to "
+        f"{100 * whole.accuracy:.1f} %\n"
+        f"target: at most {loss:g} points lower, kept by removing {removed} blocks "
+        f"({100 * chosen.accuracy:.1f} %)"
+    )
+
+
+def step_text(step: Step) -> str:
+    """What a step of a compression has left, in one line."""
+    return (
+        f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, accuracy "
+        f"{100 * step.accuracy:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), "
+        f"{step.seconds:.1f} s"
+    )
+
+
+def steps_table(steps: Sequence[Step]) -> str:
+    """Every step of a compression."""
+    return table(
+        ("step", "blocks", "accuracy", "MACs", "parameters", "latency", "time"),
+        (
+            (
+                step.name,
+                str(step.blocks),
+                f"{100 * step.accuracy:.2f} %",
+                f"{step.macs / steps[0].macs:.1%}",
+                f"{step.params / steps[0].params:.1%}",
+                f"{1e3 * (step.latency or 0.0):.2f} ms",
+                f"{step.seconds:.1f} s",
+            )
+            for step in steps
+        ),
+    )
+
+
+def loading_text(path: str) -> str:
+    """How to load a network that was written."""
+    return (
+        f'to load it in Python:\n  import gatepruner\n  module = gatepruner.load("{path}").build()'
+    )
