@@ -12,11 +12,11 @@ import torch
 from conftest import bright_images, drawn
 from torch import Tensor, nn
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.cost import savings
-from gatepruner.data import Images
-from gatepruner.gates import GateRecipe, learn_gates
-from gatepruner.network import Network
+from gatepruner.images.images import Images
+from gatepruner.learning.gates import GateRecipe, learn_gates
+from gatepruner.measuring.latency import savings
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 MEAN, STD = 0.5, 0.25

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from conftest import bright_images, drawn, removable
 
-from gatepruner.checkpoint import Checkpoint
-from gatepruner.gates import GateRecipe, learn_gates
-from gatepruner.network import Network
-from gatepruner.surgery import remove
-from gatepruner.training import Recipe, finetune, train
+from gatepruner.learning.gates import GateRecipe, learn_gates
+from gatepruner.learning.training import Recipe, finetune, train
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.surgery import remove
 
 FOLDER = Path(__file__).parent / "curves"
 SHAPE = (3, 8, 8)
