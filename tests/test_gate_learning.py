@@ -48,7 +48,7 @@ def learn(whole: Checkpoint, data: Images, recipe: GateRecipe) -> Checkpoint:
 
 
 def records_of(learned: Checkpoint, field: str) -> list:
-    return [record[field] for record in learned.notes["path"]]
+    return [record[field] for record in learned.path.records]
 
 
 def with_gates(whole: Checkpoint, gates: Mapping[str, float]) -> Checkpoint:
@@ -166,14 +166,14 @@ def test_the_path_is_that_of_the_plain_way(recipe):
     plainly = Plainly(whole, data, recipe)
     for _ in range(recipe.warmup):
         plainly.step()
-    for record, state in zip(learned.notes["path"], learned.path, strict=True):
+    for removal in learned.path.removals:
         name, score = plainly.remove()
         losses = [plainly.step() for _ in range(recipe.steps)]
-        assert record["gone"] == state.gone == name
-        assert record["score"] == pytest.approx(score, rel=1e-2)
-        assert record["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
-        for key in state.weights.keys() & plainly.parameters.keys():
-            found, wanted = state.weights[key], plainly.parameters[key].detach()
+        assert removal.block == name
+        assert removal.score == pytest.approx(score, rel=1e-2)
+        assert removal.loss == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+        for key in removal.weights.keys() & plainly.parameters.keys():
+            found, wanted = removal.weights[key], plainly.parameters[key].detach()
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4, msg=key)
 
 
@@ -193,7 +193,7 @@ def test_the_order_goes_by_the_square_of_a_gate():
     first, *others = (min(it, key=it.__getitem__) for it in (squared, power_one, power_none))
     assert first not in others
     learned = learn(whole, data, replace(STILL, blocks=1))
-    assert records_of(learned, "gone") == [first]
+    assert records_of(learned, "block") == [first]
     assert records_of(learned, "score") == pytest.approx([squared[first]], rel=1e-3)
 
 
@@ -202,7 +202,7 @@ def test_norms_move_at_the_share_of_their_rate_that_is_the_share_of_blocks_gone(
     """Adam's first step is as long as the rate, however steep the loss is."""
     whole, data = gated(name), bright_images(16, (3, 8, 8))
     recipe = replace(STILL, warmup=0, blocks=1, norm_learning_rate=0.06)
-    state = learn(whole, data, recipe).path[0].weights
+    state = learn(whole, data, recipe).path.removals[0].weights
     norms = [key for key in state if key.endswith((".weight", ".bias"))]
     moved = torch.cat([(state[key] - whole.weights[key]).abs() for key in norms])
     assert len(moved) > 100
@@ -217,9 +217,9 @@ def test_logits_are_compared_at_the_temperature_of_the_recipe(temperature):
     learned = learn(whole, data, recipe)
     plainly = Plainly(whole, data, recipe)
     plainly.step()
-    for record in learned.notes["path"]:
+    for removal in learned.path.removals:
         plainly.remove()
-        assert record["loss"] == pytest.approx(plainly.step(), rel=1e-3)
+        assert removal.loss == pytest.approx(plainly.step(), rel=1e-3)
 
 
 def ways_to_mirror(data: Images) -> list[Images]:
@@ -243,7 +243,7 @@ def test_images_in_colour_are_mirrored_one_by_one_at_random_where_that_is_asked_
     found = records_of(learned, "loss")
     taken = []
     for count, loss in enumerate(found, start=1):
-        gone = dict.fromkeys(records_of(learned, "gone")[:count], 0.0)
+        gone = dict.fromkeys(records_of(learned, "block")[:count], 0.0)
         module = on_batch_statistics(with_gates(whole, gone).build())
         losses = [
             cross_entropy(module(normalised(it.pixels)), it.labels).item()

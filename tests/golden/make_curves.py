@@ -70,7 +70,8 @@ def gates(**options: Any) -> Curve:
     learned = learn_gates(
         whole("resnet26"), bright_images(50, SHAPE), replace(recipe, **options), device="cpu"
     )
-    return read(learned.notes["path"], "gone", "gate", "loss")
+    records = [{**record, "gone": record["block"]} for record in learned.path.records]
+    return read(records, "gone", "gate", "loss")
 
 
 def gates_of_labels() -> Curve:
