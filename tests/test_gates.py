@@ -585,16 +585,17 @@ def test_a_state_that_is_no_number_is_never_on_the_disk(tmp_path, monkeypatch):
     assert all(seen)
 
 
-def test_a_run_goes_on_with_its_norms_left_alone_or_says_that_it_cannot(tmp_path, uninterrupted):
+@pytest.mark.parametrize(("first", "then"), [(0.02, 0.0), (0.0, 0.02)])
+def test_whether_norms_are_learned_does_not_change_in_the_middle_of_a_run(tmp_path, first, then):
+    """What is learned would be neither the one nor the other: the run is refused, and kept."""
     state = tmp_path / "it.state"
-    broken(9, state=state)
-    told = ""
-    try:
-        learned = learn(plain(), replace(FAST, norm_learning_rate=0.0), state=state, resume=True)
-        assert gone_of(learned)[0] == gone_of(uninterrupted)[0]
-    except TrainingError as error:
-        told = str(error)
-    assert not told or "norm" in told
+    broken(9, replace(FAST, norm_learning_rate=first), state=state)
+    content = state.read_bytes()
+    with pytest.raises(TrainingError, match="is of another run, its learning of norms differ"):
+        learn(plain(), replace(FAST, norm_learning_rate=then), state=state, resume=True)
+    assert state.read_bytes() == content
+    slower = replace(FAST, norm_learning_rate=first / 2)
+    assert len(learn(plain(), slower, state=state, resume=True).path) == 3
 
 
 def test_when_every_gate_has_closed_the_run_ends_and_says_what_to_lower(tmp_path):
