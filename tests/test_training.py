@@ -678,10 +678,10 @@ def test_a_teacher_alone_is_learned_from_without_a_look_at_labels():
 
 
 def test_without_a_share_a_teacher_changes_nothing():
-    none = replace(TUNE, distillation=0.0)
+    none, alone = replace(TUNE, distillation=0.0), tuned()
     for key, tensor in tuned(none, teacher=begun(9)).weights.items():
-        torch.testing.assert_close(tensor, tuned().weights[key], rtol=1e-5, atol=1e-6)
-    assert same_weights(tuned(replace(TUNE, distillation=0.3)), tuned())  # no teacher, no share
+        torch.testing.assert_close(tensor, alone.weights[key], rtol=1e-5, atol=1e-6)
+    assert same_weights(tuned(replace(TUNE, distillation=0.3)), alone)  # no teacher, no share
 
 
 def test_the_loss_is_shared_between_teacher_and_labels():
