@@ -119,16 +119,18 @@ def test_gate_writes_what_the_library_learns(run, folder, blocks):
     more = () if blocks is None else ("--blocks", blocks)
     command = with_data("gate", path, *FAST, *more, "--seed", 3, "--json", folder=folder)
     document = run(*command).document
-    assert new_files(folder, before) == {"whole-gated.pt"}
-    gated = load(folder / "whole-gated.pt")
+    written = folder / "whole-gated-seed3.pt"
+    assert new_files(folder, before) == {written.name, f"{written.name}.yaml"}
+    gated = load(written)
     images = training_images(folder).held_out(12, 3)[0]
     expected = learn_gates(load(path), images, replace(QUICK, blocks=blocks, seed=3), device="cpu")
     assert same(gated, expected)
     assert same_path(gated, expected)
     assert gated.notes == expected.notes
     assert document == {
+        "document": 1,
         "input": str(path),
-        "output": str(folder / "whole-gated.pt"),
+        "output": str(written),
         "path": expected.path.records,
     }
 
@@ -169,11 +171,11 @@ def asked(run, monkeypatch):
 
 
 def test_the_command_line_has_the_librarys_defaults(asked, folder, monkeypatch):
-    monkeypatch.setattr(gatepruner.learning.gates, "GateRecipe", GateRecipe)
-    command = with_data("gate", folder / "whole.pt", "--hold-out", 12, folder=folder)
-    assert asked("learning.gates", "learn_gates", *command) == GateRecipe()
-    command = with_data("finetune", folder / "whole.pt", folder=folder)
-    assert asked("learning.training", "finetune", *command) == FINE_TUNING
+    batch = ("--batch-size", 16)
+    command = with_data("gate", folder / "whole.pt", "--hold-out", 12, *batch, folder=folder)
+    assert asked("learning.gates", "learn_gates", *command) == GateRecipe(batch_size=16)
+    command = with_data("finetune", folder / "whole.pt", *batch, folder=folder)
+    assert asked("learning.training", "finetune", *command) == replace(FINE_TUNING, batch_size=16)
     command = with_data("compress", folder / "whole.pt", "--hold-out", 12, folder=folder)
     command = (*command, "--drop", 1, "--batch-size", 16, "-o", folder / "small.pt")
     assert asked("learning.gates", "learn_gates", *command) == GateRecipe(blocks=1, batch_size=16)
@@ -231,11 +233,12 @@ def test_recalibrate_writes_what_the_library_estimates(run, folder, augment):
     shifted = {None: (), True: ("--augment",), False: ("--no-augment",)}[augment]
     command = with_data("recalibrate", path, "--images", 30, *shifted, "--json", folder=folder)
     document = run(*command).document
-    assert new_files(folder, before) == {"whole-recalibrated.pt"}
+    assert new_files(folder, before) == {"whole-recalibrated.pt", "whole-recalibrated.pt.yaml"}
     images = training_images(folder).spread(30)
     expected = recalibrate(load(path), images, device="cpu", augment=augment)
     assert same(load(folder / "whole-recalibrated.pt"), expected)
     assert document == {
+        "document": 1,
         "input": str(path),
         "output": str(folder / "whole-recalibrated.pt"),
         **expected.notes["history"][-1],
@@ -257,8 +260,8 @@ def test_finetune_writes_what_the_library_learns(run, folder):
     options += ("--hold-out", 12, "--distillation", 0.5, "--temperature", 2, "--no-augment")
     command = with_data("finetune", small, *options, "--json", folder=folder)
     document = run(*command).document
-    written = "small-finetuned.pt"
-    assert new_files(folder, before) == {written, f"{written}.history.jsonl"}
+    written = "small-finetuned-seed2.pt"
+    assert new_files(folder, before) == {written, f"{written}.history.jsonl", f"{written}.yaml"}
     recipe = replace(
         FINE_TUNING,
         epochs=2,
@@ -354,7 +357,7 @@ def test_prune_removes_as_few_as_a_target_needs(
     needed = next(number for number, it in enumerate(left) if it <= limit)
     assert document["removed"] == list(ranking.first(needed))
     name = f"{file[:-3]}-{option[9:]}{text.rstrip('%')}.pt"
-    assert new_files(folder, before) == {name}
+    assert new_files(folder, before) == {name, f"{name}.yaml"}
     assert same(load(folder / name), fold_gates(follow(whole, ranking.first(needed))))
     assert (
         load(folder / name).notes["history"]
@@ -403,22 +406,14 @@ def test_prune_with_data_recalibrates_what_has_changed(run, folder):
 
 
 def compress_command(folder: Path, *more: object) -> tuple:
-    command = ("compress", folder / "whole.pt", "-o", folder / "small.pt", "--gate-steps", 2)
+    command = ("compress", folder / "whole.pt", "-o", folder / "small.pt")
+    gates = ("--gate-warmup", 2, "--gate-steps", 2)
     rest = ("--batch-size", 16, "--hold-out", 12, "--recalibrate", 30)
-    return with_data(*command, *rest, *more, folder=folder)
+    return with_data(*command, *gates, *rest, *more, folder=folder)
 
 
 STEPS = ["whole", "gated", "removed", "folded", "recalibrated", "fine-tuned"]
 REPORT = {"report.json", "report.md", "steps.csv", "steps.json", "tradeoff.png", "tradeoff.svg"}
-
-
-@pytest.fixture(autouse=True)
-def _short_warm_up(monkeypatch):
-    """`compress` has no option for it."""
-    steps = gatepruner.learning.gates.GateRecipe
-    monkeypatch.setattr(
-        gatepruner.learning.gates, "GateRecipe", lambda **given: steps(**{"warmup": 2, **given})
-    )
 
 
 @pytest.fixture
@@ -452,7 +447,7 @@ def test_compress_does_what_the_library_does_step_by_step(run, folder, epochs):
     expected, names = by_the_library(folder, 2, epochs), STEPS[: 6 if epochs else 5]
     kept = {f"{name}.pt" for name in names} | REPORT
     assert new_files(folder, before) == {
-        *("small.pt", "small.safetensors"),
+        *("small.pt", "small.pt.yaml", "small.safetensors"),
         *(f"small-compress/{name}" for name in kept),
     }
     for name, made in zip(names, expected, strict=True):
@@ -628,7 +623,7 @@ def test_another_compression_is_not_gone_on_with(run, shallow, quick):
     for options, named in others:
         told = run(*compress_command(shallow, *options, "--epochs", 0, "--resume"))
         assert told.code == 1
-        assert f"of another compression, its {named} differ" in told.err
+        assert re.search(f"other options: {named} was .*, is now ", told.err)
         assert files_in(shallow) == before
 
 
@@ -658,8 +653,7 @@ def test_nothing_is_replaced_without_force(run, folder, case):
     changed = files_in(folder)
     refused = run(*command)
     assert refused.code == 1
-    assert "--force" in refused.err
-    assert len(refused.err.splitlines()) == 1
+    assert all("--force" in line for line in refused.err.splitlines())
     assert files_in(folder) == changed
     assert run(*command, "--force").code == 0
     assert files_in(folder).keys() == changed.keys()
@@ -690,10 +684,9 @@ def test_an_export_that_is_there_is_not_replaced(run, folder):
         "compress whole.pt --data imagefolder:images --drop 1",
         "compress whole.pt -o it.pt --drop 1",
         "gate whole.pt",
-        "gate whole.pt --data imagefolder:images --blocks 0",
         "recalibrate whole.pt --data imagefolder:images --images 1",
         "finetune whole.pt",
-        "finetune whole.pt --data imagefolder:images --distillation 1.5",
+        "gate whole.pt --data imagefolder:images --cost energy",
     ],
 )
 def test_wrong_usage_ends_with_2_and_writes_nothing(run, folder, monkeypatch, arguments):
@@ -741,17 +734,16 @@ BAD = {
     "gate, no split": (f"{GATE} --data imagefolder:untaught", "no split 'train'"),
     "gate, few images": (
         "gate whole.pt --data imagefolder:images --hold-out 0",
-        "has 60 images: a batch of 128 .*--batch-size",
+        "has 60 images, fewer than a batch of 128; pass --batch-size 60",
     ),
     "gate, hold out": (
-        "gate whole.pt --data imagefolder:images --hold-out 60",
+        "gate whole.pt --data imagefolder:images --hold-out 60 --batch-size 16",
         "cannot hold out 60 images",
     ),
     "gate, too many": (f"{GATE} --data imagefolder:images --blocks 7", "7 blocks are to go.* 6"),
-    "gate, cost": (f"{GATE} --data imagefolder:images --cost energy", "unknown cost 'energy'"),
+    "gate, no blocks": (f"{GATE} --data imagefolder:images --blocks 0", "blocks is 0"),
     "gate, rate": (f"{GATE} --data imagefolder:images --learning-rate 0", "learning_rate is 0"),
     "gate, device": (f"{GATE} --data imagefolder:images --device gpu", "no device 'gpu' here"),
-    "gate, resume": (f"{GATE} --data imagefolder:images --resume", "there is no run to resume"),
     "gate, suffix": (f"{GATE} --data imagefolder:images -o it.onnx", "it.onnx: expected a name"),
     "recalibrate, image size": (
         "recalibrate whole.pt --data imagefolder:large",
@@ -766,11 +758,11 @@ BAD = {
         "it.onnx: expected a name",
     ),
     "finetune, teacher's classes": (
-        "finetune whole.pt --data imagefolder:images --teacher five.pt",
+        "finetune whole.pt --data imagefolder:images --teacher five.pt --batch-size 16",
         "the teacher resnet8 has 5 classes: resnet14 has 4; give a teacher",
     ),
     "finetune, teacher's images": (
-        "finetune whole.pt --data imagefolder:images --teacher sixteen.pt",
+        "finetune whole.pt --data imagefolder:images --teacher sixteen.pt --batch-size 16",
         r"takes images of \(3, 16, 16\).*give a teacher",
     ),
     "finetune, no teacher": (
@@ -784,7 +776,7 @@ BAD = {
     "finetune, no split": ("finetune whole.pt --data imagefolder:untaught", "no split 'train'"),
     "finetune, few images": (
         "finetune whole.pt --data imagefolder:images",
-        "has 60 images: a batch of 128 .*--batch-size",
+        "has 60 images, fewer than a batch of 128; pass --batch-size 60",
     ),
     "prune, target": ("prune gated.pt --target-macs half", "cannot read the target 'half'.*60%"),
     "prune, out of reach": (
@@ -802,7 +794,7 @@ BAD = {
         "--hold-out to be above 0",
     ),
     "compress, classes": (
-        f"{COMPRESS} --drop 1 --data imagefolder:many",
+        f"{COMPRESS} --drop 1 --data imagefolder:many --batch-size 4 --hold-out 0",
         "has 5 classes: .* tells 4 apart",
     ),
     "compress, image size": (
@@ -820,11 +812,7 @@ BAD = {
     "compress, too many": (f"{COMPRESS} --drop 7 --data imagefolder:images", "7 blocks"),
     "compress, few images": (
         "compress whole.pt -o it.pt --hold-out 12 --drop 1 --data imagefolder:images",
-        "has 48 images: a batch of 128 .*--batch-size",
-    ),
-    "compress, resume": (
-        f"{COMPRESS} --drop 1 --data imagefolder:images --resume",
-        "there is no compression to resume",
+        "has 48 images, fewer than a batch of 128; pass --batch-size 48",
     ),
     "compress, suffix": (
         "compress whole.pt -o it.onnx --drop 1 --data imagefolder:images",

@@ -53,6 +53,7 @@ class Wanted:
 
 
 GATING = {
+    "warmup": "gate_warmup",
     "steps": "gate_steps",
     "learning_rate": "gate_learning_rate",
     "norm_learning_rate": "norm_learning_rate",
