@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from gatepruner.pruning.ranking import rank as rank
     from gatepruner.pruning.surgery import fold_gates as fold_gates
     from gatepruner.pruning.surgery import follow as follow
+    from gatepruner.pruning.surgery import prune as prune
     from gatepruner.pruning.surgery import remove as remove
     from gatepruner.pruning.surgery import remove_shortcuts as remove_shortcuts
     from gatepruner.report.files import Report as Report
@@ -99,6 +100,7 @@ _HOME = {
     "follow": "pruning.surgery",
     "remove": "pruning.surgery",
     "remove_shortcuts": "pruning.surgery",
+    "prune": "pruning.surgery",
     "Report": "report.files",
     "write_report": "report.files",
 }

@@ -255,6 +255,26 @@ class Network:
         gated = self.in_order({*self.edits.gated, *self.removable})
         return replace(self, edits=replace(self.edits, gate=gate, gated=gated))
 
+    def without_gates(self) -> Network:
+        """The network after its gates are folded into the last affine layer of each branch.
+
+        Where a branch does not end in one, and for the shortcut of a plain gate, a constant
+        factor stays.
+        """
+        edits, targets = self.edits, self.fold_targets()
+        branches = {name for name in edits.gated if not targets[name]}
+        plain = set(edits.gated if edits.gate == "plain" else ())
+        folded = replace(
+            edits,
+            gate="",
+            gated=(),
+            scaled_branches=self.in_order(branches | {*edits.scaled_branches}),
+            scaled_shortcuts=self.in_order(
+                (plain - {*edits.shortcuts_removed}) | {*edits.scaled_shortcuts}
+            ),
+        )
+        return replace(self, edits=folded)
+
     def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
         """Block names in the order of depth."""
         order = {name: index for index, name in enumerate(traced(self.base).additions)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gatepruner.errors import PlanError, listed
 from gatepruner.networks.checkpoint import Checkpoint
@@ -18,11 +18,13 @@ class Ranking:
         criterion: `"gate"`, `"random"` or `"depth"`, with `"reversed "` before it if it is so.
         scores: `(block name, score)` pairs; the lower the score, the sooner it goes.
         subject: what the blocks belong to, for messages.
+        learned: whether its plans take what was learned along the checkpoint's path.
     """
 
     criterion: str
     scores: tuple[tuple[str, float], ...]
     subject: str = ""
+    learned: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ class Ranking:
     def among(self, names: Collection[str]) -> Ranking:
         """The same without other blocks."""
         kept = tuple(pair for pair in self.scores if pair[0] in names)
-        return Ranking(self.criterion, kept, self.subject)
+        return replace(self, scores=kept)
 
     def up_to(self, threshold: float) -> tuple[str, ...]:
         """The plan that removes every block with a score of at most `threshold`."""
@@ -126,4 +128,6 @@ def rank(
     if saved is not None and by == "gate":
         scores = [one / max(saved[name], 1e-12) for name, one in zip(names, scores, strict=True)]
     pairs = sorted(zip(names, scores, strict=True), key=lambda pair: pair[1])
-    return Ranking(by, tuple(pairs), str(checkpoint.network))
+    return Ranking(
+        by, tuple(pairs), str(checkpoint.network), learned=by == "gate" and bool(checkpoint.path)
+    )
