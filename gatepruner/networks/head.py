@@ -20,7 +20,7 @@ def features_graph(network: Network) -> fx.Graph:
     head = head_of(network.base)
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in network.graph().nodes:
-        if node.op == "output" or node.meta.get("base") == head:
+        if node.op == "output" or node.meta.get("base", "") == head:
             graph.output(env[_values(node)[0]])
             break
         env[node] = graph.node_copy(node, env.__getitem__)
