@@ -10,16 +10,20 @@ from torch import fx
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import settle_in_place
 from gatepruner.networks.graph import attribute
+from gatepruner.networks.head import features_graph
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import statistics
 
 
-def merged(checkpoint: Checkpoint, networks: Sequence[Network]) -> fx.GraphModule:
+def merged(
+    checkpoint: Checkpoint, networks: Sequence[Network], *, features: bool = False
+) -> fx.GraphModule:
     """One module with the logits of several networks, equal parts of them computed once.
 
     Args:
         checkpoint: the whole network with its weights.
         networks: what is left of it after some removals.
+        features: whether to compute what the head of each network takes instead of its logits.
 
     Returns:
         A module that maps images to a tuple of logits, one for each network, bit for bit those
@@ -28,7 +32,7 @@ def merged(checkpoint: Checkpoint, networks: Sequence[Network]) -> fx.GraphModul
     graph, known, heads = fx.Graph(), {}, []
     for network in networks:
         env: dict[fx.Node, fx.Node] = {}
-        for node in network.graph().nodes:
+        for node in (features_graph(network) if features else network.graph()).nodes:
             if node.op == "output":
                 heads.append(env[node.args[0]])
                 continue
