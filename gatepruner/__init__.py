@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from gatepruner.measuring.cost import Cost as Cost
     from gatepruner.measuring.cost import count as count
     from gatepruner.measuring.latency import latency as latency
-    from gatepruner.measuring.latency import savings as savings
     from gatepruner.measuring.recalibration import recalibrate as recalibrate
     from gatepruner.networks.checkpoint import Checkpoint as Checkpoint
     from gatepruner.networks.network import Block as Block
@@ -51,7 +50,9 @@ if TYPE_CHECKING:
     from gatepruner.pruning.curve import Point as Point
     from gatepruner.pruning.curve import accuracies as accuracies
     from gatepruner.pruning.curve import sweep as sweep
-    from gatepruner.pruning.goals import Target as Target
+    from gatepruner.pruning.goals import Goal as Goal
+    from gatepruner.pruning.meter import Meter as Meter
+    from gatepruner.pruning.meter import savings as savings
     from gatepruner.pruning.ranking import Ranking as Ranking
     from gatepruner.pruning.ranking import rank as rank
     from gatepruner.pruning.surgery import fold_gates as fold_gates
@@ -83,7 +84,8 @@ _HOME = {
     "Cost": "measuring.cost",
     "count": "measuring.cost",
     "latency": "measuring.latency",
-    "savings": "measuring.latency",
+    "Meter": "pruning.meter",
+    "savings": "pruning.meter",
     "recalibrate": "measuring.recalibration",
     "Checkpoint": "networks.checkpoint",
     "Block": "networks.network",
@@ -93,7 +95,7 @@ _HOME = {
     "Point": "pruning.curve",
     "accuracies": "pruning.curve",
     "sweep": "pruning.curve",
-    "Target": "pruning.goals",
+    "Goal": "pruning.goals",
     "Ranking": "pruning.ranking",
     "rank": "pruning.ranking",
     "fold_gates": "pruning.surgery",

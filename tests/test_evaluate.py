@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw, fingerprint, random_images
+from conftest import draw, fingerprint, logits, random_images
 from PIL import Image
 
+from gatepruner.errors import DataError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.measuring.accuracy import Accuracy, accuracy, mcnemar, tally
+from gatepruner.measuring.inputs import normalization_of
 from gatepruner.networks.checkpoint import Checkpoint
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
