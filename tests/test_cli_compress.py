@@ -31,12 +31,13 @@ from gatepruner.learning.gates import GateRecipe, add_gates, learn_gates
 from gatepruner.learning.training import FINE_TUNING, finetune
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.cost import count
-from gatepruner.measuring.latency import Latency, savings
+from gatepruner.measuring.latency import Latency
 from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.curve import sweep
 from gatepruner.pruning.goals import most_within
+from gatepruner.pruning.meter import savings
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import fold_gates, follow
 
