@@ -10,6 +10,7 @@ import typer
 
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
+from gatepruner.cli.measuring import recalibrated
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -17,7 +18,6 @@ from gatepruner.errors import CheckpointError, DataError, PlanError
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
-    from gatepruner.report.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,12 @@ def recalibrate(
         what = f"estimate statistics from {statistics.images:,} training images"
         work = Work(what, 2 * statistics.images)
         return foretell(call, checkpoint, [target], [work], data)
-    done = recalibrated(checkpoint, data, statistics, call.terminal)
+    images = data.training(
+        checkpoint.network.base.input_shape, call.terminal, statistics.images
+    )
+    assert images is not None  # refused above
+    data.normalization(checkpoint, images, call.terminal)
+    done = recalibrated(checkpoint, images, data, call.terminal, augment=statistics.augment)
     if done is checkpoint:
         raise PlanError(f"{checkpoint.network} has no batch norm: there is nothing to estimate")
     save(done, target, force=call.force)
@@ -69,27 +74,6 @@ def recalibrate(
     call.terminal.say(f"wrote {target}")
     written = {"input": str(source.ckpt), "output": str(target)}
     return call.finish({**written, **done.notes["history"][-1]})
-
-
-def recalibrated(
-    small: Checkpoint, data: Data, statistics: Statistics, terminal: Terminal
-) -> Checkpoint:
-    """The network with the statistics of training images, if there are any."""
-    from gatepruner.measuring.recalibration import recalibrate
-
-    images = data.training(small.network.base.input_shape, terminal, statistics.images)
-    if images is None:
-        terminal.say(f"{data.data} has no training images: batch norm keeps its statistics")
-        return small
-    return recalibrate(
-        small,
-        images,
-        device=data.device,
-        batch_size=data.batch_size,
-        normalization=data.normalization(small, images, terminal),
-        augment=statistics.augment,
-        track=terminal.track("recalibrating"),
-    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gatepruner.pruning.criteria import CRITERIA
+
 KINDS = ("imagefolder:", "mnist:", "fashion-mnist:", "cifar10:", "cifar100:")
 
 
@@ -26,7 +28,5 @@ def data_words(incomplete: str) -> list[str]:
 
 def criterion_words(incomplete: str) -> list[str]:
     """Criteria; after a comma the next one."""
-    from gatepruner.pruning.ranking import CRITERIA
-
     earlier, comma, last = incomplete.rpartition(",")
     return [f"{earlier}{comma}{word}" for word in CRITERIA if word.startswith(last)]

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gatepruner.cli.completion import criterion_words
+from gatepruner.cli.learning import read
+from gatepruner.cli.measuring import measured
 from gatepruner.cli.options import COMMON, Call, Data, Source
+from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
+from gatepruner.errors import DataError
+from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.pruning.ranking import Ranking
+    from gatepruner.report.terminal import Terminal
 
 
 def inspect(source: Source, *, call: Annotated[Call, Group(leave_out=("quiet",))]) -> None:
@@ -51,37 +58,70 @@ class Criterion:
     """Order of removal.
 
     Attributes:
-        by: criterion that blocks are ranked by, such as gate, random or depth.
+        by: criterion.
+        criterion_images: training images that a criterion looks at, if it needs any.
         seed: seed of all random choices.
     """
 
     by: Annotated[
         str,
-        typer.Option(rich_help_panel=COMMON, metavar="CRITERION", autocompletion=criterion_words),
+        typer.Option(
+            rich_help_panel=COMMON,
+            metavar="CRITERION",
+            autocompletion=criterion_words,
+            help=f"Criterion that blocks are ranked by: {', '.join(CRITERIA)}.",
+        ),
     ] = "gate"
+    criterion_images: Annotated[int, typer.Option(min=1)] = 1000
     seed: Annotated[int, typer.Option(rich_help_panel=COMMON)] = 0
 
-    def ranking(self, checkpoint: Checkpoint) -> Ranking:
+    def ranking(
+        self,
+        checkpoint: Checkpoint,
+        data: Data,
+        terminal: Terminal,
+        saved: Mapping[str, float] | None = None,
+    ) -> Ranking:
         """The blocks of a network, least important first."""
         from gatepruner.pruning.ranking import rank
 
-        return rank(checkpoint, self.by, seed=self.seed)
+        images = None
+        if self.by in CRITERIA and CRITERIA[self.by].needs == "images":
+            shape = checkpoint.network.base.input_shape
+            images = data.training(shape, terminal, self.criterion_images)
+            if images is None:
+                raise DataError(f"--by {self.by} looks at training images: give --data with some")
+        return rank(
+            checkpoint,
+            self.by,
+            images,
+            seed=self.seed,
+            saved=saved,
+            normalization=data.chosen,
+            device=data.device,
+            batch_size=data.batch_size,
+            track=terminal.track(f"ranking by {self.by}"),
+        )
 
 
 def rank(
     source: Source,
     *,
-    call: Annotated[Call, Group(leave_out=("quiet",))],
     criterion: Criterion,
+    call: Call,
+    data: Annotated[Data, Group(leave_out=("split", "limit"))],
 ) -> None:
     """List the blocks that can be removed, least important first.
 
     Example: `gatepruner rank gated.pt`
+
+    Example: `gatepruner rank resnet56.th --by taylor --data imagefolder:cifar10`
     """
     from gatepruner.report.tables import ranking_table
 
     checkpoint = source.read()
-    ranking, gates = criterion.ranking(checkpoint), checkpoint.known_gates
+    ranking = criterion.ranking(checkpoint, data, call.terminal)
+    gates = checkpoint.known_gates
     call.terminal.say(ranking_table(ranking, gates))
     blocks = [
         {"name": name, "gate": gates.get(name), "score": score} for name, score in ranking.scores
@@ -95,21 +135,14 @@ def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("
 
     Example: `gatepruner evaluate resnet56.th --data imagefolder:cifar10`
     """
-    from gatepruner.measuring.accuracy import accuracy
     from gatepruner.report.tables import accuracy_text
 
-    checkpoint = source.read()
+    problems = Problems()
+    checkpoint = read(source, data, problems)
     images = data.images(checkpoint.network.base.input_shape, call.terminal)
     normalization = data.normalization(checkpoint, images, call.terminal)
-    measured = accuracy(
-        checkpoint,
-        images,
-        device=data.device,
-        batch_size=data.batch_size,
-        normalization=normalization,
-        track=call.terminal.track("evaluating"),
-    )
-    call.terminal.say(accuracy_text(measured))
+    accuracy = measured(checkpoint, images, data, call.terminal, "evaluating")
+    call.terminal.say(accuracy_text(accuracy))
     chosen = {
         "mean": normalization.mean,
         "std": normalization.std,
@@ -120,6 +153,6 @@ def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("
             "input": str(source.ckpt),
             "data": images.source,
             "normalize": chosen,
-            **measured.to_json(),
+            **accuracy.to_json(),
         }
     )

@@ -108,19 +108,24 @@ class Data:
         """Training images of the same set, at most so many; `None` if it has no such split."""
         from gatepruner.images.readers import has_split
 
-        if not has_split(self.data, "train"):
+        if not self.data or not has_split(self.data, "train"):
             return None
         return replace(self, split="train", limit=limit).images(shape, terminal)
+
+    @property
+    def chosen(self) -> Normalization | None:
+        """The normalisation that was given, if one was."""
+        from gatepruner.images.normalization import parse_normalization
+
+        return parse_normalization(self.normalize) if self.normalize else None
 
     def normalization(
         self, checkpoint: Checkpoint, images: Images, terminal: Terminal
     ) -> Normalization:
         """The normalisation to use; says which."""
-        from gatepruner.images.normalization import parse_normalization
         from gatepruner.measuring.inputs import normalization_of
 
-        given = parse_normalization(self.normalize) if self.normalize else None
-        chosen = normalization_of(checkpoint.notes, images.shape[0], given)
+        chosen = normalization_of(checkpoint.notes, images.shape[0], self.chosen)
         terminal.say(f"{len(images):,} images of {images.source}, {chosen.source} normalisation")
         return chosen
 

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gatepruner.cli.changing import Statistics, recalibrated
 from gatepruner.cli.foretelling import Work, foretell
-from gatepruner.cli.goals import Targets
+from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion
+from gatepruner.cli.measuring import curve, latencies, measured, meter_of, recalibrated
 from gatepruner.cli.options import Data, HoldOut, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.errors import DataError, PlanError
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
-    from gatepruner.images.normalization import Normalization
     from gatepruner.measuring.cost import Cost
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.pruning.curve import Point
+    from gatepruner.pruning.meter import Meter
     from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.terminal import Terminal
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Blocks to remove.
+    """Other choices of blocks.
 
     Attributes:
-        drop: remove this many, least important first.
         keep: remove all but this many.
         threshold: remove those with a score of at most this.
         blocks: remove these, as in layer1.2,layer3.0.
@@ -41,42 +39,36 @@ class Choice:
         fold: fold the gates into the weights.
     """
 
-    drop: Annotated[int | None, typer.Option(min=0)] = None
     keep: Annotated[int | None, typer.Option(min=0)] = None
     threshold: float | None = None
     blocks: str | None = None
     shortcuts: Annotated[int, typer.Option(min=0)] = 0
     fold: bool = True
 
-    def named(self, targets: Targets) -> str:
-        """What is asked for, as a part of a file's name; refuses more or less than one choice."""
-        numbers = {"drop": self.drop, "keep": self.keep, "threshold": self.threshold}
-        given = [f"{key}{value:g}" for key, value in numbers.items() if value is not None]
-        given += [f"blocks{len(self.names)}"] if self.blocks is not None else []
-        given += targets.given
-        if len(given) > 1 or not (given or self.shortcuts):
-            raise typer.BadParameter(
-                "give one of --drop, --keep, --threshold, --blocks, --target-macs, "
-                "--target-params, --target-latency and --max-loss, or --shortcuts"
-            )
-        return "-".join([*given, *([f"shortcuts{self.shortcuts}"] if self.shortcuts else [])])
+    @property
+    def given(self) -> list[str]:
+        """What is asked for, as parts of a file's name."""
+        named = len(self.names) if self.blocks is not None else None
+        numbers = {"keep": self.keep, "threshold": self.threshold, "blocks": named}
+        return [f"{key}{value:g}" for key, value in numbers.items() if value is not None]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The blocks that are given by name."""
         return tuple(name.strip() for name in (self.blocks or "").split(",") if name.strip())
 
-    def plan(self, checkpoint: Checkpoint, ranking: Ranking) -> tuple[str, ...]:
-        """The blocks to remove, where they are given by number or score."""
+    def plan(self, ranking: Ranking) -> tuple[str, ...]:
+        """The blocks to remove."""
         if self.threshold is not None:
             return ranking.up_to(self.threshold)
+        if self.keep is None:
+            return self.names
         removable = len(ranking.names)
-        if self.keep is not None and self.keep > removable:
+        if self.keep > removable:
             raise PlanError(
-                f"cannot keep {self.keep} blocks: {checkpoint.network} has {removable} removable "
-                "ones"
+                f"cannot keep {self.keep} blocks: {ranking.subject} has {removable} removable ones"
             )
-        return ranking.first(removable - self.keep if self.keep is not None else self.drop or 0)
+        return ranking.first(removable - self.keep)
 
 
 @dataclass(frozen=True)
@@ -84,19 +76,21 @@ class Afterwards:
     """After the removal.
 
     Attributes:
+        recalibrate: training images to estimate batch-norm statistics from; 0 keeps them.
         latency: measure latency, too.
-        recalibrate: training images to estimate batch-norm statistics from again; 0 keeps them.
+        latency_batch: images in a timed pass.
     """
 
-    latency: bool = False
     recalibrate: Annotated[int, typer.Option(min=0)] = 2000
+    latency: bool = False
+    latency_batch: Annotated[int, typer.Option(min=1)] = 1
 
 
 def prune(
     source: Source,
     *,
+    goals: Goals,
     choice: Choice,
-    targets: Targets,
     criterion: Criterion,
     call: Writing,
     data: Data,
@@ -105,7 +99,7 @@ def prune(
 ) -> None:
     """Remove blocks and write the smaller network.
 
-    Needs no data. With `--data` it also estimates the statistics of batch norm again on training
+    Needs no data. With `--data` it also estimates the statistics of batch norm from training
     images, and reports accuracy before and after. Blocks of a path that `gatepruner gate` has
     learned are removed with what was learned by then.
 
@@ -120,27 +114,26 @@ def prune(
     from gatepruner.measuring.cost import count
     from gatepruner.report.tables import loading_text
 
-    name = choice.named(targets)
-    if targets.max_loss is not None and not data.data:
-        raise typer.BadParameter("--max-loss is measured on held-out training images: give --data")
+    name = _name(goals, choice, data)
     target = call.target(source.ckpt, name, seed=criterion.seed)
     problems = Problems()
     with problems:
         refuse_existing(target, force=call.force)
         refuse_name(target)
     whole = read(source, data, problems)
-    plan = _plan(whole, choice, targets, criterion, _HeldOut(data, held), call.terminal)
+    sets = _Sets.read(whole, data, held, goals, after, call.terminal)
+    meter = meter_of(whole, data, after.latency_batch, call.terminal)
+    ranking = _ranking(whole, goals, choice, criterion, data, meter, call.terminal)
+    plan = _plan(whole, ranking, goals, choice, sets, data, meter, call.terminal)
     if call.dry_run:
-        return _foretell(call, whole, plan, target, data, after)
-    small, document = _pruned(whole, plan, choice, criterion)
-    if data.data:
-        if after.recalibrate and small.network != whole.network:
-            statistics = Statistics(after.recalibrate)
-            small = recalibrated(small, data, statistics, call.terminal)
-        document |= _accuracies(whole, small, data, call.terminal)
+        return foretell(call, whole, [target], _works(whole, plan, sets), data)
+    small, document = _pruned(whole, plan, choice, ranking, criterion, data, call.terminal)
+    if sets.statistics is not None and small.network != whole.network:
+        small = recalibrated(small, sets.statistics, data, call.terminal)
+    if sets.test is not None:
+        document |= _accuracies(whole, small, sets.test, data, call.terminal)
     if after.latency:
-        batch = targets.latency_batch
-        document["latency"] = latencies(whole, small, batch, data.device, call.terminal)
+        document["latency"] = latencies(meter, small)
     save(small, target, force=call.force)
     call.record(target)
     costs = count(whole.network), count(small.network)
@@ -149,60 +142,135 @@ def prune(
     return call.finish({"input": str(source.ckpt), "output": str(target), **document})
 
 
+def _name(goals: Goals, choice: Choice, data: Data) -> str:
+    """What is asked for, as a part of a file's name; refuses more or less than one thing."""
+    goal = goals.goal
+    given = [*([str(goal)] if goal is not None else []), *choice.given]
+    if len(given) > 1 or not (given or choice.shortcuts):
+        raise typer.BadParameter(
+            f"give one of {GOALS.replace(' and', ',')}, --keep, --threshold and --blocks, or "
+            "--shortcuts"
+        )
+    if goals.max_loss is not None and not data.data:
+        raise typer.BadParameter("--max-loss is measured on held-out training images: give --data")
+    return "-".join([*given, *([f"shortcuts{choice.shortcuts}"] if choice.shortcuts else [])])
+
+
 @dataclass(frozen=True)
-class _HeldOut:
-    """Training images that nothing was learned from."""
+class _Sets:
+    """Images, as far as they are needed.
 
-    data: Data
-    held: HoldOut
+    Attributes:
+        test: to measure accuracy on.
+        statistics: training images to estimate batch-norm statistics from.
+        held_out: training images to choose on.
+    """
 
-    def curve(self, whole: Checkpoint, ranking: Ranking, terminal: Terminal) -> list[Point]:
-        """Accuracy against blocks removed."""
-        images = self.data.training(whole.network.base.input_shape, terminal)
-        held_out = images.held_out(self.held.hold_out, self.held.seed)[1] if images else None
-        if held_out is None:
-            raise DataError(
-                f"--max-loss is measured on held-out training images: {self.data.data} was "
-                "expected to have a train split, and --hold-out to be above 0"
-            )
-        normalization = self.data.normalization(whole, held_out, terminal)
-        return curves(whole, [ranking], held_out, normalization, terminal, self.data)[0]
+    test: Images | None = None
+    statistics: Images | None = None
+    held_out: Images | None = None
+
+    @classmethod
+    def read(
+        cls,
+        whole: Checkpoint,
+        data: Data,
+        held: HoldOut,
+        goals: Goals,
+        after: Afterwards,
+        terminal: Terminal,
+    ) -> _Sets:
+        if not data.data:
+            return cls()
+        shape, choosing = whole.network.base.input_shape, goals.max_loss is not None
+        test = data.images(shape, terminal)
+        data.normalization(whole, test, terminal)
+        train = held_out = None
+        if choosing or after.recalibrate:
+            train = data.training(shape, terminal, None if choosing else after.recalibrate)
+        if train is None and after.recalibrate:
+            terminal.say(f"{data.data} has no training images: batch norm keeps its statistics")
+        if choosing:
+            if train is None or not held.hold_out:
+                raise DataError(
+                    f"--max-loss is measured on held-out training images: {data.data} was "
+                    "expected to have a train split, and --hold-out to be above 0"
+                )
+            train, held_out = train.held_out(held.hold_out, held.seed)
+        statistics = train.spread(after.recalibrate) if train and after.recalibrate else None
+        return cls(test, statistics, held_out)
+
+
+def _ranking(
+    whole: Checkpoint,
+    goals: Goals,
+    choice: Choice,
+    criterion: Criterion,
+    data: Data,
+    meter: Meter,
+    terminal: Terminal,
+) -> Ranking | None:
+    """The order of removal, if blocks are not named; for a cost, by what each block saves."""
+    from gatepruner.pruning.goals import COSTS
+
+    goal = goals.goal
+    if goal is None and choice.keep is None and choice.threshold is None:
+        return None
+    learned = set(whole.path.blocks) if criterion.by == "gate" else set()
+    known = learned.issuperset(whole.network.removable)
+    saved = meter.savings(goal.kind) if goal and goal.kind in COSTS and not known else None
+    return criterion.ranking(whole, data, terminal, saved)
 
 
 def _plan(
     whole: Checkpoint,
+    ranking: Ranking | None,
+    goals: Goals,
     choice: Choice,
-    targets: Targets,
-    criterion: Criterion,
-    held_out: _HeldOut,
+    sets: _Sets,
+    data: Data,
+    meter: Meter,
     terminal: Terminal,
 ) -> tuple[str, ...]:
     """The blocks to remove."""
-    if choice.blocks is not None or (choice.shortcuts and choice.named(targets).count("-") == 0):
+    from gatepruner.pruning.goals import blocks_for
+
+    goal = goals.goal
+    if ranking is None:
         return choice.names
-    device = held_out.data.device
-    ranking = targets.ranking(whole, criterion, device)
-    if not targets.given:
-        return choice.plan(whole, ranking)
+    if goal is None:
+        return choice.plan(ranking)
 
-    def curve() -> list[Point]:
-        return held_out.curve(whole, ranking, terminal)
+    def held_out() -> list[Point]:
+        assert sets.held_out is not None and ranking is not None
+        return curve(whole, ranking, sets.held_out, data, terminal, statistics=sets.statistics)
 
-    return ranking.first(targets.count(whole, ranking, curve, terminal, device))
+    reach = blocks_for(goal, whole.network, ranking, meter, held_out)
+    if goal.kind != "blocks":
+        terminal.say(reached_text(reach))
+    return ranking.first(reach.removed)
 
 
 def _pruned(
-    whole: Checkpoint, plan: Sequence[str], choice: Choice, criterion: Criterion
+    whole: Checkpoint,
+    plan: Sequence[str],
+    choice: Choice,
+    ranking: Ranking | None,
+    criterion: Criterion,
+    data: Data,
+    terminal: Terminal,
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """The network without the blocks of the plan, and what was done to it."""
     from gatepruner.measuring.cost import count
-    from gatepruner.pruning.surgery import fold_gates, follow, remove, remove_shortcuts
+    from gatepruner.pruning import surgery
 
-    small = (follow if criterion.by == "gate" else remove)(whole, plan)
-    loose = criterion.ranking(small).last(choice.shortcuts) if choice.shortcuts else ()
-    small = remove_shortcuts(small, loose) if loose else small
+    small = surgery.prune(whole, ranking, len(plan)) if ranking else surgery.follow(whole, plan)
+    loose: tuple[str, ...] = ()
+    if choice.shortcuts:
+        loose = criterion.ranking(small, data, terminal).last(choice.shortcuts)
+        small = surgery.remove_shortcuts(small, loose)
     folded = len(small.network.edits.gated) if choice.fold else 0
-    small = fold_gates(small) if folded else small
+    small = surgery.fold_gates(small) if folded else small
     edits = small.network.edits
     document: dict[str, Any] = {
         "removed": list(plan),
@@ -218,96 +286,34 @@ def _pruned(
     return small, document
 
 
-def _foretell(
-    call: Writing,
-    whole: Checkpoint,
-    plan: Sequence[str],
-    target: Path,
-    data: Data,
-    after: Afterwards,
-) -> None:
+def _works(whole: Checkpoint, plan: Sequence[str], sets: _Sets) -> list[Work]:
     """What a removal would do."""
     from gatepruner.measuring.cost import count
 
     before, after = count(whole.network), count(whole.network.without(plan))
-    kept = f"{after.params / before.params:.1%} of the parameters"
-    works = [Work(f"remove {len(plan)} of {whole.network.depth} blocks, {kept} kept", 0)]
-    if data.data:
-        images = data.images(whole.network.base.input_shape, call.terminal)
-        works.append(Work(f"estimate statistics from {after.recalibrate:,}", after.recalibrate))
-        works.append(Work(f"measure accuracy on {len(images):,} images", 2 * len(images)))
-    foretell(call, whole, [target], works, data)
+    left = f"{after.params / before.params:.1%} of the parameters would be left"
+    works = [Work(f"remove {len(plan)} of {whole.network.depth} blocks; {left}", 0)]
+    if sets.statistics is not None:
+        images = len(sets.statistics)
+        works.append(Work(f"estimate statistics from {images:,} training images", 2 * images))
+    if sets.test is not None:
+        images = len(sets.test)
+        works.append(Work(f"measure accuracy on {images:,} images", 2 * images))
+    return works
 
 
 def _accuracies(
-    whole: Checkpoint, small: Checkpoint, data: Data, terminal: Terminal
+    whole: Checkpoint, small: Checkpoint, images: Images, data: Data, terminal: Terminal
 ) -> dict[str, Any]:
     """Accuracy before and after, on the same images."""
-    from gatepruner.measuring.accuracy import accuracy
     from gatepruner.report.tables import accuracy_text
 
-    images = data.images(whole.network.base.input_shape, terminal)
-    normalization = data.normalization(whole, images, terminal)
     document: dict[str, Any] = {"images": len(images), "data": images.source}
     for name, checkpoint in (("before", whole), ("after", small)):
-        result = accuracy(
-            checkpoint,
-            images,
-            device=data.device,
-            batch_size=data.batch_size,
-            normalization=normalization,
-            track=terminal.track(f"accuracy {name}"),
-        )
-        document[f"accuracy_{name}"] = result.accuracy
-        terminal.say(f"accuracy {name}: {accuracy_text(result)}")
+        accuracy = measured(checkpoint, images, data, terminal, f"accuracy {name}")
+        document[f"accuracy_{name}"] = accuracy.accuracy
+        terminal.say(f"accuracy {name}: {accuracy_text(accuracy)}")
     return document
-
-
-def curves(
-    checkpoint: Checkpoint,
-    rankings: Sequence[Ranking],
-    images: Images,
-    normalization: Normalization,
-    terminal: Terminal,
-    how: Data,
-    step: int = 1,
-) -> list[list[Point]]:
-    """The removal curve of every ranking, at the same numbers of blocks."""
-    from gatepruner.pruning.curve import sweep
-
-    last = len(rankings[0].names)
-    curves = []
-    for number, ranking in enumerate(rankings):
-        what = ranking.criterion if not number else f"random order {number} of {len(rankings) - 1}"
-        points = sweep(
-            checkpoint,
-            images,
-            ranking,
-            counts=sorted({*range(0, last + 1, step), last}),
-            device=how.device,
-            batch_size=how.batch_size,
-            normalization=normalization,
-            track=terminal.track(f"removing by {what}" if not number else what),
-        )
-        curves.append(list(points))
-    return curves
-
-
-def latencies(
-    whole: Checkpoint, small: Checkpoint, batch: int, device: str, terminal: Terminal
-) -> dict[str, dict[str, Any]]:
-    """Measured times of two networks as plain JSON."""
-    from gatepruner.measuring.device import pick_device
-    from gatepruner.measuring.latency import latency
-
-    measured = latency(
-        {"whole": whole.build(), "pruned": small.build()},
-        whole.network.base.input_shape,
-        batch=batch,
-        device=pick_device(device),
-        track=terminal.track("measuring latency"),
-    )
-    return {name: asdict(one) for name, one in measured.items()}
 
 
 def _show(document: dict[str, Any], costs: tuple[Cost, Cost], terminal: Terminal) -> None:

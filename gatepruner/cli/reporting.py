@@ -11,9 +11,10 @@ import typer
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion
+from gatepruner.cli.measuring import curve as draw
+from gatepruner.cli.measuring import latencies, measured, meter_of
 from gatepruner.cli.options import Data, Source, Writing
 from gatepruner.cli.problems import Problems
-from gatepruner.cli.pruning import curves, latencies
 from gatepruner.cli.signature import Group
 
 NEXT = """
@@ -32,10 +33,13 @@ class Curve:
     Attributes:
         random: random orders to compare with.
         step: blocks from one point to the next.
+        recalibrate: training images to estimate batch-norm statistics from for every point, as
+            prune does; 0 keeps the checkpoint's.
     """
 
     random: Annotated[int, typer.Option(min=0)] = 3
     step: Annotated[int, typer.Option(min=1)] = 1
+    recalibrate: Annotated[int, typer.Option(min=0)] = 2000
 
 
 def sweep(
@@ -48,10 +52,12 @@ def sweep(
 ) -> None:
     """Measure accuracy against blocks removed, and write a report.
 
+    Every point is the network that `prune` would write: batch-norm statistics are estimated
+    again, for the random orders too.
+
     Example: `gatepruner sweep gated.pt --data imagefolder:cifar10 -o report`
     """
     from gatepruner.measuring.device import pick_device
-    from gatepruner.pruning.ranking import rank
     from gatepruner.report.files import Report, refuse_report, write_report
     from gatepruner.report.tables import curve_table
 
@@ -61,23 +67,30 @@ def sweep(
     with problems:
         refuse_report(target, force=call.force)
     checkpoint = read(source, data, problems)
-    seeds = range(criterion.seed, criterion.seed + curve.random)
-    rankings = [criterion.ranking(checkpoint), *(rank(checkpoint, "random", seed=s) for s in seeds)]
     data = replace(data, device=str(pick_device(data.device)))
-    images = data.images(checkpoint.network.base.input_shape, call.terminal)
+    shape = checkpoint.network.base.input_shape
+    images = data.images(shape, call.terminal)
+    chosen = data.normalization(checkpoint, images, call.terminal)
+    train = data.training(shape, call.terminal, curve.recalibrate) if curve.recalibrate else None
     if call.dry_run:
-        networks = len(rankings) * (1 + len(rankings[0].names) // curve.step)
+        counts = len(checkpoint.network.removable) // curve.step + 1
+        networks = counts * (1 + curve.random)
         what = f"measure {networks} networks on {len(images):,} images"
         return foretell(call, checkpoint, [target], [Work(what, networks * len(images) / 2)], data)
-    chosen = data.normalization(checkpoint, images, call.terminal)
-    points, *baseline = curves(
-        checkpoint, rankings, images, chosen, call.terminal, data, curve.step
-    )
+    rankings = [criterion.ranking(checkpoint, data, call.terminal)]
+    for seed in range(criterion.seed, criterion.seed + curve.random):
+        order = Criterion(by="random", seed=seed)
+        rankings.append(order.ranking(checkpoint, data, call.terminal))
+    points, *baseline = [
+        draw(checkpoint, one, images, data, call.terminal, statistics=train, step=curve.step)
+        for one in rankings
+    ]
     configuration = {
         "input": str(source.ckpt),
         "data": images.source,
         "images": len(images),
         "normalize": f"{chosen.source}: mean {chosen.mean}, deviation {chosen.std}",
+        "statistics": f"{len(train)} images of {train.source}" if train else "the checkpoint's",
         "device": data.device,
         "batch_size": data.batch_size,
         "seed": criterion.seed,
@@ -117,10 +130,8 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     from gatepruner.demo import demo_checkpoint, demo_images
     from gatepruner.files.checkpoints import save
     from gatepruner.files.storage import refuse_existing
-    from gatepruner.measuring.accuracy import accuracy
     from gatepruner.measuring.cost import count
     from gatepruner.measuring.device import pick_device
-    from gatepruner.measuring.inputs import normalization_of
     from gatepruner.pruning.ranking import rank
     from gatepruner.pruning.surgery import fold_gates, remove
     from gatepruner.report import tables
@@ -138,19 +149,18 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     terminal.say(f"{whole.network}: the ten lowest gates of its {len(rankings[0].names)} blocks")
     terminal.say(tables.ranking_table(rankings[0], whole.known_gates, 10))
 
-    normalization = normalization_of(whole.notes, images.shape[0])
-    points, *baseline = curves(whole, rankings, images, normalization, terminal, how)
+    points, *baseline = [draw(whole, one, images, how, terminal) for one in rankings]
     terminal.say(f"\naccuracy against blocks removed, {len(images):,} images it was not trained on")
     terminal.say(tables.curve_table(points, baseline))
 
     small = fold_gates(remove(whole, plan))
-    measured = accuracy(small, images, device=device, batch_size=500)
-    times = latencies(whole, small, 1, device, terminal)
+    accuracy = measured(small, images, how, terminal, "evaluating")
+    times = latencies(meter_of(whole, how, 1, terminal), small)
     before, after = ((one.network.depth, count(one.network)) for one in (whole, small))
     terminal.say("\nwithout these ten, the other gates folded into the weights")
     terminal.say(tables.change_table(before, after))
     terminal.say(f"accuracy before: {tables.accuracy_text(points[0].accuracy)}")
-    terminal.say(f"accuracy after:  {tables.accuracy_text(measured)}")
+    terminal.say(f"accuracy after:  {tables.accuracy_text(accuracy)}")
     terminal.say(tables.latency_text(times))
 
     chosen = str(pick_device(device))
@@ -159,4 +169,4 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     write_report(report, output, force=call.force)
     save(small, smaller, force=call.force)
     terminal.say(f"\nwrote {smaller} and the report {output / 'report.md'}\n{NEXT}")
-    call.finish(report.to_json() | {"output": str(smaller), "after": measured.to_json()})
+    call.finish(report.to_json() | {"output": str(smaller), "after": accuracy.to_json()})

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from gatepruner.measuring.cost import Cost
     from gatepruner.networks.network import Block
     from gatepruner.pruning.curve import Point
-    from gatepruner.pruning.goals import Reach
     from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.compression import Step
 
@@ -128,25 +127,6 @@ def latency_text(measured: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"latency, median and quartiles of {one['runs']} interleaved runs, batch size "
         f"{one['batch']}, {one['device']}: {', '.join(parts)}"
-    )
-
-
-def reached_text(reach: Reach, removed: int) -> str:
-    """What a target of cost takes."""
-    limit = reach.target.text(reach.target.limit(reach.whole), reach.whole)
-    return f"target: {limit}, reached by removing {removed} blocks"
-
-
-def loss_text(points: Sequence[Point], removed: int, loss: float) -> str:
-    """What a target of accuracy allows."""
-    whole, worst = points[0].accuracy, points[-1].accuracy
-    chosen = next(point for point in points if point.removed == removed).accuracy
-    return (
-        f"reachable: accuracy on {whole.images:,} held-out training images from "
-        f"{100 * worst.accuracy:.1f} % ({points[-1].removed} blocks removed) to "
-        f"{100 * whole.accuracy:.1f} %\n"
-        f"target: at most {loss:g} points lower, kept by removing {removed} blocks "
-        f"({100 * chosen.accuracy:.1f} %)"
     )
 
 
