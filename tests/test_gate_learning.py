@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from gatepruner.images.images import Images
 from gatepruner.learning.gates import GateRecipe, learn_gates
-from gatepruner.measuring.latency import savings
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.pruning.meter import savings
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 MEAN, STD = 0.5, 0.25
@@ -166,14 +166,14 @@ def test_the_path_is_that_of_the_plain_way(recipe):
     plainly = Plainly(whole, data, recipe)
     for _ in range(recipe.warmup):
         plainly.step()
-    for removal in learned.path.removals:
+    for record, state in zip(learned.path.records, learned.path.removals, strict=True):
         name, score = plainly.remove()
         losses = [plainly.step() for _ in range(recipe.steps)]
-        assert removal.block == name
-        assert removal.score == pytest.approx(score, rel=1e-2)
-        assert removal.loss == pytest.approx(sum(losses) / len(losses), rel=1e-3)
-        for key in removal.weights.keys() & plainly.parameters.keys():
-            found, wanted = removal.weights[key], plainly.parameters[key].detach()
+        assert record["block"] == state.block == name
+        assert record["score"] == pytest.approx(score, rel=1e-2)
+        assert record["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+        for key in state.weights.keys() & plainly.parameters.keys():
+            found, wanted = state.weights[key], plainly.parameters[key].detach()
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4, msg=key)
 
 
@@ -202,7 +202,7 @@ def test_norms_move_at_the_share_of_their_rate_that_is_the_share_of_blocks_gone(
     """Adam's first step is as long as the rate, however steep the loss is."""
     whole, data = gated(name), bright_images(16, (3, 8, 8))
     recipe = replace(STILL, warmup=0, blocks=1, norm_learning_rate=0.06)
-    state = learn(whole, data, recipe).path.removals[0].weights
+    state = learn(whole, data, recipe).path[0].weights
     norms = [key for key in state if key.endswith((".weight", ".bias"))]
     moved = torch.cat([(state[key] - whole.weights[key]).abs() for key in norms])
     assert len(moved) > 100
@@ -217,9 +217,9 @@ def test_logits_are_compared_at_the_temperature_of_the_recipe(temperature):
     learned = learn(whole, data, recipe)
     plainly = Plainly(whole, data, recipe)
     plainly.step()
-    for removal in learned.path.removals:
+    for record in learned.path.records:
         plainly.remove()
-        assert removal.loss == pytest.approx(plainly.step(), rel=1e-3)
+        assert record["loss"] == pytest.approx(plainly.step(), rel=1e-3)
 
 
 def ways_to_mirror(data: Images) -> list[Images]:

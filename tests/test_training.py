@@ -110,12 +110,20 @@ def every_step(monkeypatch, tmp_path):
     return tmp_path / "run.state"
 
 
+@pytest.fixture(scope="module")
+def whole() -> Checkpoint:
+    """What a run ends with that nothing stops."""
+    net = network(DROPOUT)
+    return run(net=net, validation=images_for(net, 8))
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
 @pytest.mark.parametrize("kind", ["interrupted", "killed"])
-def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(every_step, stop, kind):
+def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(
+    whole, every_step, stop, kind
+):
     net = network(DROPOUT)
     held_out = images_for(net, 8)
-    whole = run(net=net, validation=held_out)
 
     class Stopped(BaseException):
         pass
@@ -151,11 +159,11 @@ def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(every_ste
 @pytest.mark.parametrize("at", ["loss", "optimizer"])
 @pytest.mark.parametrize("stop", [1, 2, 4, 6])  # 4 is the last step of an epoch
 def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
-    tmp_path, monkeypatch, at, stop
+    tmp_path, monkeypatch, whole, at, stop
 ):
     """Ctrl-C comes when it comes, not between two steps."""
     net, state = network(DROPOUT), tmp_path / "run.state"
-    whole, calls = run(net=net), []
+    calls = []
 
     def interrupting(function):
         def call(*args, **options):
@@ -681,10 +689,10 @@ def test_a_teacher_alone_is_learned_from_without_a_look_at_labels():
 
 
 def test_without_a_share_a_teacher_changes_nothing():
-    none = replace(TUNE, distillation=0.0)
+    none, alone = replace(TUNE, distillation=0.0), tuned()
     for key, tensor in tuned(none, teacher=begun(9)).weights.items():
-        torch.testing.assert_close(tensor, tuned().weights[key], rtol=1e-5, atol=1e-6)
-    assert same_weights(tuned(replace(TUNE, distillation=0.3)), tuned())  # no teacher, no share
+        torch.testing.assert_close(tensor, alone.weights[key], rtol=1e-5, atol=1e-6)
+    assert same_weights(tuned(replace(TUNE, distillation=0.3)), alone)  # no teacher, no share
 
 
 def test_the_loss_is_shared_between_teacher_and_labels():
@@ -727,11 +735,20 @@ def test_a_teacher_that_does_not_fit_is_refused():
         tuned(images=bright_images(40, (1, 9, 9)))
 
 
+def tuned_further(**options) -> Checkpoint:
+    options = {"normalization": NORMALIZATIONS["cifar10"], **options}
+    return tuned(start=begun(name=DROPOUT), teacher=begun(9, DROPOUT), **options)
+
+
+@pytest.fixture(scope="module")
+def further() -> Checkpoint:
+    """What further training ends with that nothing stops."""
+    return tuned_further()
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 6, 8])
-def test_further_training_is_resumed_to_the_same_weights(tmp_path, stop):
+def test_further_training_is_resumed_to_the_same_weights(tmp_path, further, stop):
     state, step, calls = tmp_path / "it.state", torch.optim.SGD.step, []
-    options = {"start": begun(name=DROPOUT), "teacher": begun(9, DROPOUT), "state": state}
-    options["normalization"] = NORMALIZATIONS["cifar10"]
 
     def stepping(self, *rest):
         calls.append(1)
@@ -742,10 +759,16 @@ def test_further_training_is_resumed_to_the_same_weights(tmp_path, stop):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", stepping)
         with pytest.raises(KeyboardInterrupt):
-            tuned(**options)
+            tuned_further(state=state)
     assert load_state(state)["done"] == stop
-    again = tuned(**options, resume=True)
-    assert same_weights(again, tuned(**{**options, "state": None}))
+    assert same_weights(tuned_further(state=state, resume=True), further)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> tuple[Checkpoint, bytes]:
+    """What a teacher has taught, and the state that was kept of it."""
+    state = tmp_path_factory.mktemp("taught") / "it.state"
+    return tuned(teacher=begun(9), state=state), state.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -758,17 +781,16 @@ def test_further_training_is_resumed_to_the_same_weights(tmp_path, stop):
         ({"start": begun(6), "teacher": None}, "start and teacher"),
     ],
 )
-def test_the_state_of_another_start_is_refused_and_kept(tmp_path, changed, named):
-    state = tmp_path / "it.state"
-    tuned(teacher=begun(9), state=state)
-    content = state.read_bytes()
+def test_the_state_of_another_start_is_refused_and_kept(tmp_path, taught, changed, named):
+    state, (whole, content) = tmp_path / "it.state", taught
+    state.write_bytes(content)
     with pytest.raises(TrainingError, match=f"is of another run, its {named} differ"):
         tuned(**{"teacher": begun(9), "state": state, "resume": True, **changed})
     assert state.read_bytes() == content
-    assert same_weights(tuned(teacher=begun(9), state=state, resume=True), tuned(teacher=begun(9)))
+    assert same_weights(tuned(teacher=begun(9), state=state, resume=True), whole)
 
 
-def test_a_loss_that_is_no_number_leaves_the_state_that_was_kept(tmp_path, every_step):
+def test_a_loss_that_is_no_number_leaves_the_state_that_was_kept(tmp_path, taught, every_step):
     """With the state on the disk after every step, the last one that is there is a good one."""
     distance, calls = training.distance, []
 
@@ -784,4 +806,4 @@ def test_a_loss_that_is_no_number_leaves_the_state_that_was_kept(tmp_path, every
     assert kept["done"] == 5
     assert all(bool(it.isfinite().all()) for it in kept["weights"].values())
     again = tuned(teacher=begun(9), state=every_step, resume=True)
-    assert same_weights(again, tuned(teacher=begun(9)))
+    assert same_weights(again, taught[0])

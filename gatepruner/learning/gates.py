@@ -30,12 +30,12 @@ from gatepruner.learning.moments import GateMoment
 from gatepruner.learning.recipes import GateRecipe
 from gatepruner.learning.running import carry_out
 from gatepruner.measuring.inputs import check_fit, check_size
-from gatepruner.measuring.latency import savings
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import settle_in_place
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
 from gatepruner.networks.path import Path, Removal
+from gatepruner.pruning.meter import savings
 
 Savings = Mapping[str, float] | None
 

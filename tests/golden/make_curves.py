@@ -70,8 +70,7 @@ def gates(**options: Any) -> Curve:
     learned = learn_gates(
         whole("resnet26"), bright_images(50, SHAPE), replace(recipe, **options), device="cpu"
     )
-    records = [{**record, "gone": record["block"]} for record in learned.path.records]
-    return read(records, "gone", "gate", "loss")
+    return read(learned.path.records, "block", "gate", "loss")
 
 
 def gates_of_labels() -> Curve:
