@@ -61,9 +61,7 @@ def recalibrate(
         what = f"estimate statistics from {statistics.images:,} training images"
         work = Work(what, 2 * statistics.images)
         return foretell(call, checkpoint, [target], [work], data)
-    images = data.training(
-        checkpoint.network.base.input_shape, call.terminal, statistics.images
-    )
+    images = data.training(checkpoint.network.base.input_shape, call.terminal, statistics.images)
     assert images is not None  # refused above
     data.normalization(checkpoint, images, call.terminal)
     done = recalibrated(checkpoint, images, data, call.terminal, augment=statistics.augment)

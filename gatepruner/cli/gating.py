@@ -11,7 +11,7 @@ from gatepruner.cli.learning import check, gating_work, read, read_images
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
-from gatepruner.learning.recipes import GateRecipe
+from gatepruner.learning.recipes import CHOICES, GateRecipe
 
 SOME = Data(split="train", limit=10_000)
 
@@ -21,7 +21,7 @@ def gate(
     *,
     call: Resumable,
     data: Annotated[Data, Group(needs=("data",))] = SOME,
-    recipe: GateRecipe,
+    recipe: Annotated[GateRecipe, Group(words=CHOICES)],
     held: HoldOut,
 ) -> None:
     """Add gates to a trained network and learn the order in which its blocks can be removed.
@@ -56,6 +56,7 @@ def gate(
             state=kept.state,
             resume=kept.resume,
             watch=watch,
+            on_stop=call.terminal.stopping,
         )
     save(gated, target, force=call.force)
     kept.state.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from gatepruner.cli.options import Resumable
 from gatepruner.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from gatepruner.learning.training import Moment
+    from gatepruner.learning.moments import Moment
 
 
 @dataclass(frozen=True)

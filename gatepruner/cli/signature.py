@@ -11,13 +11,15 @@ import copy
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo, OptionInfo
+
+from gatepruner.cli.problems import Problems
 
 EVERYTHING = object()  # marks the field that holds the values of all options of the call
 
@@ -30,11 +32,13 @@ class Group:
         needs: fields that must be given here, though they have a default.
         leave_out: fields that are no options here and keep their defaults.
         only: the only fields that are options here, with the names of these options.
+        words: the words that fields of text may be.
     """
 
     needs: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
     only: Mapping[str, str] | None = None
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class _Taken:
 
     kind: type[Any]
     default: Any
-    options: dict[str, str] = field(default_factory=dict)  # the option of each field
-    everything: tuple[str, ...] = ()
+    group: Group
+    options: dict[str, str]  # the option of each field
+    everything: tuple[str, ...]
 
     def made(self, values: Mapping[str, Any]) -> Any:
         """The dataclass with the values of its options."""
@@ -63,20 +68,28 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     for parameter in sorted(given, key=lambda one: one.kind is not inspect.Parameter.KEYWORD_ONLY):
         kind, group = _split(hints[parameter.name], Group)
         default = None if parameter.default is parameter.empty else parameter.default
-        one = _take(kind, default, group or Group())
-        taken[parameter.name] = one
+        taken[parameter.name] = one = _take(kind, default, group or Group())
         for name, option in one.options.items():
-            needed = name in (group or Group()).needs
-            parameters.setdefault(option, _parameter(one, name, option, needed=needed))
+            parameters.setdefault(option, _parameter(one, name, option))
 
     @functools.wraps(command)
     def call(**values: Any) -> None:
         plain = {key: one.value if isinstance(one, Enum) else one for key, one in values.items()}
-        command(**{name: one.made(plain) for name, one in taken.items()})
+        command(**_made(taken, plain))
 
     call.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
     call.__annotations__ = {name: it.annotation for name, it in parameters.items()}
     return call
+
+
+def _made(taken: Mapping[str, _Taken], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The dataclasses that a command takes; all that is wrong with them is told at once."""
+    problems, made = Problems(), {}
+    for name, one in taken.items():
+        with problems:
+            made[name] = one.made(values)
+    problems.refuse()
+    return made
 
 
 def _take(kind: type[Any], default: Any, group: Group) -> _Taken:
@@ -84,22 +97,23 @@ def _take(kind: type[Any], default: Any, group: Group) -> _Taken:
     names = [one.name for one in fields(kind)]
     everything = tuple(name for name in names if EVERYTHING in get_args(hints[name]))
     options = {name: name for name in names if name not in (*everything, *group.leave_out)}
-    return _Taken(kind, default, dict(group.only) if group.only else options, everything)
+    return _Taken(kind, default, group, dict(group.only or options), everything)
 
 
-def _parameter(taken: _Taken, name: str, option: str, *, needed: bool) -> inspect.Parameter:
+def _parameter(taken: _Taken, name: str, option: str) -> inspect.Parameter:
     hint, given = _split(get_type_hints(taken.kind, include_extras=True)[name], OptionInfo)
     hint, argument = _split(hint, ArgumentInfo)
     info = copy.copy(given or argument or typer.Option())
     info.help = info.help or attributes(taken.kind).get(name, "")
     if isinstance(info, OptionInfo):
         info.rich_help_panel = info.rich_help_panel or title(taken.kind)
+    needed = name in taken.group.needs
     one = next(each for each in fields(taken.kind) if each.name == name)
     return inspect.Parameter(
         option,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if needed else _default(one, taken.default),
-        annotation=Annotated[_choices(hint, name), info],
+        annotation=Annotated[_choices(hint, name, taken.group.words.get(name, ())), info],
     )
 
 
@@ -121,14 +135,13 @@ def _split(hint: Any, kind: type[Any]) -> tuple[Any, Any]:
     return inner, found
 
 
-def _choices(hint: Any, name: str) -> Any:
+def _choices(hint: Any, name: str, words: Sequence[str]) -> Any:
     """The type as typer knows it since 0.15: a set of words is an enumeration."""
-    if get_origin(hint) is Literal:
-        return Enum(name, {word: word for word in get_args(hint)}, type=str)
-    optional = [it for it in get_args(hint) if it is not type(None)]
+    optional = [one for one in get_args(hint) if one is not type(None)]
     if len(optional) == 1 and len(get_args(hint)) == 2:
-        return Optional[_choices(optional[0], name)]  # noqa: UP045 - for a type that is a value
-    return hint
+        return Optional[_choices(optional[0], name, words)]  # noqa: UP045 - a type as a value
+    words = get_args(hint) if get_origin(hint) is Literal else words
+    return Enum(name, {word: word for word in words}, type=str) if words else hint
 
 
 def title(kind: type[Any]) -> str:

@@ -14,7 +14,7 @@ from gatepruner.cli.learning import check, check_device, finish, read, read_imag
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source, shape_of
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
-from gatepruner.learning.recipes import FINE_TUNING, Recipe
+from gatepruner.learning.recipes import CHOICES, FINE_TUNING, Recipe
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def finetune(
     call: Resumable,
     data: Annotated[Data, Group(needs=("data",))] = ALL,
     teacher: Teacher,
-    recipe: Annotated[Recipe, Group(leave_out=("initial_gate",))] = FINE_TUNING,
+    recipe: Annotated[Recipe, Group(leave_out=("initial_gate",), words=CHOICES)] = FINE_TUNING,
     held: HoldOut = NONE,
 ) -> None:
     """Train all weights of a pruned network further, with the whole one as its teacher.
@@ -81,6 +81,7 @@ def finetune(
             state=kept.state,
             resume=kept.resume,
             watch=recording(kept.history, watch, anew=not kept.resume),
+            on_stop=call.terminal.stopping,
         )
     return finish(tuned, target, kept, call, {"input": str(source.ckpt)})
 
@@ -129,7 +130,7 @@ def train(
     *,
     call: Annotated[Resumable, Group(needs=("output",))],
     data: Annotated[Data, Group(needs=("data",))] = ALL,
-    recipe: Annotated[Recipe, Group(leave_out=("distillation", "temperature"))],
+    recipe: Annotated[Recipe, Group(leave_out=("distillation", "temperature"), words=CHOICES)],
     held: HoldOut = NONE,
 ) -> None:
     """Train a network, gates and weights together, from fresh weights.
@@ -171,5 +172,6 @@ def train(
             state=kept.state,
             resume=kept.resume,
             watch=recording(kept.history, watch, anew=not kept.resume),
+            on_stop=call.terminal.stopping,
         )
     return finish(trained, target, kept, call, {"name": str(network)})

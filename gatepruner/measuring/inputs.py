@@ -59,6 +59,6 @@ def check_batch(data: Images, batch_size: int) -> None:
     """Raise a `TrainingError` if the images do not fill one batch to learn from."""
     if len(data) < batch_size:
         raise TrainingError(
-            f"{data.source} has {len(data)} images, fewer than a batch of {batch_size}",
+            f"{data.source} has {len(data)} images, fewer than one batch of {batch_size}",
             batch_size=len(data),
         )

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from gatepruner.learning.gates import GateMoment
-    from gatepruner.learning.training import Moment
+    from gatepruner.learning.moments import GateMoment, Moment
 
 EVERY = 15.0  # seconds between two lines of progress where there is no terminal
 
@@ -32,6 +31,11 @@ class Terminal:
     def say(self, what: str) -> None:
         """Print to stdout; nothing is cut or wrapped."""
         self.out.print(what, markup=False)
+
+    def stopping(self) -> None:
+        """Say that a signal has come: a run stops after the step under way."""
+        if not self.err.quiet:
+            self.err.print("stopping after this step")
 
     def track(self, description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
         """A wrapper for an iterable that shows how far it is."""
