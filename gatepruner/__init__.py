@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from gatepruner.files.export import to_torchvision as to_torchvision
     from gatepruner.images.images import Images as Images
     from gatepruner.images.readers import load_images as load_images
-    from gatepruner.learning.gates import GateRecipe as GateRecipe
     from gatepruner.learning.gates import add_gates as add_gates
     from gatepruner.learning.gates import learn_gates as learn_gates
-    from gatepruner.learning.training import FINE_TUNING as FINE_TUNING
-    from gatepruner.learning.training import Recipe as Recipe
+    from gatepruner.learning.recipes import FINE_TUNING as FINE_TUNING
+    from gatepruner.learning.recipes import GateRecipe as GateRecipe
+    from gatepruner.learning.recipes import Recipe as Recipe
     from gatepruner.learning.training import finetune as finetune
     from gatepruner.learning.training import train as train
     from gatepruner.measuring.accuracy import Accuracy as Accuracy
@@ -80,11 +80,11 @@ _HOME = {
     "to_torchvision": "files.export",
     "Images": "images.images",
     "load_images": "images.readers",
-    "GateRecipe": "learning.gates",
+    "GateRecipe": "learning.recipes",
     "add_gates": "learning.gates",
     "learn_gates": "learning.gates",
-    "FINE_TUNING": "learning.training",
-    "Recipe": "learning.training",
+    "FINE_TUNING": "learning.recipes",
+    "Recipe": "learning.recipes",
     "finetune": "learning.training",
     "train": "learning.training",
     "Accuracy": "measuring.accuracy",
