@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gatepruner.compression.compress import compress as compress
+    from gatepruner.compression.recipe import CompressionRecipe as CompressionRecipe
+    from gatepruner.compression.record import Compressed as Compressed
+    from gatepruner.compression.record import StepRecord as StepRecord
     from gatepruner.errors import GatePrunerError as GatePrunerError
     from gatepruner.files.checkpoints import load as load
     from gatepruner.files.checkpoints import save as save
@@ -66,6 +70,10 @@ if TYPE_CHECKING:
 # Where each public name lives; imported when it is first asked for, so that `import gatepruner`
 # and `gatepruner --help` do not wait for torch.
 _HOME = {
+    "compress": "compression.compress",
+    "CompressionRecipe": "compression.recipe",
+    "Compressed": "compression.record",
+    "StepRecord": "compression.record",
     "GatePrunerError": "errors",
     "load": "files.checkpoints",
     "save": "files.checkpoints",
