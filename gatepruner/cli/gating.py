@@ -46,7 +46,7 @@ def gate(
     problems.refuse()
     if call.dry_run:
         return foretell(call, whole, [target], [gating_work(whole, images, recipe)], data)
-    with stopping(kept.state), call.terminal.gating() as watch:
+    with stopping(kept.state), call.terminal.watching() as watch:
         gated = learn_gates(
             whole,
             images,

@@ -73,7 +73,8 @@ class Data:
         data: images, as mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR or imagefolder:DIR.
         split: which of them: train, val or test; by default test, or val where there is no test.
         limit: at most this many images, spread evenly over the set.
-        normalize: normalisation: mnist, cifar10, imagenet, … or MEAN,…/STD,…; by default the checkpoint's own.
+        normalize: normalisation, as mnist, cifar10, imagenet, … or MEAN,…/STD,…; by default the
+            checkpoint's own.
         resize: scale the shorter side to this and crop the centre.
         device: where to compute: auto, cpu, cuda, cuda:N or mps.
         batch_size: images in one pass.

@@ -242,7 +242,8 @@ def _plan(
         return choice.plan(ranking)
 
     def held_out() -> list[Point]:
-        assert sets.held_out is not None and ranking is not None
+        assert sets.held_out is not None
+        assert ranking is not None
         return curve(whole, ranking, sets.held_out, data, terminal, statistics=sets.statistics)
 
     reach = blocks_for(goal, whole.network, ranking, meter, held_out)

@@ -69,7 +69,7 @@ def finetune(
     if call.dry_run:
         work = training_work(images, recipe, "fine-tune", taught=known is not None)
         return foretell(call, whole, [target, kept.history], [work], data)
-    with stopping(kept.state), call.terminal.training() as watch:
+    with stopping(kept.state), call.terminal.watching() as watch:
         tuned = tune(
             whole,
             images,
@@ -161,7 +161,7 @@ def train(
         work = training_work(images, recipe, f"train {network}", taught=False)
         return foretell(call, start, [target, kept.history], [work], data)
     call.terminal.say(f"{network}: {len(images):,} images of {images.source}")
-    with stopping(kept.state), call.terminal.training() as watch:
+    with stopping(kept.state), call.terminal.watching() as watch:
         trained = training.train(
             network,
             images,

@@ -14,12 +14,12 @@ from gatepruner.compression.folder import Folder
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.compression.steps import STEPS, Request
-from gatepruner.errors import DataError, GatePrunerError, PlanError, TrainingError
+from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.device import description, pick_device
-from gatepruner.measuring.inputs import check_fit, normalization_of
+from gatepruner.measuring.inputs import check_batch, check_fit, normalization_of
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
@@ -174,13 +174,8 @@ def _refuse(
 
 
 def _check_batch(train: Images, recipe: CompressionRecipe) -> None:
-    learning = [recipe.gating, *([recipe.tuning] if recipe.tuning else [])]
-    size = max(one.batch_size for one in learning)
-    if len(train) < size:
-        raise TrainingError(
-            f"{train.source} has {len(train)} images to learn from: a batch of {size} was "
-            "expected to fit; give more images or a smaller batch size"
-        )
+    sizes = [recipe.gating.batch_size, *([recipe.tuning.batch_size] if recipe.tuning else [])]
+    check_batch(train, max(sizes))
 
 
 def _check_held_out(goal: Goal, held_out: Images | None) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gatepruner.compression.record import StepRecord
     from gatepruner.measuring.accuracy import Accuracy
     from gatepruner.measuring.cost import Cost
     from gatepruner.networks.network import Block
     from gatepruner.pruning.curve import Point
     from gatepruner.pruning.ranking import Ranking
-    from gatepruner.report.compression import Step
 
 LEFT = frozenset({"block", "stage", "shortcut", "branch", "step", "what"})  # columns of words
 
@@ -130,7 +130,7 @@ def latency_text(measured: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def step_text(step: Step) -> str:
+def step_text(step: StepRecord) -> str:
     """What a step of a compression has left, in one line."""
     return (
         f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, accuracy "
@@ -139,7 +139,7 @@ def step_text(step: Step) -> str:
     )
 
 
-def steps_table(steps: Sequence[Step]) -> str:
+def steps_table(steps: Sequence[StepRecord]) -> str:
     """Every step of a compression."""
     return table(
         ("step", "blocks", "accuracy", "MACs", "parameters", "latency", "time"),

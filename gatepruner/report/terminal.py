@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
-if TYPE_CHECKING:
-    from gatepruner.learning.moments import GateMoment, Moment
+from gatepruner.learning.moments import GateMoment, Moment
 
 EVERY = 15.0  # seconds between two lines of progress where there is no terminal
 
@@ -27,9 +27,11 @@ class Terminal:
     def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
         self.out = Console(highlight=False, soft_wrap=True, emoji=False, quiet=silent)
         self.err = Console(stderr=True, highlight=False, emoji=False, quiet=quiet, soft_wrap=True)
+        self.progress: _Bar | _Lines | None = None
 
     def say(self, what: str) -> None:
         """Print to stdout; nothing is cut or wrapped."""
+        self.rest()
         self.out.print(what, markup=False)
 
     def stopping(self) -> None:
@@ -42,62 +44,63 @@ class Terminal:
 
         def wrapped(items: Iterable[Any]) -> Iterator[Any]:
             total = len(items) if isinstance(items, Sized) else None
-            with self.progress(description) as show:
+            try:
                 for done, item in enumerate(items):
-                    show(done, total, description)
+                    self.show(done, total, description)
                     yield item
-                show(total or 0, total, description)
+            finally:
+                self.rest()
 
         return wrapped
 
+    def show(self, done: int, total: int | None, text: str) -> None:
+        """Show how many of how many steps are done: a bar on a terminal, else now and then."""
+        if self.progress is None:
+            self.progress = _Bar(self.err) if self.err.is_terminal else _Lines(self.err)
+        self.progress.show(done, total, text)
+
+    def rest(self) -> None:
+        """Take away what is shown of progress."""
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = None
+
     @contextmanager
-    def progress(self, description: str) -> Iterator[Callable[[int, int | None, str], None]]:
-        """A function that shows how many of how many steps are done."""
-        if not self.err.is_terminal:
-            yield _Lines(self.err)
-            return
-        columns = (
-            TextColumn("{task.description}"),
+    def watching(self) -> Iterator[Callable[[GateMoment | Moment], None]]:
+        """A watcher for runs; without a terminal it also has a line for every epoch or removal."""
+        try:
+            yield self._watch
+        finally:
+            self.rest()
+
+    def _watch(self, moment: GateMoment | Moment) -> None:
+        text, done = moment_text(moment), completed_text(moment)
+        self.show(moment.step, moment.steps, text)
+        if done and not self.err.is_terminal:
+            self.err.print(done, markup=False)
+
+
+class _Bar:
+    """Progress on a terminal: a bar with the total and the time that is left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=console.quiet,
         )
-        with Progress(
-            *columns, console=self.err, transient=True, disable=self.err.quiet
-        ) as progress:
-            task = progress.add_task(description, total=None)
+        self.progress.start()
+        self.task = self.progress.add_task("", total=None)
 
-            def show(done: int, total: int | None, text: str) -> None:
-                progress.update(task, completed=done, total=total, description=text)
+    def show(self, done: int, total: int | None, text: str) -> None:
+        self.progress.update(self.task, completed=done, total=total, description=text)
 
-            yield show
-
-    @contextmanager
-    def training(self) -> Iterator[Callable[[Moment], None]]:
-        """A watcher for a training run: a bar on a terminal, else a line for every epoch too."""
-        with self.progress("training") as show:
-
-            def watch(moment: Moment) -> None:
-                text = moment_text(moment)
-                show(moment.step, moment.steps, text)
-                if moment.ends_epoch and not self.err.is_terminal:
-                    self.err.print(text)
-
-            yield watch
-
-    @contextmanager
-    def gating(self) -> Iterator[Callable[[GateMoment], None]]:
-        """A watcher for the learning of gates: a bar, else a line for every removed block too."""
-        with self.progress("learning gates") as show:
-
-            def watch(moment: GateMoment) -> None:
-                text = f"learning gates, {moment.gone} blocks removed  loss {moment.loss:.4f}"
-                show(moment.step, moment.steps, text)
-                if moment.block is not None and not self.err.is_terminal:
-                    number = f"{moment.gone} of {moment.blocks}"
-                    self.err.print(f"{number}: {moment.block}, loss {moment.loss:.4f}")
-
-            yield watch
+    def close(self) -> None:
+        self.progress.stop()
 
 
 class _Lines:
@@ -108,7 +111,7 @@ class _Lines:
         self.began = self.told = time.monotonic()
         self.first: int | None = None  # steps done at first: those of a resumed run take no time
 
-    def __call__(self, done: int, total: int | None, text: str) -> None:
+    def show(self, done: int, total: int | None, text: str) -> None:
         now = time.monotonic()
         self.first = done if self.first is None else self.first
         if now - self.told < EVERY:
@@ -119,6 +122,9 @@ class _Lines:
             left = f" of {total:,}, {duration((now - self.began) / made * (total - done))} left"
         self.console.print(f"{text}: {done:,}{left}", markup=False)
 
+    def close(self) -> None:
+        pass
+
 
 def duration(seconds: float) -> str:
     """`40 s`, `12 min`, `3.5 h`."""
@@ -127,11 +133,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def moment_text(moment: Moment) -> str:
-    """Loss, accuracy and mean gate of the epoch so far."""
+def moment_text(moment: GateMoment | Moment) -> str:
+    """Where a run is: loss, and accuracy and mean gate of the epoch so far or blocks removed."""
+    if isinstance(moment, GateMoment):
+        return f"learning gates, {moment.gone} blocks removed  loss {moment.loss:.4f}"
     gate = "" if moment.gate is None else f"  mean gate {moment.gate:.3f}"
     held = "" if moment.validation is None else f"  held out {100 * moment.validation:.2f} %"
     return (
         f"epoch {moment.epoch}  loss {moment.loss:.4f}  "
         f"accuracy {100 * moment.accuracy:.2f} %{gate}{held}"
     )
+
+
+def completed_text(moment: GateMoment | Moment) -> str:
+    """The epoch or the removal that has just been completed, if one has."""
+    if isinstance(moment, Moment):
+        return moment_text(moment) if moment.ends_epoch else ""
+    if moment.block is None:
+        return ""
+    return f"{moment.gone} of {moment.blocks}: {moment.block}, loss {moment.loss:.4f}"

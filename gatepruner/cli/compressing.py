@@ -1,0 +1,212 @@
+"""`compress`: from a trained network and a goal to a smaller network, in one command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gatepruner.cli.changing import write_export
+from gatepruner.cli.foretelling import Work, foretell
+from gatepruner.cli.goals import GOALS, Goals, reached_text
+from gatepruner.cli.keeping import stopping
+from gatepruner.cli.learning import check, gating_work, read, training_work
+from gatepruner.cli.options import Data, HoldOut, Resumable, Source
+from gatepruner.cli.problems import Problems
+from gatepruner.cli.signature import Group
+from gatepruner.compression.recipe import CompressionRecipe
+from gatepruner.errors import DataError
+from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
+
+if TYPE_CHECKING:
+    from gatepruner.images.images import Images
+    from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.pruning.goals import Goal
+    from gatepruner.report.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps.
+
+    Attributes:
+        gate_images: training images to learn gates from.
+        recalibrate: training images to estimate batch-norm statistics from; 0 leaves this out.
+        epochs: epochs of fine-tuning; 0 leaves this out.
+        export: also write this file, .safetensors or .pth for stock torchvision.
+    """
+
+    gate_images: Annotated[int, typer.Option(min=2)] = CompressionRecipe.gate_images
+    recalibrate: Annotated[int, typer.Option(min=0)] = CompressionRecipe.recalibrate
+    epochs: Annotated[int, typer.Option(min=0)] = FINE_TUNING.epochs
+    export: Path | None = None
+
+    @property
+    def stock(self) -> bool:
+        """Whether stock torchvision is to load the result."""
+        return self.export is not None and self.export.suffix != ".safetensors"
+
+    def recipe(self, gating: GateRecipe, tuning: Recipe) -> CompressionRecipe:
+        """How to compress."""
+        gating = replace(gating, identity_only=self.stock)
+        tuned = replace(tuning, epochs=self.epochs) if self.epochs else None
+        return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate)
+
+
+GATING = {
+    "warmup": "gate_warmup",
+    "steps": "gate_steps",
+    "learning_rate": "gate_learning_rate",
+    "norm_learning_rate": "norm_learning_rate",
+    "latency_batch": "latency_batch",
+    "batch_size": "batch_size",
+    "seed": "seed",
+}
+TUNING = {name: name for name in ("learning_rate", "batch_size", "seed")}
+
+
+def compress(
+    source: Source,
+    *,
+    goals: Goals,
+    call: Annotated[Resumable, Group(needs=("output",))],
+    data: Annotated[Data, Group(needs=("data",))],
+    steps: Steps,
+    gating: Annotated[GateRecipe, Group(only=GATING)],
+    tuning: Annotated[Recipe, Group(only=TUNING)] = FINE_TUNING,
+    held: HoldOut,
+) -> None:
+    """Gate, remove, fold, recalibrate, fine-tune, evaluate, export and report, in one go.
+
+    The folder OUTPUT-compress beside the output keeps the network of every step, and the report.
+    Interrupted or killed, it continues with `--resume`.
+
+    Example: `gatepruner compress resnet56.th --data imagefolder:cifar10 --target-latency 50%
+    -o small.pt`
+    """
+    from gatepruner.compression.compress import compress as compressed
+    from gatepruner.files.checkpoints import save
+    from gatepruner.report.compression import write_compression
+    from gatepruner.report.tables import loading_text, steps_table
+
+    goal = goals.goal
+    if goal is None:
+        raise typer.BadParameter(f"give one of {GOALS}")
+    if goal.kind == "loss" and not held.hold_out:
+        raise typer.BadParameter("--max-loss is measured on held-out images: --hold-out above 0")
+    output = call.target(source.ckpt, "")
+    outputs = [output, *([steps.export] if steps.export else [])]
+    folder = output.with_name(f"{output.stem}-compress")
+    problems = Problems()
+    _refuse_outputs(outputs, folder, call, problems)
+    whole = read(source, data, problems)
+    train, held_out, test = _images(whole, data, held, steps, gating, call.terminal, problems)
+    recipe = steps.recipe(gating, tuning)
+    if call.dry_run:
+        works = _works(whole, train, test, goal, recipe)
+        return foretell(call, whole, [output, folder, *outputs[1:]], works, data)
+    with stopping(folder / "steps.json"), call.terminal.watching() as watch:
+        result = compressed(
+            whole,
+            train,
+            goal,
+            recipe,
+            test=test,
+            held_out=held_out,
+            normalization=data.normalization(whole, test, call.terminal),
+            device=data.device,
+            folder=folder,
+            resume=call.resume,
+            force=call.force,
+            watch=_watch(watch, call.terminal),
+            track=call.terminal.track,
+            on_stop=call.terminal.stopping,
+        )
+    save(result.checkpoint, output, force=True)
+    if steps.export is not None:
+        to = "torchvision" if steps.stock else "safetensors"
+        write_export(result.checkpoint, steps.export, to, replace(call, force=True))
+        call.terminal.say(f"wrote {steps.export}")
+    report = write_compression(result, folder)
+    call.record(output)
+    call.terminal.say(steps_table(result.steps))
+    call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output))}")
+    done = {"output": str(output), "removed": list(result.removed)}
+    records = [asdict(record) for record in result.steps]
+    return call.finish({**done, "steps": records, "configuration": dict(result.configuration)})
+
+
+def _refuse_outputs(outputs: list[Path], folder: Path, call: Resumable, problems: Problems) -> None:
+    """Collect what cannot be written."""
+    from gatepruner.files.storage import refuse_existing, refuse_name
+
+    for file in outputs:
+        with problems:
+            refuse_name(file)
+            refuse_existing(file, force=call.force or call.resume)
+    with problems:
+        if folder.is_file():
+            refuse_existing(folder, force=False)
+
+
+def _images(
+    whole: Checkpoint,
+    data: Data,
+    held: HoldOut,
+    steps: Steps,
+    gating: GateRecipe,
+    terminal: Terminal,
+    problems: Problems,
+) -> tuple[Images, Images | None, Images]:
+    """Images to learn from, those held out, and those that accuracy is measured on."""
+    from gatepruner.files.export import to_torchvision
+
+    shape = whole.network.base.input_shape
+    with problems:
+        if steps.stock:
+            to_torchvision(whole)  # refuses a network that torchvision does not have
+    with problems:
+        train = data.training(shape, terminal)
+        if train is None:
+            raise DataError(f"{data.data} has no train split: compress learns from training images")
+        test = data.images(shape, terminal)
+    problems.refuse()
+    assert train is not None
+    held_out = None
+    with problems:
+        train, held_out = train.held_out(held.hold_out, held.seed)
+    check(whole.network, train, gating.batch_size, problems)
+    problems.refuse()
+    return train, held_out, test
+
+
+def _works(
+    whole: Checkpoint, train: Images, test: Images, goal: Goal, recipe: CompressionRecipe
+) -> list[Work]:
+    """What a compression would do; for a cost, as if all blocks were on the path."""
+    blocks = int(goal.amount) if goal.kind == "blocks" else None
+    learned = train.spread(recipe.gate_images)
+    works = [gating_work(whole, learned, replace(recipe.gating, blocks=blocks))]
+    if recipe.tuning is not None:
+        works.append(training_work(train, recipe.tuning, "fine-tune", taught=True))
+    return [*works, Work(f"measure accuracy on {len(test):,} images", 6 * len(test))]
+
+
+def _watch(show: Callable[[Any], None], terminal: Terminal) -> Callable[[Any], None]:
+    """Says what each step has left and what the goal takes, and shows where long steps are."""
+    from gatepruner.compression.record import StepRecord
+    from gatepruner.pruning.goals import Reach
+    from gatepruner.report.tables import step_text
+
+    def watch(event: Any) -> None:
+        if isinstance(event, StepRecord):
+            terminal.say(step_text(event))
+        elif isinstance(event, Reach):
+            terminal.say(reached_text(event))
+        else:
+            show(event)
+
+    return watch
