@@ -174,8 +174,7 @@ def _refuse(
 
 
 def _check_batch(train: Images, recipe: CompressionRecipe) -> None:
-    learning = [recipe.gating, *([recipe.tuning] if recipe.tuning else [])]
-    size = max(one.batch_size for one in learning)
+    size = max(recipe.gating.batch_size, recipe.tuning.batch_size if recipe.tuning else 0)
     if len(train) < size:
         raise TrainingError(
             f"{train.source} has {len(train)} images to learn from: a batch of {size} was "
