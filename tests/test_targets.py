@@ -11,7 +11,6 @@ from conftest import draw, removable
 from gatepruner.errors import PlanError
 from gatepruner.measuring.accuracy import Accuracy
 from gatepruner.measuring.cost import Cost, count
-from gatepruner.measuring.latency import savings
 from gatepruner.networks.network import Network
 from gatepruner.pruning.curve import Point
 from gatepruner.pruning.goals import (
@@ -23,6 +22,7 @@ from gatepruner.pruning.goals import (
     most_within,
     reach,
 )
+from gatepruner.pruning.meter import savings
 from gatepruner.pruning.ranking import Ranking, rank
 
 GOOD = [

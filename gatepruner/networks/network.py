@@ -184,6 +184,16 @@ class Network:
         return tuple(found)
 
     @property
+    def removable(self) -> tuple[str, ...]:
+        """Names of the blocks that have both their branch and their shortcut."""
+        return tuple(block.name for block in self.blocks if block.removable)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks that have their branch."""
+        return sum(block.branch for block in self.blocks)
+
+    @property
     def num_classes(self) -> int:
         """Number of logits for one image."""
         module = self.build_blank().to("meta")
@@ -242,9 +252,28 @@ class Network:
             raise PlanError(f"unknown gate {gate!r}: expected {' or '.join(GATES)}")
         if self.edits.gate and self.edits.gate != gate and self.edits.gated:
             raise PlanError(f"{self} has {self.edits.gate} gates already")
-        names = {block.name for block in self.blocks if block.removable}
-        gated = self.in_order({*self.edits.gated, *names})
+        gated = self.in_order({*self.edits.gated, *self.removable})
         return replace(self, edits=replace(self.edits, gate=gate, gated=gated))
+
+    def without_gates(self) -> Network:
+        """The network after its gates are folded into the last affine layer of each branch.
+
+        Where a branch does not end in one, and for the shortcut of a plain gate, a constant
+        factor stays.
+        """
+        edits, targets = self.edits, self.fold_targets()
+        branches = {name for name in edits.gated if not targets[name]}
+        plain = set(edits.gated if edits.gate == "plain" else ())
+        folded = replace(
+            edits,
+            gate="",
+            gated=(),
+            scaled_branches=self.in_order(branches | {*edits.scaled_branches}),
+            scaled_shortcuts=self.in_order(
+                (plain - {*edits.shortcuts_removed}) | {*edits.scaled_shortcuts}
+            ),
+        )
+        return replace(self, edits=folded)
 
     def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
         """Block names in the order of depth."""

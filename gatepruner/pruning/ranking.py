@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,11 +25,13 @@ class Ranking:
         criterion: a name in `CRITERIA`, with `"reversed "` before it if the order is reversed.
         scores: `(block name, score)` pairs, in the order in which the blocks go.
         subject: what the blocks belong to, for messages.
+        learned: whether its plans take what was learned along the checkpoint's path.
     """
 
     criterion: str
     scores: tuple[tuple[str, float], ...]
     subject: str = ""
+    learned: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class Ranking:
     def among(self, names: Collection[str]) -> Ranking:
         """The same without other blocks."""
         kept = tuple(pair for pair in self.scores if pair[0] in names)
-        return Ranking(self.criterion, kept, self.subject)
+        return replace(self, scores=kept)
 
     def up_to(self, threshold: float) -> tuple[str, ...]:
         """The plan that removes every block with a score of at most `threshold`.
@@ -89,8 +91,8 @@ def rank(
 ) -> Ranking:
     """Rank the removable blocks, least important first; ties in the order of depth.
 
-    By gate, the blocks of a checkpoint's path, whose gates have closed while they were learned,
-    come first in the order in which they went.
+    By gate, the blocks of a learned path come first, in its order and with the scores that
+    decided it.
 
     Args:
         checkpoint: a network with its weights.
@@ -115,9 +117,9 @@ def rank(
     """
     if by not in CRITERIA:
         raise PlanError(f"unknown criterion {by!r}: expected {', '.join(CRITERIA)}")
-    criterion, path = CRITERIA[by], _path(checkpoint, by)
-    there = [block.name for block in checkpoint.network.blocks if block.removable]
-    names = [name for name in there if name not in dict(path)]
+    criterion = CRITERIA[by]
+    path = checkpoint.path.scores if criterion.needs == "gates" else {}
+    names = [name for name in checkpoint.network.removable if name not in path]
     _check_needs(checkpoint, by, names, images)
     evidence = Evidence(images, normalization, device, batch_size, seed, track)
     scores = _scored(checkpoint, by, names, evidence)
@@ -125,12 +127,8 @@ def rank(
         scores = [(name, score / max(saved[name], 1e-12)) for name, score in scores]
     if not criterion.ordered:
         scores = sorted(scores, key=lambda pair: pair[1])
-    return Ranking(by, (*path, *scores), str(checkpoint.network))
-
-
-def _path(checkpoint: Checkpoint, by: str) -> tuple[tuple[str, float], ...]:
-    """The blocks that a learned path puts first, with their scores."""
-    return tuple((state.gone, 0.0) for state in checkpoint.path if by == "gate")
+    pairs = (*path.items(), *scores)
+    return Ranking(by, pairs, str(checkpoint.network), learned=bool(path))
 
 
 def _check_needs(

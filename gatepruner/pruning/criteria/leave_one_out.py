@@ -51,8 +51,8 @@ def greedy(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
         name, loss = _least_harmful(small, left, quiet)
         small = _recalibrated(remove(small, [name]), evidence)
         order[name] = loss - whole
-        removable = {block.name for block in small.network.blocks if block.removable}
-        order |= {inner: order[name] for inner in left if inner not in removable | order.keys()}
+        gone = set(left) - {*small.network.removable, *order}
+        order |= {inner: order[name] for inner in left if inner in gone}
     return order
 
 
