@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from gatepruner.pruning.goals import Goal as Goal
     from gatepruner.pruning.meter import Meter as Meter
     from gatepruner.pruning.meter import savings as savings
+    from gatepruner.pruning.orders import Order as Order
+    from gatepruner.pruning.orders import compare as compare
     from gatepruner.pruning.ranking import Ranking as Ranking
     from gatepruner.pruning.ranking import rank as rank
     from gatepruner.pruning.surgery import fold_gates as fold_gates
@@ -104,6 +106,8 @@ _HOME = {
     "accuracies": "pruning.curve",
     "sweep": "pruning.curve",
     "Goal": "pruning.goals",
+    "Order": "pruning.orders",
+    "compare": "pruning.orders",
     "Ranking": "pruning.ranking",
     "rank": "pruning.ranking",
     "fold_gates": "pruning.surgery",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,8 @@ from gatepruner.errors import DataError
 from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
+    from gatepruner.images.images import Images
+    from gatepruner.models import Shape
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.terminal import Terminal
@@ -58,7 +60,6 @@ class Criterion:
     """Order of removal.
 
     Attributes:
-        by: criterion.
         criterion_images: training images that a criterion looks at, if it needs any.
         seed: seed of all random choices.
     """
@@ -85,12 +86,8 @@ class Criterion:
         """The blocks of a network, least important first."""
         from gatepruner.pruning.ranking import rank
 
-        images = None
-        if self.by in CRITERIA and CRITERIA[self.by].needs == "images":
-            shape = checkpoint.network.base.input_shape
-            images = data.training(shape, terminal, self.criterion_images)
-            if images is None:
-                raise DataError(f"--by {self.by} looks at training images: give --data with some")
+        shape = checkpoint.network.base.input_shape
+        images = criterion_images([self.by], self.criterion_images, shape, data, terminal)
         return rank(
             checkpoint,
             self.by,
@@ -102,6 +99,19 @@ class Criterion:
             batch_size=data.batch_size,
             track=terminal.track(f"ranking by {self.by}"),
         )
+
+
+def criterion_images(
+    criteria: Sequence[str], limit: int, shape: Shape, data: Data, terminal: Terminal
+) -> Images | None:
+    """Training images for criteria that look at some."""
+    needing = [name for name in criteria if name in CRITERIA and CRITERIA[name].needs == "images"]
+    images = data.training(shape, terminal, limit) if needing else None
+    if needing and images is None:
+        raise DataError(
+            f"--by {needing[0]} looks at training images: give --data with a train split"
+        )
+    return images
 
 
 def rank(

@@ -26,23 +26,19 @@ def curve(
     terminal: Terminal,
     *,
     statistics: Images | None = None,
-    step: int = 1,
-    what: str = "",
 ) -> list[Point]:
     """The removal curve of a ranking."""
     from gatepruner.pruning.curve import sweep
 
-    last = len(ranking.names)
     points = sweep(
         checkpoint,
         images,
         ranking,
-        counts=sorted({*range(0, last + 1, step), last}),
         statistics=statistics,
         device=how.device,
         batch_size=how.batch_size,
         normalization=how.chosen,
-        track=terminal.track(what or f"removing by {ranking.criterion}"),
+        track=terminal.track(f"removing by {ranking.criterion}"),
     )
     return list(points)
 

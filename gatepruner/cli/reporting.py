@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
-from gatepruner.cli.looking import Criterion
-from gatepruner.cli.measuring import curve as draw
+from gatepruner.cli.looking import criterion_images
 from gatepruner.cli.measuring import latencies, measured, meter_of
-from gatepruner.cli.options import Data, Source, Writing
+from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
+from gatepruner.pruning.criteria import CRITERIA
+
+if TYPE_CHECKING:
+    from gatepruner.networks.checkpoint import Checkpoint
 
 NEXT = """
 next, on a trained network of your own:
@@ -27,81 +31,125 @@ or step by step:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Curve.
+class Curves:
+    """Curves.
 
     Attributes:
-        random: random orders to compare with.
+        criterion_images: training images that criteria look at, if they need any.
+        random: random orders.
         step: blocks from one point to the next.
         recalibrate: training images to estimate batch-norm statistics from for every point, as
             prune does; 0 keeps the checkpoint's.
+        seed: seed of all random choices.
     """
 
-    random: Annotated[int, typer.Option(min=0)] = 3
+    by: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=COMMON,
+            metavar="CRITERIA",
+            autocompletion=criterion_words,
+            help=f"Criteria to compare, with commas between them: {', '.join(CRITERIA)}.",
+        ),
+    ] = "gate,random"
+    criterion_images: Annotated[int, typer.Option(min=1)] = 1000
+    random: Annotated[int, typer.Option(min=1)] = 3
     step: Annotated[int, typer.Option(min=1)] = 1
     recalibrate: Annotated[int, typer.Option(min=0)] = 2000
+    seed: Annotated[int, typer.Option(rich_help_panel=COMMON)] = 0
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The criteria, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.by.split(",") if name.strip()))
+
+    @property
+    def name(self) -> str:
+        """Part of a folder's name; the random baseline is not in it."""
+        return "-".join(["sweep", *(one for one in self.criteria if one != "random")])
+
+    def counts(self, last: int) -> list[int]:
+        """Numbers of blocks to remove, from none to all."""
+        return sorted({*range(0, last + 1, self.step), last})
+
+    def orders(self) -> int:
+        """How many orders are measured."""
+        return len(self.criteria) + ("random" in self.criteria) * (self.random - 1)
 
 
 def sweep(
     source: Source,
     *,
-    criterion: Criterion,
-    curve: Curve,
+    curves: Curves,
     call: Writing,
     data: Annotated[Data, Group(needs=("data",))],
 ) -> None:
-    """Measure accuracy against blocks removed, and write a report.
+    """Measure accuracy against blocks removed, for one criterion or several, and write a report.
 
-    Every point is the network that `prune` would write: batch-norm statistics are estimated
-    again, for the random orders too.
+    Every point is the network that `prune` would write: batch-norm statistics are estimated from
+    training images, for every order alike. Criteria look at training images, curves are measured
+    on `--split`.
 
     Example: `gatepruner sweep gated.pt --data imagefolder:cifar10 -o report`
+
+    Example: `gatepruner sweep gated.pt --data imagefolder:cifar10 --by gate,taylor,random`
     """
     from gatepruner.measuring.device import pick_device
+    from gatepruner.pruning.orders import compare
     from gatepruner.report.files import Report, refuse_report, write_report
     from gatepruner.report.tables import curve_table
 
-    name = f"sweep-{criterion.by}"
-    target = call.target(source.ckpt, name, seed=criterion.seed, suffix="")
+    target = call.target(source.ckpt, curves.name, seed=curves.seed, suffix="")
     problems = Problems()
     with problems:
         refuse_report(target, force=call.force)
     checkpoint = read(source, data, problems)
     data = replace(data, device=str(pick_device(data.device)))
-    shape = checkpoint.network.base.input_shape
+    shape, counts = checkpoint.network.base.input_shape, curves.counts(_removable(checkpoint))
     images = data.images(shape, call.terminal)
     chosen = data.normalization(checkpoint, images, call.terminal)
-    train = data.training(shape, call.terminal, curve.recalibrate) if curve.recalibrate else None
     if call.dry_run:
-        counts = len(checkpoint.network.removable) // curve.step + 1
-        networks = counts * (1 + curve.random)
+        networks = len(counts) * curves.orders()
         what = f"measure {networks} networks on {len(images):,} images"
         return foretell(call, checkpoint, [target], [Work(what, networks * len(images) / 2)], data)
-    rankings = [criterion.ranking(checkpoint, data, call.terminal)]
-    for seed in range(criterion.seed, criterion.seed + curve.random):
-        order = Criterion(by="random", seed=seed)
-        rankings.append(order.ranking(checkpoint, data, call.terminal))
-    points, *baseline = [
-        draw(checkpoint, one, images, data, call.terminal, statistics=train, step=curve.step)
-        for one in rankings
-    ]
+    training = criterion_images(
+        curves.criteria, curves.criterion_images, shape, data, call.terminal
+    )
+    statistics = None
+    if curves.recalibrate:
+        statistics = data.training(shape, call.terminal, curves.recalibrate)
+    orders = compare(
+        checkpoint,
+        images,
+        curves.criteria,
+        training=training,
+        statistics=statistics,
+        counts=counts,
+        seeds=range(curves.seed, curves.seed + curves.random),
+        device=data.device,
+        batch_size=data.batch_size,
+        normalization=data.chosen,
+        track=call.terminal.track,
+    )
     configuration = {
         "input": str(source.ckpt),
         "data": images.source,
         "images": len(images),
         "normalize": f"{chosen.source}: mean {chosen.mean}, deviation {chosen.std}",
-        "statistics": f"{len(train)} images of {train.source}" if train else "the checkpoint's",
         "device": data.device,
         "batch_size": data.batch_size,
-        "seed": criterion.seed,
-        "random_orders": curve.random,
+        "seed": curves.seed,
     }
-    report = Report(checkpoint, rankings[0], points, baseline, configuration=configuration)
+    report = Report(checkpoint, list(orders), configuration=configuration)
     write_report(report, target, force=call.force)
     call.record(target)
-    call.terminal.say(curve_table(points, baseline))
+    call.terminal.say(curve_table(report.orders))
     call.terminal.say(f"wrote {target / 'report.md'}, with its figures and tables")
     return call.finish(report.to_json() | {"output": str(target)})
+
+
+def _removable(checkpoint: Checkpoint) -> int:
+    return len(checkpoint.network.removable)
 
 
 @dataclass(frozen=True)
@@ -132,6 +180,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     from gatepruner.files.storage import refuse_existing
     from gatepruner.measuring.cost import count
     from gatepruner.measuring.device import pick_device
+    from gatepruner.pruning.orders import compare
     from gatepruner.pruning.ranking import rank
     from gatepruner.pruning.surgery import fold_gates, remove
     from gatepruner.report import tables
@@ -144,14 +193,23 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     refuse_existing(smaller, force=call.force)
     torch.set_num_threads(1)  # layers of 50 units are done before a second thread has begun
     whole, images = demo_checkpoint(), demo_images()
-    rankings = [rank(whole), *(rank(whole, "random", seed=seed) for seed in range(3))]
-    plan = rankings[0].first(10)
-    terminal.say(f"{whole.network}: the ten lowest gates of its {len(rankings[0].names)} blocks")
-    terminal.say(tables.ranking_table(rankings[0], whole.known_gates, 10))
+    ranking = rank(whole)
+    plan = ranking.first(10)
+    terminal.say(f"{whole.network}: the ten lowest gates of its {len(ranking.names)} blocks")
+    terminal.say(tables.ranking_table(ranking, whole.known_gates, 10))
 
-    points, *baseline = [draw(whole, one, images, how, terminal) for one in rankings]
+    compared = compare(
+        whole,
+        images,
+        ("gate", "random"),
+        seeds=range(3),
+        device=device,
+        batch_size=how.batch_size,
+        track=terminal.track,
+    )
+    orders = list(compared)
     terminal.say(f"\naccuracy against blocks removed, {len(images):,} images it was not trained on")
-    terminal.say(tables.curve_table(points, baseline))
+    terminal.say(tables.curve_table(orders))
 
     small = fold_gates(remove(whole, plan))
     accuracy = measured(small, images, how, terminal, "evaluating")
@@ -159,13 +217,13 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     before, after = ((one.network.depth, count(one.network)) for one in (whole, small))
     terminal.say("\nwithout these ten, the other gates folded into the weights")
     terminal.say(tables.change_table(before, after))
-    terminal.say(f"accuracy before: {tables.accuracy_text(points[0].accuracy)}")
+    terminal.say(f"accuracy before: {tables.accuracy_text(orders[0].points[0].accuracy)}")
     terminal.say(f"accuracy after:  {tables.accuracy_text(accuracy)}")
     terminal.say(tables.latency_text(times))
 
     chosen = str(pick_device(device))
     configuration = {"data": images.source, "images": len(images), "device": chosen, "seed": 0}
-    report = Report(whole, rankings[0], points, baseline, plan, times, configuration)
+    report = Report(whole, orders, plan, times, configuration)
     write_report(report, output, force=call.force)
     save(small, smaller, force=call.force)
     terminal.say(f"\nwrote {smaller} and the report {output / 'report.md'}\n{NEXT}")

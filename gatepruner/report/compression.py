@@ -18,13 +18,13 @@ from gatepruner.report.figures import GONE, OURS, STYLE, WIDE, save_figure
 from gatepruner.report.files import versions
 
 
-def write_compression(result: Compressed, directory: Path) -> Path:
+def write_compression(compressed: Compressed, directory: Path) -> Path:
     """Write `steps.csv`, `report.json`, `report.md` and the figure `tradeoff` (png, svg)."""
-    steps = result.steps
+    steps = compressed.steps
     document = {
         "steps": [asdict(step) for step in steps],
-        "removed": list(result.removed),
-        "configuration": dict(result.configuration),
+        "removed": list(compressed.removed),
+        "configuration": dict(compressed.configuration),
         "versions": versions(),
     }
     save_figure(tradeoff_figure(steps), directory / "tradeoff")
@@ -79,6 +79,8 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         f"{100 * whole.accuracy:.2f} % before and {100 * last.accuracy:.2f} % after "
         f"(n = {last.images:,}).",
         "",
+        f"Removed, {len(document['removed'])} blocks: {', '.join(document['removed'])}.",
+        "",
         "![accuracy against latency](tradeoff.png)",
         "",
         "| step | blocks | accuracy (%) | 95 % interval | MACs | parameters | latency (ms) | time (s) |",  # noqa: E501
@@ -90,8 +92,6 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         f"| {1e3 * (step.latency or 0.0):.2f} | {step.seconds:.1f} |"
         for step in steps
     ]
-    removed = document["removed"]
-    lines += ["", f"{len(removed)} blocks were removed: {', '.join(removed) or 'none'}."]
     lines += ["", "Computed with:", ""]
     known = {**document["configuration"], **document["versions"]}
     return "\n".join([*lines, *(f"- {key}: {value}" for key, value in known.items())]) + "\n"

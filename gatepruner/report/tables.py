@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gatepruner.measuring.accuracy import Accuracy
     from gatepruner.measuring.cost import Cost
     from gatepruner.networks.network import Block
-    from gatepruner.pruning.curve import Point
+    from gatepruner.pruning.orders import Order
     from gatepruner.pruning.ranking import Ranking
 
 LEFT = frozenset({"block", "stage", "shortcut", "branch", "step", "what"})  # columns of words
@@ -72,25 +72,30 @@ def ranking_table(ranking: Ranking, gates: Mapping[str, float], limit: int | Non
     )
 
 
-def curve_table(points: Sequence[Point], baseline: Sequence[Sequence[Point]]) -> str:
-    """The removal curve, about twenty of its points."""
+def curve_table(orders: Sequence[Order]) -> str:
+    """Accuracy in every order at about twenty numbers of blocks, and the time it took to find."""
+    first = orders[0].points
+    step = max(1, round(len(first) / 20))
+    shown = [at for at in range(len(first)) if at % step == 0 or at == len(first) - 1]
     rows = []
-    step = max(1, round(len(points) / 20))
-    for index, point in enumerate(points):
-        if index % step and point is not points[-1]:
-            continue
-        low, high = point.accuracy.interval
-        others = [curve[index].accuracy.accuracy for curve in baseline if index < len(curve)]
-        rows.append(
-            (
-                str(point.removed),
-                f"{100 * point.accuracy.accuracy:.1f} %",
-                f"{100 * low:.1f} to {100 * high:.1f}",
-                f"{100 * sum(others) / len(others):.1f} %" if others else "",
-                f"{point.cost.macs / points[0].cost.macs:.0%}",
-            )
-        )
-    return table(("removed", "accuracy", "95 % interval", "random", "MACs kept"), rows)
+    for at in shown:
+        low, high = first[at].accuracy.interval
+        kept = f"{first[at].cost.macs / first[0].cost.macs:.0%}"
+        compared = [_compared(order, orders[0], at) for order in orders]
+        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+        rows.append((str(first[at].removed), *compared, interval, kept))
+    rows.append(("time", *(f"{order.seconds:.1f} s" for order in orders), "", ""))
+    names = [order.criterion for order in orders]
+    text = table(("removed", *names, f"95 % of {names[0]}", "MACs kept"), rows)
+    noise = f"\n~: within noise of {names[0]}, by McNemar's test" if "~" in text else ""
+    return text + noise
+
+
+def _compared(order: Order, first: Order, at: int) -> str:
+    """Mean accuracy of an order's runs, marked if it differs from the first order by chance."""
+    accuracies = order.accuracies(at)
+    marked = "~" if order is not first and order.within_noise(first, at) else ""
+    return f"{marked}{100 * sum(accuracies) / len(accuracies):.1f} %"
 
 
 def accuracy_text(measured: Accuracy) -> str:
