@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -235,6 +236,19 @@ def run(monkeypatch, capsys):
         return Run(code or 0, told.out, told.err)
 
     return call
+
+
+def signal_in_step(patch: pytest.MonkeyPatch, kind: type, at: int, number=signal.SIGINT) -> None:
+    """A signal that comes in the middle of this step of an optimizer of this kind."""
+    step, calls = kind.step, []
+
+    def stepping(self, *rest):
+        calls.append(1)
+        if len(calls) == at:
+            signal.raise_signal(number)
+        return step(self, *rest)
+
+    patch.setattr(kind, "step", stepping)
 
 
 def files_in(root: Path) -> dict[str, bytes]:

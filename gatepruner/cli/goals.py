@@ -60,6 +60,8 @@ class Goals:
 def reached_text(reach: Reach) -> str:
     """What a goal takes, and what else could be reached."""
     goal = reach.goal
+    if goal.kind == "blocks":
+        return f"goal: {reach.removed} blocks removed"
     if goal.kind == "loss":
         asked = f"at most {goal.amount:g} points lower"
         reached = f"{reach.reached:.1f} %"
