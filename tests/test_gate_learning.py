@@ -202,7 +202,7 @@ def test_norms_move_at_the_share_of_their_rate_that_is_the_share_of_blocks_gone(
     """Adam's first step is as long as the rate, however steep the loss is."""
     whole, data = gated(name), bright_images(16, (3, 8, 8))
     recipe = replace(STILL, warmup=0, blocks=1, norm_learning_rate=0.06)
-    state = learn(whole, data, recipe).path[0].weights
+    state = learn(whole, data, recipe).path.removals[0].weights
     norms = [key for key in state if key.endswith((".weight", ".bias"))]
     moved = torch.cat([(state[key] - whole.weights[key]).abs() for key in norms])
     assert len(moved) > 100
