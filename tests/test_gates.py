@@ -583,9 +583,9 @@ def test_a_rate_that_is_far_too_high_is_told(tmp_path):
 def test_a_resumed_run_that_breaks_down_loses_nothing_of_what_was_kept(tmp_path):
     state = tmp_path / "it.state"
     interrupted(9, state=state)  # two steps into the second block
-    content = state.read_bytes()
     assert "after 1 blocks" in broken(1, state=state, resume=True)
-    assert state.read_bytes() == content
+    assert load_state(state)["done"] == 9
+    assert kept_removals(state) == 1
 
 
 def test_a_state_that_is_no_number_is_never_on_the_disk(tmp_path, monkeypatch):
