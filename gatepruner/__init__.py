@@ -23,13 +23,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gatepruner.compression.compress import compress as compress
+    from gatepruner.compression.recipe import CompressionRecipe as CompressionRecipe
+    from gatepruner.compression.record import Compressed as Compressed
+    from gatepruner.compression.record import StepRecord as StepRecord
     from gatepruner.errors import GatePrunerError as GatePrunerError
     from gatepruner.files.checkpoints import load as load
     from gatepruner.files.checkpoints import save as save
     from gatepruner.files.export import to_torchvision as to_torchvision
     from gatepruner.images.images import Images as Images
     from gatepruner.images.readers import load_images as load_images
-    from gatepruner.learning.gates import add_gates as add_gates
     from gatepruner.learning.gates import learn_gates as learn_gates
     from gatepruner.learning.recipes import FINE_TUNING as FINE_TUNING
     from gatepruner.learning.recipes import GateRecipe as GateRecipe
@@ -47,14 +50,20 @@ if TYPE_CHECKING:
     from gatepruner.networks.network import Network as Network
     from gatepruner.networks.path import Path as Path
     from gatepruner.networks.path import Removal as Removal
+    from gatepruner.pruning.criteria import CRITERIA as CRITERIA
+    from gatepruner.pruning.criteria.criterion import Criterion as Criterion
+    from gatepruner.pruning.criteria.criterion import Evidence as Evidence
     from gatepruner.pruning.curve import Point as Point
     from gatepruner.pruning.curve import accuracies as accuracies
     from gatepruner.pruning.curve import sweep as sweep
     from gatepruner.pruning.goals import Goal as Goal
     from gatepruner.pruning.meter import Meter as Meter
     from gatepruner.pruning.meter import savings as savings
+    from gatepruner.pruning.orders import Order as Order
+    from gatepruner.pruning.orders import compare as compare
     from gatepruner.pruning.ranking import Ranking as Ranking
     from gatepruner.pruning.ranking import rank as rank
+    from gatepruner.pruning.surgery import add_gates as add_gates
     from gatepruner.pruning.surgery import fold_gates as fold_gates
     from gatepruner.pruning.surgery import follow as follow
     from gatepruner.pruning.surgery import prune as prune
@@ -66,6 +75,10 @@ if TYPE_CHECKING:
 # Where each public name lives; imported when it is first asked for, so that `import gatepruner`
 # and `gatepruner --help` do not wait for torch.
 _HOME = {
+    "compress": "compression.compress",
+    "CompressionRecipe": "compression.recipe",
+    "Compressed": "compression.record",
+    "StepRecord": "compression.record",
     "GatePrunerError": "errors",
     "load": "files.checkpoints",
     "save": "files.checkpoints",
@@ -73,7 +86,7 @@ _HOME = {
     "Images": "images.images",
     "load_images": "images.readers",
     "GateRecipe": "learning.recipes",
-    "add_gates": "learning.gates",
+    "add_gates": "pruning.surgery",
     "learn_gates": "learning.gates",
     "FINE_TUNING": "learning.recipes",
     "Recipe": "learning.recipes",
@@ -92,10 +105,15 @@ _HOME = {
     "Network": "networks.network",
     "Path": "networks.path",
     "Removal": "networks.path",
+    "CRITERIA": "pruning.criteria",
+    "Criterion": "pruning.criteria.criterion",
+    "Evidence": "pruning.criteria.criterion",
     "Point": "pruning.curve",
     "accuracies": "pruning.curve",
     "sweep": "pruning.curve",
     "Goal": "pruning.goals",
+    "Order": "pruning.orders",
+    "compare": "pruning.orders",
     "Ranking": "pruning.ranking",
     "rank": "pruning.ranking",
     "fold_gates": "pruning.surgery",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 
@@ -18,7 +18,7 @@ class CompressionRecipe:
         recalibrate: training images to estimate statistics of batch norm from; 0 leaves that out.
     """
 
-    gating: GateRecipe = GateRecipe()
+    gating: GateRecipe = field(default_factory=GateRecipe)
     tuning: Recipe | None = FINE_TUNING
     gate_images: int = 10_000
     recalibrate: int = 2000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gatepruner.measuring.accuracy import Accuracy
@@ -66,10 +66,11 @@ class StepRecord:
             shown=shown,
         )
 
-    def timed(self, latency: Latency) -> dict[str, float]:
-        """The fields that a measured latency fills."""
-        times = (latency.median, latency.low, latency.high)
-        return dict(zip(("latency", "latency_low", "latency_high"), times, strict=True))
+    def timed(self, latency: Latency) -> StepRecord:
+        """The record with a measured latency."""
+        return replace(
+            self, latency=latency.median, latency_low=latency.low, latency_high=latency.high
+        )
 
 
 @dataclass(frozen=True)
