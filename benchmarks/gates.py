@@ -32,7 +32,7 @@ from gatepruner.measuring.accuracy import tally
 from gatepruner.measuring.inputs import normalization_of
 from gatepruner.measuring.merging import merged
 from gatepruner.report.comparison import Curves, comparison_figure
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 STATISTICS = 2000  # training images that statistics are estimated on
 COUNTS = (1, 2, 3, 5, 8, 10, 13)  # removals that are measured

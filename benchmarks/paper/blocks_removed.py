@@ -12,7 +12,7 @@ import experiment
 import record
 import removal
 
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 SHOWN = {convolutional.TWELVE_BLOCKS: "twelve_blocks", convolutional.RESNET56: "resnet56"}
 

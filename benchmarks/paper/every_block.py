@@ -20,7 +20,7 @@ import record
 
 import gatepruner
 from gatepruner.report.comparison import Curves, comparison_figure
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 NOTHING, NAMED = "nothing", ("branches of 1, 5, 9", "shortcut of the last")
 

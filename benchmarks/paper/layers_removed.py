@@ -21,7 +21,7 @@ import record
 import removal
 
 import gatepruner
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 KINDS = (
     "gated-residual",
