@@ -675,11 +675,11 @@ REFUSED = {
     ),
     "weights of others do not fit": (
         lambda p: misfitting(p, False),
-        *("net.pt", {"arch": "resnet8", "num_classes": 10}, (*MISFITS, "--arch")),
+        *("net.pt", {"arch": "resnet8", "num_classes": 10}, (*MISFITS, "arch=")),
     ),
     "wrong architecture said": (
         lambda p: saved(p, checkpoint_of("resnet8").weights),
-        *("net.pt", {"arch": "preresnet8"}, ("does not fit preresnet8", "bn.weight", "--arch")),
+        *("net.pt", {"arch": "preresnet8"}, ("does not fit preresnet8", "bn.weight", "arch=")),
     ),
     "newer format": (
         lambda p: with_header(p, changed("format", to=4)),
@@ -690,7 +690,12 @@ REFUSED = {
         *("net.safetensors", {}, ("format 4", "formats 1 to 3")),
     ),
     "no format": (lambda p: with_header(p, changed("format", to=None)), "net.pt", {}, ("format",)),
-    "own file, arch said": (own, "net.pt", {"arch": "resnet20"}, ("leave out --arch resnet20",)),
+    "own file, arch said": (
+        own,
+        "net.pt",
+        {"arch": "resnet20"},
+        ("leave out the architecture resnet20",),
+    ),
     "header is no JSON": (lambda p: with_header(p, lambda _: "{"), "net.pt", {}, ("damaged",)),
     "header is no JSON, .safetensors": (
         lambda p: with_header(p, lambda _: "{"),
@@ -814,7 +819,7 @@ def test_code_in_a_file_is_named_and_never_runs(writer, tmp_path):
 def test_existing_file_is_left_alone_without_force(tmp_path):
     path = own(tmp_path / "net.pt")
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"net\.pt is there already: .*--force"):
+    with pytest.raises(CheckpointError, match=r"net\.pt is there already: .*force=True"):
         save(checkpoint_of(TINY, seed=9), path)
     assert path.read_bytes() == before
     assert in_folder(tmp_path) == ["net.pt"]

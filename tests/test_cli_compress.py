@@ -184,7 +184,9 @@ def test_the_command_line_has_the_librarys_defaults(asked, folder, monkeypatch):
     assert asked("learning.training", "finetune", *command) == replace(FINE_TUNING, batch_size=16)
     command = with_data("compress", folder / "whole.pt", "--hold-out", 12, folder=folder)
     command = (*command, "--drop", 1, "--batch-size", 16, "-o", folder / "small.pt")
-    assert asked("learning.gates", "learn_gates", *command) == GateRecipe(blocks=1, batch_size=16)
+    assert asked("compression.steps", "learn_gates", *command) == GateRecipe(
+        blocks=1, batch_size=16
+    )
 
 
 def test_gate_shows_a_line_for_every_block_unless_it_is_to_be_quiet(run, folder):
@@ -603,7 +605,10 @@ BAD = {
         "gate whole.pt --data imagefolder:images --hold-out 60 --batch-size 16",
         "cannot hold out 60 images",
     ),
-    "gate, too many": (f"{GATE} --data imagefolder:images --blocks 7", "cannot remove 7 blocks: .* only 6"),
+    "gate, too many": (
+        f"{GATE} --data imagefolder:images --blocks 7",
+        "cannot remove 7 blocks: .* only 6",
+    ),
     "gate, no blocks": (f"{GATE} --data imagefolder:images --blocks 0", "blocks is 0"),
     "gate, rate": (f"{GATE} --data imagefolder:images --learning-rate 0", "learning_rate is 0"),
     "gate, device": (f"{GATE} --data imagefolder:images --device gpu", "no device 'gpu' here"),
@@ -647,7 +652,10 @@ BAD = {
         r"cannot reach .*: gated-resnet14 reaches MACs from .* to .*\(100\.0%\); choose a target",
     ),
     "prune, above reach": ("prune gated.pt --target-params 10G", "reaches parameters from .* to "),
-    "prune, no gates": ("prune whole.pt --target-macs 70%", "has no gate .*learn gates first, or pass --by magnitude or --by random or --by depth"),
+    "prune, no gates": (
+        "prune whole.pt --target-macs 70%",
+        "has no gate .*learn gates first, or rank by",
+    ),
     "prune, no train split": (
         "prune gated.pt --max-loss 1 --data imagefolder:untaught",
         "--max-loss is measured on held-out training images: .*train split",

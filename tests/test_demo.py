@@ -126,7 +126,8 @@ def test_the_demo_command_does_the_whole_job(tmp_path, whole, images):
     assert document["removed"] == list(rank(whole).first(10))
     found = accuracy(small, images, batch_size=500).accuracy
     assert document["after"]["accuracy"] == found
-    curve = {point["removed"]: point["accuracy"] for point in document["points"]}
+    points = document["orders"][0]["runs"][0]
+    curve = {point["removed"]: point["accuracy"] for point in points}
     assert curve[0] == accuracy(whole, images, batch_size=500).accuracy
     assert abs(curve[10] - found) <= 1e-3
-    assert json.loads((folder / "report.json").read_text())["points"] == document["points"]
+    assert json.loads((folder / "report.json").read_text())["orders"] == document["orders"]

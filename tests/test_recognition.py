@@ -118,7 +118,7 @@ def test_residual_and_plain_cannot_be_told_apart_so_both_are_offered(gated, kind
     for candidate in (f"{gated}residual-fc6,width=9", f"{gated}plain-fc6,width=9"):
         assert candidate in message
     assert "deep.pt" in message
-    assert "--arch" in message
+    assert "pass arch=" in message
     assert "\n" not in message
 
 
@@ -188,7 +188,7 @@ def test_what_is_not_known_is_said_to_be_unknown(make):
     message = str(caught.value)
     assert message.startswith("cannot tell the architecture of strange.pt")
     assert next(iter(state)) in message
-    assert "--arch" in message
+    assert "pass arch=" in message
     assert "\n" not in message
 
 

@@ -129,7 +129,7 @@ def test_the_same_report_is_the_same_files(report, written, tmp_path):
 def test_a_report_that_is_there_is_replaced_only_by_force(report, tmp_path, name):
     (tmp_path / name).write_text("older")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=f"has a report already .{name}.*--force"):
+    with pytest.raises(CheckpointError, match=f"has a report already .{name}.*force=True"):
         write_report(report, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "notes.txt"])
     assert (tmp_path / name).read_text() == "older"

@@ -197,7 +197,7 @@ class Writing(Call):
 
     def record(self, output: Path) -> None:
         """Write the options of this call beside what it wrote, or into the folder."""
-        write_configuration(self.given, output)
+        write_configuration({**self.given, "output": output}, output)
 
 
 @dataclass(frozen=True)

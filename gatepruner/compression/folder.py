@@ -46,9 +46,11 @@ class Folder:
             self._read(steps)
             return
         if not force and self.path.exists() and any(self.path.iterdir()):
-            what = "holds a compression: resume it" if steps.exists() else "is not empty"
+            what = "holds a compression" if steps.exists() else "is not empty"
             raise CheckpointError(
-                f"{self.path} {what}, or allow it to be replaced, or name another output",
+                f"{self.path} {what}: write to another folder, continue it or replace it",
+                **({"resume": True} if steps.exists() else {}),
+                force=True,
             )
         self.path.mkdir(parents=True, exist_ok=True)
         for file in (steps, *self.path.glob("*.pt.state")):

@@ -146,7 +146,7 @@ def load(
             f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
         )
     if arch is not None:
-        raise CheckpointError(f"{path} says what it is: leave out --arch {arch}")
+        raise CheckpointError(f"{path} says what it is: leave out the architecture {arch}")
     try:
         header = _upgraded(header)
         network = Network.from_json(header["network"], module, leaves)
@@ -213,7 +213,8 @@ def _fitted(
     if problems:
         raise CheckpointError(
             f"{path} does not fit {network}: {'; '.join(problems)}; "
-            "name the architecture it was trained with (--arch)"
+            "name the architecture it was trained with",
+            arch="NAME",
         )
     weights = MappingProxyType({key: state[key] for key in wanted})
     checkpoint = Checkpoint(network, weights, dict(notes))

@@ -82,7 +82,7 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
     if base.source != "torchvision" or not family:
         raise PlanError(
             f"cannot export {network} to torchvision's ResNet: a network of its ResNet family "
-            "was expected; export --to safetensors instead"
+            "was expected; write a .safetensors file instead"
         )
     halves = [block.name for block in network.blocks if not block.removable]
     odd = [*halves, *edits.scaled_branches, *edits.scaled_shortcuts]

@@ -68,13 +68,14 @@ def recognise(
         return fits[0][1]
     if fits:
         raise ArchitectureError(
-            f"{name} could be {' or '.join(candidate for candidate, _ in fits)}: "
-            f"say which, --arch {fits[0][0]}"
+            f"{name} could be {' or '.join(candidate for candidate, _ in fits)}: say which",
+            arch=fits[0][0],
         )
     near = f"; {listed(tried)} is near, but its weights differ" if tried else ""
     raise ArchitectureError(
         f"cannot tell the architecture of {name} from its {len(shapes)} weights "
-        f"({listed(shapes, 4)}){near}: name it with --arch, as in --arch torchvision:vit_b_16"
+        f"({listed(shapes, 4)}){near}: name it, as in torchvision:vit_b_16",
+        arch="NAME",
     )
 
 

@@ -109,7 +109,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise a `CheckpointError` if there is something at `path` that may not be replaced."""
     if path.exists() and not force:
         raise CheckpointError(
-            f"{path} is there already: give another name, or --force to replace it"
+            f"{path} is there already: write to another file, or replace it", force=True
         )
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: a file name was expected")

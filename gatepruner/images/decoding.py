@@ -23,8 +23,9 @@ def decode(file: str, shape: Shape, resize: int | None) -> Tensor:
         image = _middle(image, resize, height, width)
     if (image.height, image.width) != (height, width):
         raise DataError(
-            f"{file} is {image.height}x{image.width}: the network takes {height}x{width}; "
-            f"pass --resize {height} to scale the shorter side and cut out the middle"
+            f"{file} is {image.height}x{image.width}, the network takes {height}x{width}: scale "
+            "the shorter side and crop the centre",
+            resize=height,
         )
     pixels = torch.from_numpy(np.array(image))
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)

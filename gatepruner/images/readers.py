@@ -45,9 +45,9 @@ def load_images(
     """
     kind, _, directory = spec.partition(":")
     if kind not in READERS or not directory:
-        raise DataError(
-            f"unknown data {spec!r}: expected {', '.join(f'{name}:DIR' for name in READERS)}"
-        )
+        known = ", ".join(f"{name}:DIR" for name in READERS)
+        folder = f"; for the folder {spec}: imagefolder:{spec}" if Path(spec).is_dir() else ""
+        raise DataError(f"unknown data {spec!r}: expected {known}{folder}")
     root = Path(directory).expanduser()
     if not root.is_dir():
         raise DataError(f"there is no folder {root} for {spec!r}: expected {LAYOUTS[kind]}")
@@ -55,9 +55,10 @@ def load_images(
     if not len(images):
         raise DataError(f"{spec} is empty: expected {LAYOUTS[kind]}")
     if images.shape != shape:
-        hint = f"; pass --resize {shape[1]}" if images.shape[0] == shape[0] and images.files else ""
+        scaled = images.shape[0] == shape[0] and images.files
         raise DataError(
-            f"{spec} has images of {_size(images.shape)}: the network takes {_size(shape)}{hint}"
+            f"{spec} has images of {_size(images.shape)}: the network takes {_size(shape)}",
+            **({"resize": shape[1]} if scaled else {}),
         )
     return images
 
@@ -106,7 +107,7 @@ def _set_reader(kind: str) -> Callable[..., Images]:
         if split not in ("train", "test"):
             raise DataError(f"{kind} has no split {split!r}: expected train or test")
         if resize is not None:
-            raise DataError(f"{kind} cannot be resized: --resize is for imagefolder")
+            raise DataError(f"{kind} cannot be resized: only images of an imagefolder can")
         try:
             found = getattr(torchvision.datasets, SETS[kind])(root, train=split == "train")
         except Exception as error:  # torchvision tells of damage in many ways

@@ -31,7 +31,7 @@ def normalization_of(
     if {len(found.mean), len(found.std)} != {channels}:
         raise DataError(
             f"{found.source} normalisation has {len(found.mean)} channels, the images have "
-            f"{channels}: choose another, as in --normalize mnist or --normalize 0.5/0.5"
+            f"{channels}: choose a normalisation of {channels} channels"
         )
     return found
 

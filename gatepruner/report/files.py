@@ -103,8 +103,9 @@ def refuse_report(directory: Path, *, force: bool) -> None:
     there = [name for name in FILES if (directory / name).exists()]
     if there and not force:
         raise CheckpointError(
-            f"{directory} has a report already ({there[0]}): give another folder, or --force to "
-            "replace it"
+            f"{directory} has a report already ({there[0]}): write to another folder, or "
+            "replace it",
+            force=True,
         )
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file: a folder was expected")
