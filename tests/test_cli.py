@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -400,9 +401,12 @@ WRITING = {
 def test_nothing_is_replaced_without_force(run, folder, case):
     command = WRITING[case](folder)
     before = files_in(folder)
+    foretold = run(*command, "--dry-run", "--json").document["outputs"]
+    assert files_in(folder) == before
     assert run(*command).code == 0
     after = files_in(folder)
     assert after.keys() > before.keys()
+    assert all(Path(name).exists() for name in foretold)
     assert after.items() >= before.items()
     changed = {name: b"mine" if name not in before else content for name, content in after.items()}
     for name, content in changed.items():
@@ -695,6 +699,108 @@ def test_shell_completion_knows_the_commands():
     )
     assert done.returncode == 0, done.stderr
     assert set(COMMANDS) <= set(done.stdout.split())
+
+
+COMPLETED = {
+    "rank gated.pt --by ": {"gate", "taylor", "random"},
+    "sweep gated.pt --by gate,t": {"gate,taylor"},
+    "export gated.pt --to ": {"torchvision", "safetensors"},
+    "train resnet8 --optimizer ": {"sgd", "adam", "adamw"},
+    "finetune gated.pt --schedule ": {"onecycle", "step", "cosine"},
+    "gate gated.pt --cost ": {"none", "macs", "params", "latency"},
+    "evaluate gated.pt --device ": {"auto", "cpu", "cuda", "mps"},
+    "evaluate gated.pt --data ": {"imagefolder:", "cifar10:"},
+}
+
+
+def test_words_complete_in_the_shell():
+    script = (
+        "import os, sys; sys.argv = ['gatepruner']\n"
+        "from gatepruner.cli import main\n"
+        f"for words in {list(COMPLETED)!r}:\n"
+        "    os.environ |= {'COMP_WORDS': 'gatepruner ' + words}\n"
+        "    os.environ |= {'COMP_CWORD': str(words.count(' ') + 1)}\n"
+        "    try:\n        main()\n    except SystemExit:\n        print('--')\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "_GATEPRUNER_COMPLETE": "complete_bash"},
+    )
+    assert done.returncode == 0, done.stderr
+    told = [set(part.split()) for part in done.stdout.split("--\n")]
+    for (words, expected), found in zip(COMPLETED.items(), told, strict=False):
+        assert expected <= found, words
+
+
+# ----------------------------------------------------------------- configuration, and what is said
+
+
+def test_the_options_beside_an_output_repeat_it(run, folder):
+    path, other = folder / "gated.pt", folder / "other.pt"
+    command = ("prune", path, "--drop", 2, "--by", "random", "--seed", 4)
+    first = run(*command, "--data", data_in(folder), "--json").document
+    beside = Path(f"{first['output']}.yaml")
+    again = run("prune", "--config", beside, "-o", other, "--json").document
+    assert {**again, "output": ""} == {**first, "output": ""}
+    assert same(load(other), load(first["output"]))
+
+
+def test_a_file_sets_options_and_the_command_line_wins(run, folder):
+    file = folder / "mine.yaml"
+    file.write_text("by: random\nseed: 5\n")
+    path, by_file = folder / "gated.pt", {"criterion": "random", "seed": 5}
+    document = run("rank", path, "--config", file, "--json").document
+    assert by_file.items() <= document.items()
+    document = run("rank", path, "--config", file, "--seed", 6, "--json").document
+    assert {**by_file, "seed": 6}.items() <= document.items()
+
+
+def test_what_is_wrong_with_a_file_of_options_is_told_at_once(run, folder):
+    file = folder / "mine.yaml"
+    file.write_text("dropp: 2\nblocks: [a, b]\nforce: true\n")
+    told = run("prune", folder / "gated.pt", "--config", file, "--json")
+    message = json.loads(told.out)["error"]["message"]
+    assert told.code == 2
+    assert "unknown option dropp (near: drop" in message
+    assert "unknown option force" in message
+    assert "blocks: expected a single value" in message
+    file.write_text("drop: [")
+    assert run("prune", folder / "gated.pt", "--config", file).code == 2
+
+
+def test_all_that_is_wrong_is_told_at_once(run, folder):
+    (folder / "it.pt").write_bytes(b"mine")
+    told = run(*training_command(folder)[:-2], "-o", folder / "it.pt", "--hold-out", 99)
+    assert "there already" in told.err
+    arguments = ("--hold-out", 99, "--batch-size", 50, "--force", "--json")
+    told = run(*training_command(folder), *arguments)
+    assert told.code == 1
+    holding, batch = json.loads(told.out)["error"]["messages"]
+    assert "cannot hold out 99 images" in holding
+    assert batch.endswith("pass --batch-size 48")
+    assert told.err == f"error: {holding}\nerror: {batch}\n"
+
+
+def test_a_signal_ends_a_command_that_keeps_no_state(run, folder, monkeypatch):
+    def signalled(*args, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("gatepruner.measuring.accuracy.tally", signalled)
+    told = run("evaluate", folder / "gated.pt", "--data", data_in(folder))
+    assert (told.code, told.err) == (143, "interrupted\n")
+
+
+def test_the_two_lines_that_a_removal_ends_with_load_its_network(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    told = run("prune", "gated.pt", "--drop", 2).out
+    script = told[told.index("import gatepruner") :].replace("\n  ", "\n")
+    names: dict = {}
+    exec(script, names)
+    assert isinstance(names["module"], torch.nn.Module)
 
 
 README = Path(__file__).parents[1] / "README.md"

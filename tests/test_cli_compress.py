@@ -511,8 +511,11 @@ WRITING = {
 def test_nothing_is_replaced_without_force(run, folder, case):
     command = WRITING[case](folder)
     before = files_in(folder)
+    foretold = run(*command, "--dry-run", "--json").document["outputs"]
+    assert files_in(folder) == before
     assert run(*command).code == 0
     written = new_files(folder, before)
+    assert all(Path(name).exists() for name in foretold)
     for name in written:
         (folder / name).write_bytes(b"mine")
     changed = files_in(folder)

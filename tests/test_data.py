@@ -405,7 +405,10 @@ REFUSED_FOLDERS = {
     "empty split": (lambda root: (root / "test").mkdir(), r"test: .*[Cc]ouldn't find any class"),
     "only train": (lambda root: (root / "train" / "a").mkdir(parents=True), "found train"),
     "no image": (lambda root: (root / "test" / "a").mkdir(parents=True), "test: .*no valid file"),
-    "another size": (lambda root: one_image(root, (9, 4)), "is 4x9, the network takes 6x5: .*; pass"),
+    "another size": (
+        lambda root: one_image(root, (9, 4)),
+        "is 4x9, the network takes 6x5: .*; pass",
+    ),
     "two sizes": (two_sizes, "is 7x5, the network takes 6x5: .*; pass resize=6"),
     "not an image": (folder_with(b"text"), "cannot read the image .*png"),
     "cut short": (folder_with(b""), "cannot read the image .*png"),
@@ -544,7 +547,9 @@ def test_the_normalisation_is_the_chosen_one_or_the_checkpoints_or_imagenets():
     ],
 )
 def test_a_normalisation_for_another_number_of_channels_is_refused(notes, channels, chosen):
-    with pytest.raises(DataError, match=rf"channels, the images have {channels}: choose a normalisation of"):
+    with pytest.raises(
+        DataError, match=rf"channels, the images have {channels}: choose a normalisation of"
+    ):
         normalization_of(notes, channels, chosen)
 
 

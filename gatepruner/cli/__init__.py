@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from gatepruner.cli import problems
 from gatepruner.cli.changing import export, recalibrate
 from gatepruner.cli.compressing import compress
 from gatepruner.cli.gating import gate
+from gatepruner.cli.keeping import StoppedError, stopping
 from gatepruner.cli.looking import evaluate, inspect, rank
 from gatepruner.cli.pruning import prune
 from gatepruner.cli.reporting import demo, sweep
@@ -25,7 +26,7 @@ from gatepruner.cli.signature import flat
 from gatepruner.cli.training import finetune, train
 from gatepruner.errors import GatePrunerError
 
-USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # wherever typer has its click from
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # wherever typer has its click from
 app = typer.Typer(
     name="gatepruner",
     help="Remove the residual blocks that a trained network can live without, as its gates tell.",
@@ -40,7 +41,7 @@ COMMANDS = (
     *(recalibrate, finetune, evaluate, train, export),
 )
 for command in COMMANDS:
-    app.command()(flat(command))
+    app.command()(stopping()(flat(command)))
 
 
 @app.callback(invoke_without_command=True)
@@ -56,14 +57,16 @@ def _version(
 
 def main() -> None:
     """Run the command line; a refused input ends in one line for each reason and exit code 1."""
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     as_json = "--json" in sys.argv
     try:
         app(standalone_mode=not as_json)
     except GatePrunerError as error:
         _fail(problems.kind_of(error), problems.lines(error), as_json)
+    except StoppedError as stop:
+        _fail("interrupted", [str(stop)], as_json, stop.code)
     except USAGE_ERROR as error:
-        _fail("usage", [str(error)], as_json, code=2)
+        _fail("usage", [error.format_message()], as_json, code=2)
     except OSError as error:
         message = f"{error.filename or 'the disk'}: {error.strerror or error}"
         _fail("system", [message], as_json)
@@ -71,6 +74,8 @@ def main() -> None:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         _fail("memory", ["out of memory: lower --batch-size"], as_json)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -80,7 +85,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 def _fail(kind: str, messages: Sequence[str], as_json: bool, code: int = 1) -> None:
     for message in messages:
-        typer.echo(f"error: {message}", err=True)
+        typer.echo(message if kind == "interrupted" else f"error: {message}", err=True)
     if as_json:
         typer.echo(json.dumps(problems.document(kind, messages), indent=1))
     sys.exit(code)

@@ -12,7 +12,7 @@ import yaml
 from gatepruner.errors import nearest
 
 # What a call is about, not what it makes: it is not recorded, and a file cannot set it.
-PASSING = frozenset({"config", "as_json", "quiet", "force", "dry_run", "resume", "help"})
+PASSING = frozenset({"config", "as_json", "quiet", "force", "dry_run", "resume", "help", "command"})
 
 
 def read_configuration(context: typer.Context, value: Path | None) -> Path | None:
@@ -38,9 +38,11 @@ def _settings(path: Path, known: set[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{path}: expected lines such as `batch-size: 64`")
     settings = {str(key).replace("-", "_"): value for key, value in content.items()}
-    wrong = [f"unknown option {key!r}{_near(key, known)}" for key in settings if key not in known]
+    wrong = [
+        f"unknown option {_spelled(key)}{_near(key, known)}" for key in settings if key not in known
+    ]
     wrong += [
-        f"{_spelled(key)}: expected one value, not a {type(value).__name__}"
+        f"{_spelled(key)}: expected a single value"
         for key, value in settings.items()
         if isinstance(value, (dict, list))
     ]
@@ -66,7 +68,8 @@ def write_configuration(given: Mapping[str, Any], output: Path) -> Path:
         if key not in PASSING and value is not None
     }
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    partial.write_text(f"# gatepruner {given['command']} --config {path}\n{text}", "utf-8")
     partial.replace(path)
     return path
 

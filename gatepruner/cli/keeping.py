@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from gatepruner.cli.options import Resumable
 from gatepruner.errors import CheckpointError
@@ -54,15 +52,33 @@ class Kept:
         return cls(state, history, resume)
 
 
+class StoppedError(Exception):
+    """A command that a signal stopped.
+
+    Args:
+        message: what is kept, and how to continue.
+        signal: the signal's number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.code = 128 + signal
+
+
 @contextlib.contextmanager
-def stopping(state: Path) -> Iterator[None]:
-    """Say how to go on when a run is interrupted."""
+def stopping(state: Path | None = None) -> Iterator[None]:
+    """Say how to continue when a run is interrupted.
+
+    Raises:
+        StoppedError: it was.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:
-        kept = f"; {state} is kept: continue with the same command and --resume"
-        typer.echo(f"interrupted{kept if state.exists() else ''}", err=True)
-        sys.exit(128 + (stop.args[0] if stop.args else 2))
+        kept = state is not None and state.exists()
+        how = f"; {state} is kept: continue with the same command and --resume" if kept else ""
+        number = stop.args[0] if stop.args else signal.SIGINT
+        raise StoppedError(f"interrupted{how}", int(number)) from None
 
 
 def recording(

@@ -75,7 +75,7 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def call(**values: Any) -> None:
         plain = {key: one.value if isinstance(one, Enum) else one for key, one in values.items()}
-        command(**_made(taken, plain))
+        command(**_made(taken, {"command": command.__name__, **plain}))
 
     call.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
     call.__annotations__ = {name: it.annotation for name, it in parameters.items()}
