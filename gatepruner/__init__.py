@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from gatepruner.measuring.latency import savings as savings
     from gatepruner.measuring.recalibration import recalibrate as recalibrate
     from gatepruner.networks.checkpoint import Checkpoint as Checkpoint
-    from gatepruner.networks.checkpoint import State as State
     from gatepruner.networks.network import Block as Block
     from gatepruner.networks.network import Network as Network
+    from gatepruner.networks.path import Path as Path
+    from gatepruner.networks.path import Removal as Removal
     from gatepruner.pruning.curve import Point as Point
     from gatepruner.pruning.curve import accuracies as accuracies
     from gatepruner.pruning.curve import sweep as sweep
@@ -84,9 +85,10 @@ _HOME = {
     "savings": "measuring.latency",
     "recalibrate": "measuring.recalibration",
     "Checkpoint": "networks.checkpoint",
-    "State": "networks.checkpoint",
     "Block": "networks.network",
     "Network": "networks.network",
+    "Path": "networks.path",
+    "Removal": "networks.path",
     "Point": "pruning.curve",
     "accuracies": "pruning.curve",
     "sweep": "pruning.curve",

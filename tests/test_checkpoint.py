@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import pytest
 import torch
@@ -25,11 +25,12 @@ import gatepruner
 from gatepruner.errors import ArchitectureError, CheckpointError, GatePrunerError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.storage import write_tensors
-from gatepruner.networks.checkpoint import Checkpoint, State
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.path import NO_PATH, Path, Removal
 from gatepruner.pruning.surgery import fold_gates, follow, remove, remove_shortcuts
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = FilePath(__file__).parent / "golden"
 OWN_SUFFIXES = [".pt", ".safetensors"]
 NOTES = {
     "normalize": {"mean": [0.1307], "std": [0.3081]},
@@ -239,7 +240,7 @@ def test_own_file_is_plain_to_everyone(tmp_path):
     content = torch.load(save(before, tmp_path / "net.pt"), weights_only=True)
     header = json.loads(content["gatepruner"])
     network = as_json(before.network)
-    assert header == {"format": 2, "network": network, "notes": NOTES, "path": []}
+    assert header == {"format": 3, "network": network, "notes": NOTES, "path": []}
     assert_same_weights(content["weights"], before.weights)
 
 
@@ -276,22 +277,25 @@ def test_file_of_format_1_loads_for_ever(name, suffix):
 
 
 @pytest.mark.parametrize("suffix", OWN_SUFFIXES)
-def test_file_of_format_2_with_a_path_loads_for_ever(suffix):
-    expected = json.loads((GOLDEN / "format2-path.json").read_text(encoding="utf-8"))
-    checkpoint = load(GOLDEN / f"format2-path{suffix}")
+@pytest.mark.parametrize("name", ["format2-path", "format3-path"])
+def test_file_with_a_path_loads_for_ever(name, suffix):
+    expected = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    checkpoint = load(GOLDEN / f"{name}{suffix}")
     network = checkpoint.network
     assert as_json(network) == expected["network"]
     assert {key: list(it.shape) for key, it in checkpoint.weights.items()} == expected["names"]
     assert checkpoint.gates == pytest.approx(expected["gates"])
+    expected["notes"].pop("path", None)  # where format 2 had the records
     assert checkpoint.notes == expected["notes"]
     shape = network.base.input_shape
     images = torch.linspace(-1, 1, 3 * torch.Size(shape).numel()).reshape(3, *shape)
-    gone = [state.gone for state in checkpoint.path]
-    assert gone == [state["gone"] for state in expected["path"]]
+    blocks = checkpoint.path.blocks
+    assert list(blocks) == [state.get("block", state.get("gone")) for state in expected["path"]]
     for number, state in enumerate(expected["path"], start=1):
-        found = {key: list(it.shape) for key, it in checkpoint.path[number - 1].weights.items()}
-        assert found == state["names"]
-        small = follow(checkpoint, gone[:number])
+        removal = checkpoint.path.removals[number - 1]
+        assert {key: list(it.shape) for key, it in removal.weights.items()} == state["names"]
+        assert (removal.gate, removal.score, removal.loss, removal.step) == (0.25, 0.5, 1.5, 3)
+        small = follow(checkpoint, blocks[:number])
         with torch.no_grad():
             logits = small.build()(images)
         torch.testing.assert_close(logits, torch.tensor(state["logits"]), rtol=1e-4, atol=1e-5)
@@ -299,7 +303,7 @@ def test_file_of_format_2_with_a_path_loads_for_ever(suffix):
 
 @pytest.mark.parametrize("name", ["format1-gated", "format1-folded"])
 def test_file_of_format_1_has_no_path(name):
-    assert load(GOLDEN / f"{name}.pt").path == ()
+    assert load(GOLDEN / f"{name}.pt").path == NO_PATH
 
 
 # ------------------------------------------------------------------------------------- the path
@@ -308,15 +312,16 @@ def test_file_of_format_1_has_no_path(name):
 def with_path(seed=0):
     """A network with a path of two blocks, of which every tensor is another one."""
     before = checkpoint_of("gated-resnet14", num_classes=3, input_shape=(3, 8, 8))
-    gone, states = ["layer2.1", "layer1.0"], []
+    gone, removals = ["layer2.1", "layer1.0"], []
     for index, name in enumerate(gone):
         left = before.network.without(gone[: index + 1]).state()
         learned = checkpoint_of(
             "gated-resnet14", seed=seed + index + 1, num_classes=3, input_shape=(3, 8, 8)
         ).weights
         small = {key: it for key, it in learned.items() if "bn" in key or key.endswith(".k")}
-        states.append(State(name, {key: small[key] for key in left if key in small}))
-    return replace(before, path=tuple(states))
+        small = {key: small[key] for key in left if key in small}
+        removals.append(Removal(name, 0.5 + index, 0.1, 1.25, 3 * index, small))
+    return replace(before, path=Path(tuple(removals)))
 
 
 @pytest.mark.parametrize("suffix", OWN_SUFFIXES)
@@ -326,8 +331,8 @@ def test_path_that_is_saved_is_the_path_that_is_loaded(suffix, tmp_path):
     assert after.network == before.network
     assert after.notes == before.notes
     assert_same_weights(after.weights, before.weights)
-    assert [it.gone for it in after.path] == [it.gone for it in before.path]
-    for mine, theirs in zip(after.path, before.path, strict=True):
+    assert after.path.records == before.path.records
+    for mine, theirs in zip(after.path.removals, before.path.removals, strict=True):
         assert_same_weights(mine.weights, theirs.weights)
     assert after.fingerprint == before.fingerprint
     again = load(save(after, tmp_path / f"again{suffix}"))
@@ -339,8 +344,8 @@ def test_fingerprint_tells_checkpoints_apart():
     key = whole.network.gate_key("layer3.0")
     nearly = torch.nextafter(whole.weights[key], torch.tensor(9.0))
     others = [
-        replace(whole, path=()),
-        replace(whole, path=whole.path[:1]),
+        replace(whole, path=NO_PATH),
+        replace(whole, path=Path(whole.path.removals[:1])),
         replace(whole, weights={**whole.weights, key: nearly}),
         with_path(seed=5),
         checkpoint_of("gated-resnet14", num_classes=3, input_shape=(3, 8, 9)),
@@ -349,6 +354,12 @@ def test_fingerprint_tells_checkpoints_apart():
     assert len(prints) == len(others) + 1
     assert with_path().fingerprint == whole.fingerprint
     assert replace(whole, notes={}).fingerprint == whole.fingerprint
+
+
+def record(name):
+    """The record of a removal; what is no name is taken as it is."""
+    values = {"gate": 0.5, "score": 0.1, "loss": 1.25, "step": 3}
+    return {"block": name, **values} if isinstance(name, str) else name
 
 
 def bent(path, names=None, **tensors):
@@ -361,11 +372,11 @@ def bent(path, names=None, **tensors):
     else:
         content = torch.load(path, weights_only=True)
         header, weights = json.loads(content["gatepruner"]), content["weights"]
-    assert header["path"] == ["layer2.1", "layer1.0"]
+    assert [record["block"] for record in header["path"]] == GONE
     if names is None:
         header.pop("path")
     else:
-        header["path"] = names
+        header["path"] = [record(name) for name in names] if isinstance(names, list) else names
     weights |= {f"path/{key.replace('|', '.')}": it for key, it in tensors.items()}
     if path.suffix == ".safetensors":
         save_file(weights, path, {"gatepruner": json.dumps(header)})
@@ -380,7 +391,8 @@ BENT = {
     "a block twice": ((["layer2.1", "layer2.1"], {}), "layer2.1"),
     "no names": ((None, {}), "'path'"),
     "fewer names than states": ((["layer2.1"], {}), "path/1/"),
-    "a number for names": ((3, {}), "int"),
+    "a number for records": ((3, {}), "int"),
+    "a record that is a word": (([3, 4], {}), "subscriptable"),
     "an index out of range": (
         (GONE, {"2/bn1|weight": torch.ones(16)}),
         "path/2/bn1.weight",
@@ -670,12 +682,12 @@ REFUSED = {
         *("net.pt", {"arch": "preresnet8"}, ("does not fit preresnet8", "bn.weight", "--arch")),
     ),
     "newer format": (
-        lambda p: with_header(p, changed("format", to=3)),
-        *("net.pt", {}, ("format 3", "format 1 and 2")),
+        lambda p: with_header(p, changed("format", to=4)),
+        *("net.pt", {}, ("format 4", "formats 1 to 3")),
     ),
     "newer format, .safetensors": (
-        lambda p: with_header(p, changed("format", to=3)),
-        *("net.safetensors", {}, ("format 3", "format 1 and 2")),
+        lambda p: with_header(p, changed("format", to=4)),
+        *("net.safetensors", {}, ("format 4", "formats 1 to 3")),
     ),
     "no format": (lambda p: with_header(p, changed("format", to=None)), "net.pt", {}, ("format",)),
     "own file, arch said": (own, "net.pt", {"arch": "resnet20"}, ("leave out --arch resnet20",)),
@@ -832,7 +844,7 @@ def test_place_that_cannot_be_written_is_refused(name, said, force, tmp_path):
     assert in_folder(tmp_path / "folder.pt") == []
 
 
-@pytest.mark.parametrize("notes", [{"model": torch.ones(1)}, {"at": Path("x")}, {"s": {1}}])
+@pytest.mark.parametrize("notes", [{"model": torch.ones(1)}, {"at": FilePath("x")}, {"s": {1}}])
 def test_notes_that_are_no_json_are_refused(notes, tmp_path):
     checkpoint = Checkpoint(checkpoint_of(TINY).network, checkpoint_of(TINY).weights, notes)
     with pytest.raises(GatePrunerError, match="notes") as caught:
@@ -914,7 +926,7 @@ def test_interrupted_save_leaves_no_file_behind(error, tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def interrupted(content, partial):
-        Path(partial).write_bytes(b"half")
+        FilePath(partial).write_bytes(b"half")
         raise error
 
     monkeypatch.setattr(torch, "save", interrupted)
@@ -939,7 +951,7 @@ def large_files(tmp_path_factory):
 
 def run(script, *arguments):
     """The JSON that a script prints, in a process of its own."""
-    root = str(Path(gatepruner.__file__).parents[1])
+    root = str(FilePath(gatepruner.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": root},
@@ -955,7 +967,7 @@ KILLED = """
 import json, os, random, signal, sys, time
 import torch
 from gatepruner.files.checkpoints import load, save
-from gatepruner.networks.checkpoint import Checkpoint, State
+from gatepruner.networks.checkpoint import Checkpoint
 
 random.seed(1)
 torch.set_num_threads(1)
@@ -1020,7 +1032,8 @@ print(json.dumps([*grown, peak() - before]))
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="peak memory is read from /proc, as Linux has it"
+    not FilePath("/proc/self/status").exists(),
+    reason="peak memory is read from /proc, as Linux has it",
 )
 def test_load_leaves_the_weights_on_the_disk(large_files, tmp_path):
     warm = [own(tmp_path / f"warm{suffix}") for suffix in OWN_SUFFIXES]

@@ -89,9 +89,11 @@ def new_files(folder: Path, before: dict[str, bytes]) -> set[str]:
 
 
 def same_path(one: Checkpoint, other: Checkpoint) -> bool:
-    return [it.gone for it in one.path] == [it.gone for it in other.path] and all(
+    return [it.block for it in one.path.removals] == [
+        it.block for it in other.path.removals
+    ] and all(
         torch.equal(it, yours.weights[key])
-        for mine, yours in zip(one.path, other.path, strict=True)
+        for mine, yours in zip(one.path.removals, other.path.removals, strict=True)
         for key, it in mine.weights.items()
     )
 
@@ -115,7 +117,7 @@ def test_gate_writes_what_the_library_learns(run, folder, blocks):
     assert document == {
         "input": str(path),
         "output": str(folder / "whole-gated.pt"),
-        "path": expected.notes["path"],
+        "path": expected.path.records,
     }
 
 
@@ -131,7 +133,7 @@ def test_gate_takes_a_foreign_file_and_other_images(run, folder):
     images = load_images(data_in(folder), COLOUR).spread(16)
     expected = learn_gates(plain(), images, recipe, normalization=HALF, device="cpu")
     assert same_path(load(target), expected)
-    assert document["path"] == expected.notes["path"]
+    assert document["path"] == expected.path.records
 
 
 class AskedError(Exception):
@@ -168,7 +170,7 @@ def test_the_command_line_has_the_librarys_defaults(asked, folder, monkeypatch):
 def test_gate_shows_a_line_for_every_block_unless_it_is_to_be_quiet(run, folder):
     command = with_data("gate", folder / "whole.pt", *FAST, "--blocks", 2, folder=folder)
     loud = run(*command)
-    gone = [state.gone for state in load(folder / "whole-gated.pt").path]
+    gone = list(load(folder / "whole-gated.pt").path.blocks)
     assert re.findall(r"(\d of 2): (\S+),", loud.err) == [
         (f"{number} of 2", name) for number, name in enumerate(gone, start=1)
     ]
@@ -464,7 +466,7 @@ def test_compress_reaches_its_target(run, folder, monkeypatch, goal, text, cost)
     one_less = count(add_gates(whole).network.without(gone[:-1]))
     full = count(gated.network)
     assert getattr(one_less, cost) / getattr(full, cost) > float(text[:-1]) / 100
-    assert [state.gone for state in gated.path][: len(gone)] == gone
+    assert list(gated.path.blocks)[: len(gone)] == gone
     assert document["steps"][-1]["macs"] == count(small.network).macs
 
 

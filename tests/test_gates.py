@@ -35,6 +35,7 @@ from gatepruner.measuring.inputs import normalization_of
 from gatepruner.measuring.latency import savings
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.path import NO_PATH, Path
 from gatepruner.pruning.curve import sweep
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import follow, remove, remove_shortcuts
@@ -75,14 +76,14 @@ def learn(checkpoint: Checkpoint, recipe: GateRecipe = FAST, data: Images | None
 
 
 def gone_of(checkpoint: Checkpoint) -> list[str]:
-    return [state.gone for state in checkpoint.path]
+    return list(checkpoint.path.blocks)
 
 
 def same_path(one: Checkpoint, other: Checkpoint) -> bool:
     return gone_of(one) == gone_of(other) and all(
         mine.weights.keys() == yours.weights.keys()
         and all(torch.equal(it, yours.weights[key]) for key, it in mine.weights.items())
-        for mine, yours in zip(one.path, other.path, strict=True)
+        for mine, yours in zip(one.path.removals, other.path.removals, strict=True)
     )
 
 
@@ -152,12 +153,12 @@ def test_only_gates_norms_and_statistics_differ_in_the_states(name, norms):
     ]
     parts = ["running_mean", "running_var", *(["weight", "bias"] if norms else [])]
     small = added | {f"{layer}.{part}" for layer in layers for part in parts}
-    for index, state in enumerate(learned.path):
+    for index, state in enumerate(learned.path.removals):
         left = learned.network.without(gone_of(learned)[: index + 1]).state().keys()
         assert state.weights.keys() == small & left
     moved = {
         key
-        for key, it in learned.path[0].weights.items()
+        for key, it in learned.path.removals[0].weights.items()
         if not torch.equal(it, learned.weights[key])
     }
     assert {key.rpartition(".")[2] for key in moved} == {"k", *parts}
@@ -175,7 +176,7 @@ def test_no_other_gradient_is_computed(monkeypatch, norms):
     monkeypatch.setattr(gates_module, "place", placing)
     whole = plain()
     learned = learn(whole, replace(FAST, norm_learning_rate=norms))
-    wanted = set().union(*(state.weights for state in learned.path))
+    wanted = set().union(*(state.weights for state in learned.path.removals))
     wanted = {key for key in wanted if not key.rpartition(".")[2].startswith("running")}
     parameters = dict(built[0].named_parameters())
     assert {key for key, it in parameters.items() if it.requires_grad} >= wanted
@@ -198,11 +199,11 @@ def test_the_path_has_the_blocks_that_were_asked_for_each_once(blocks):
     gone = gone_of(learned)
     assert len(gone) == len(set(gone)) == (blocks or 6)
     assert set(gone) <= set(removable(whole.network))
-    assert [record["gone"] for record in learned.notes["path"]] == gone
+    assert [record["block"] for record in learned.path.records] == gone
     assert [it.block for it in moments if it.block] == gone
     last = moments[-1]
     assert (last.step, last.gone) == (last.steps, last.blocks) == (3 + 4 * len(gone), len(gone))
-    assert [record["step"] for record in learned.notes["path"]] == [
+    assert [record["step"] for record in learned.path.records] == [
         3 + 4 * index for index in range(len(gone))
     ]
 
@@ -219,7 +220,7 @@ def test_only_blocks_that_vanish_go_where_that_is_asked_for():
 def test_a_block_that_has_gone_stays_gone():
     learned = learn(plain("resnet14"))
     network, gone = learned.network, gone_of(learned)
-    for index, state in enumerate(learned.path):
+    for index, state in enumerate(learned.path.removals):
         gates = {name for name in gone if network.gate_key(name) in state.weights}
         assert gates == set(gone[index + 1 :])
 
@@ -230,7 +231,7 @@ def test_a_step_of_the_path_is_the_whole_network_with_those_gates_closed(name):
     learned = learn(plain(name))
     network, images = learned.network, images_for(learned.network, 5)
     assert follow(learned, []).weights.keys() == learned.weights.keys()
-    for count, state in enumerate(learned.path, start=1):
+    for count, state in enumerate(learned.path.removals, start=1):
         gone = gone_of(learned)[:count]
         closed = {network.gate_key(name): torch.zeros(()) for name in gone}
         masked = network.build({**learned.weights, **state.weights, **closed})
@@ -246,7 +247,7 @@ def test_blocks_beyond_the_path_go_as_they_are_and_a_gap_ends_it(learned):
     other = next(name for name in removable(learned.network) if name not in (first, second))
     beyond = follow(learned, [other, second, first])
     assert all(
-        torch.equal(it, learned.path[1].weights.get(key, learned.weights[key]))
+        torch.equal(it, learned.path.removals[1].weights.get(key, learned.weights[key]))
         for key, it in beyond.weights.items()
     )
     gap = follow(learned, [second])
@@ -261,12 +262,12 @@ def test_the_curve_along_a_path_is_that_of_the_networks_that_follow_it(learned):
 
 
 def test_blocks_rank_as_they_went_and_the_others_by_their_last_gates(learned):
-    gone, last = gone_of(learned), learned.path[-1].weights
+    gone, last = gone_of(learned), learned.path.removals[-1].weights
     key = learned.network.gate_key
     others = [name for name in removable(learned.network) if name not in gone]
     others.sort(key=lambda name: max(float(last[key(name)]), 0.0))
     assert list(rank(learned).names) == [*gone, *others]
-    backwards = replace(learned, path=learned.path[::-1])
+    backwards = replace(learned, path=Path(learned.path.removals[::-1]))
     assert list(rank(backwards).names[:2]) == gone[::-1]
     assert rank(learned, "depth").names == rank(plain("resnet14"), "depth").names
 
@@ -274,7 +275,7 @@ def test_blocks_rank_as_they_went_and_the_others_by_their_last_gates(learned):
 def test_gates_that_were_trained_further_rank_their_blocks(learned):
     recipe = Recipe(epochs=1, batch_size=16, gate_learning_rate=0.5)
     tuned = finetune(learned, images_of(learned), recipe, device="cpu")
-    assert tuned.path == ()
+    assert tuned.path == NO_PATH
     assert dict(rank(tuned).scores) == tuned.gates
 
 
@@ -302,7 +303,7 @@ def test_the_penalty_closes_gates():
     def mean_gate(penalty: float) -> float:
         recipe = replace(FAST, blocks=1, warmup=10, learning_rate=0.05, penalty=penalty)
         learned = learn(plain("resnet14"), recipe)
-        last = learned.path[-1].weights
+        last = learned.path.removals[-1].weights
         return sum(float(it) for key, it in last.items() if key.endswith(".k")) / 5
 
     means = [mean_gate(penalty) for penalty in (0.0, 0.1, 10.0)]
@@ -331,7 +332,7 @@ def test_the_block_goes_that_matters_least_for_what_it_costs(cost):
     """Against gradients and savings of the whole network, computed at once."""
     whole = plain("resnet14")
     data = images_of(whole, 16)
-    record = learn(whole, replace(STILL, cost=cost, blocks=1), data).notes["path"][0]
+    record = learn(whole, replace(STILL, cost=cost, blocks=1), data).path.records[0]
     gated = add_gates(whole)
     _, slopes = losses_of(gated, [], data)
     names = gated.network.edits.gated
@@ -341,7 +342,7 @@ def test_the_block_goes_that_matters_least_for_what_it_costs(cost):
         name: 0.05 * slope**2 / max(saved[name] / mean, 0.05)
         for name, slope in zip(names, slopes, strict=True)
     }
-    assert record["gone"] == min(scores, key=scores.__getitem__)
+    assert record["block"] == min(scores, key=scores.__getitem__)
     assert record["score"] == pytest.approx(min(scores.values()), rel=1e-3)
 
 
@@ -414,7 +415,7 @@ def test_what_is_learned_on_is_the_network_without_what_has_gone(make):
     data = images_of(whole, 16)
     learned = learn(whole, STILL, data)
     gated, gone = add_gates(whole), gone_of(learned)
-    for index, record in enumerate(learned.notes["path"]):
+    for index, record in enumerate(learned.path.records):
         left, _ = losses_of(gated, gone[: index + 1], data)
         assert record["loss"] == pytest.approx(left, rel=1e-4), gone[: index + 1]
 
@@ -542,8 +543,10 @@ def test_a_run_that_breaks_down_keeps_the_last_good_state(tmp_path, uninterrupte
         resume=True,
     )
     assert len(slower.path) == 3
-    for mine, first in zip(slower.path[:states], uninterrupted.path, strict=False):
-        assert mine.gone == first.gone
+    for mine, first in zip(
+        slower.path.removals[:states], uninterrupted.path.removals, strict=False
+    ):
+        assert mine.block == first.block
         assert all(torch.equal(it, first.weights[key]) for key, it in mine.weights.items())
 
 

@@ -29,6 +29,7 @@ from gatepruner.learning.training import FINE_TUNING, Recipe, distance, finetune
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.path import NO_PATH
 
 GREY = (1, 8, 8)
 FAST = Recipe(epochs=2, batch_size=16, gate_penalty=0.01)
@@ -596,7 +597,7 @@ def test_further_training_says_what_it_did_and_keeps_what_was_noted():
     assert Recipe(**done.notes["recipe"]) == TUNE
     assert done.notes["classes"] == [f"class{index}" for index in range(4)]
     assert len(done.notes["epochs"]) == 2
-    assert done.path == ()
+    assert done.path == NO_PATH
 
 
 def test_the_normalisation_of_the_checkpoint_is_used():

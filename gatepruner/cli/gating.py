@@ -101,7 +101,7 @@ def gate(
         )
     save(gated, target, force=force)
     state.unlink(missing_ok=True)
-    records = gated.notes["path"]
+    records = gated.path.records
     terminal.say(path_table(records))
     terminal.say(f"wrote {target}: {len(records)} blocks can go without further learning")
     o.finish({"input": str(ckpt), "output": str(target), "path": records}, as_json)

@@ -64,8 +64,8 @@ class Goal:
         from gatepruner.pruning.ranking import rank
 
         target = self.target
-        gone = {state.gone for state in checkpoint.path}
-        left = [one.name for one in checkpoint.network.blocks if one.removable]
+        gone = set(checkpoint.path.blocks)
+        left = checkpoint.network.removable
         if target is None or by != "gate" or gone.issuperset(left) or not checkpoint.known_gates:
             return rank(checkpoint, by, seed=seed)
         one = self.measure(target.cost)

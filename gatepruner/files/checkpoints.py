@@ -22,13 +22,14 @@ from gatepruner.errors import CheckpointError, PlanError, listed
 from gatepruner.files.recognition import COUNTER, recognise
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
-from gatepruner.networks.checkpoint import Checkpoint, State
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.path import Path as LearnedPath
 
-FORMAT = 2
+FORMAT = 3
 
 
-READS = (1, 2)  # 2 brought the path
+READS = (1, 2, 3)  # 2 brought the path, 3 its records in the header
 
 
 NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -53,7 +54,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
         "format": FORMAT,
         "network": checkpoint.network.to_json(),
         "notes": dict(checkpoint.notes),
-        "path": [state.gone for state in checkpoint.path],
+        "path": checkpoint.path.records,
     }
     try:
         text = json.dumps(header)
@@ -63,28 +64,45 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
 
 
 def _path_of(
-    path: Path, network: Network, names: Sequence[str], content: Mapping[str, Tensor]
-) -> tuple[State, ...]:
-    """The path in what a file holds, if it is one that the network can go."""
-    network.without(names)  # refuses a block that is not there
-    states: list[dict[str, Tensor]] = [{} for _ in names]
+    file: Path,
+    network: Network,
+    records: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, Tensor],
+) -> LearnedPath:
+    """The path that a file holds, if it is one that the network can take."""
     wanted, odd = network.state(), []
-    for key, tensor in content.items():
-        where, _, inner = key.removeprefix("path/").partition("/")
-        index = int(where) if where.isdecimal() else -1
-        if not 0 <= index < len(names) or inner not in wanted:
-            odd.append(key)
+    for key, tensor in tensors.items():
+        inner = key.partition("/")[2]
+        if inner not in wanted:
+            odd.append(f"path/{key}")
         elif tensor.shape != wanted[inner].shape:
-            odd.append(f"{key} {tuple(tensor.shape)}, not {tuple(wanted[inner].shape)}")
+            odd.append(f"path/{key} {tuple(tensor.shape)}, not {tuple(wanted[inner].shape)}")
         elif not bool(tensor.isfinite().all()):
-            odd.append(f"{key} is not finite")
-        else:
-            states[index][inner] = tensor
+            odd.append(f"path/{key} is not finite")
     if odd:
-        raise CheckpointError(f"{path} is damaged: its path does not fit {network}: {listed(odd)}")
-    return tuple(
-        State(name, MappingProxyType(state)) for name, state in zip(names, states, strict=True)
-    )
+        raise CheckpointError(f"{file} is damaged: its path does not fit {network}: {listed(odd)}")
+    try:
+        path = LearnedPath.of(records, tensors)
+        network.without(path.blocks)  # refuses a block that is not there
+    except (KeyError, TypeError, ValueError, PlanError) as error:
+        raise CheckpointError(
+            f"{file} is damaged: its path does not fit {network} ({type(error).__name__}: {error})"
+        ) from None
+    return path
+
+
+def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
+    """A header of an earlier format as one of this format."""
+    notes = dict(header["notes"].items())
+    if header["format"] == 1:
+        return {**header, "notes": notes, "path": []}
+    if header["format"] == 2:  # the path's records were notes, also where the path was gone
+        records = {one["gone"]: {"block": one["gone"], **one} for one in notes.pop("path", ())}
+        if not header["path"] and records:
+            gates = {name: one["gate"] for name, one in records.items()}
+            notes["gates"] = {**notes.get("gates", {}), **gates}
+        return {**header, "notes": notes, "path": [records[str(name)] for name in header["path"]]}
+    return {**header, "notes": notes, "path": list(header["path"])}
 
 
 def load(
@@ -130,14 +148,13 @@ def load(
     if header.get("format") not in READS:
         raise CheckpointError(
             f"{path} has format {header.get('format')}: this version of gatepruner reads "
-            f"format {' and '.join(map(str, READS))}; install the version that wrote it"
+            f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
         )
     if arch is not None:
         raise CheckpointError(f"{path} says what it is: leave out --arch {arch}")
     try:
+        header = _upgraded(header)
         network = Network.from_json(header["network"], module, leaves)
-        notes = dict(header["notes"].items())
-        names = list(map(str, header["path"])) if header["format"] > 1 else []
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged: its header does not describe a network and notes "
@@ -146,13 +163,10 @@ def load(
     odd = [key for key, it in content.items() if not isinstance(it, Tensor)]
     if odd:
         raise CheckpointError(f"{path} is damaged: {listed(odd)} is no tensor")
-    learned = {key: it for key, it in content.items() if key.startswith("path/")}
-    own = {key: it for key, it in content.items() if key not in learned}
-    fitted = _fitted(path, network, own, notes)
-    try:
-        return replace(fitted, path=_path_of(path, network, names, learned))
-    except PlanError as error:
-        raise CheckpointError(f"{path} is damaged: its path cannot be gone: {error}") from None
+    own = {key: tensor for key, tensor in content.items() if not key.startswith("path/")}
+    learned = {key[5:]: tensor for key, tensor in content.items() if key not in own}
+    fitted = _fitted(path, network, own, header["notes"])
+    return replace(fitted, path=_path_of(path, network, header["path"], learned))
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:

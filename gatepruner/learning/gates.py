@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any
 
@@ -30,11 +30,12 @@ from gatepruner.measuring.cost import count
 from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
 from gatepruner.measuring.inputs import check_fit, check_size, normalization_of
 from gatepruner.measuring.latency import savings
-from gatepruner.networks.checkpoint import Checkpoint, State
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import settle_in_place
 from gatepruner.networks.graph import Mode, kind
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import BATCH_NORM, scales_and_shifts, statistics
+from gatepruner.networks.path import Path, Removal
 
 COSTS = ("none", "params", "macs", "latency")
 
@@ -149,7 +150,7 @@ def learn_gates(
     *,
     normalization: Normalization | None = None,
     device: str | torch.device = "auto",
-    state: str | Path | None = None,
+    state: str | FilePath | None = None,
     resume: bool = False,
     watch: Callable[[GateMoment], None] = lambda moment: None,
 ) -> Checkpoint:
@@ -350,13 +351,13 @@ class _Run:
                 f"({self.recipe.penalty}) or the learning rate ({self.recipe.learning_rate})"
             )
         gate = max(self.gate(name).item(), 0.0)
-        self.records.append({"gone": name, "gate": gate, "score": score, "step": self.done})
+        self.records.append({"block": name, "gate": gate, "score": score, "step": self.done})
         self.sums.zero_()
         self._leave()
 
     def _leave(self) -> None:
         """Let the blocks that have gone be gone."""
-        self.network = self.whole.network.without([record["gone"] for record in self.records])
+        self.network = self.whole.network.without([record["block"] for record in self.records])
         self.module = fx.GraphModule(self.root, self.network.graph())
         settle_in_place(self.module)
         self._train_mode()
@@ -393,7 +394,7 @@ class _Run:
             self.recipe.blocks or 0,
             loss / max(steps, 1),
             seconds,
-            last.get("gone"),
+            last.get("block"),
             last.get("gate"),
         )
 
@@ -430,15 +431,15 @@ class _Run:
 
     def result(self) -> Checkpoint:
         """The whole network with the path that was learned."""
-        path = tuple(
-            State(record["gone"], MappingProxyType(state))
+        removals = (
+            Removal(**record, weights=MappingProxyType(state))
             for record, state in zip(self.records, self.states, strict=True)
         )
         done = {"gates_learned": self.data.source, "images": len(self.data)}
         notes = self.whole.noting(**done, recipe=asdict(self.recipe))
         used = {"mean": list(self.normalization.mean), "std": list(self.normalization.std)}
-        notes = {**notes, "normalize": used, "path": self.records}
-        return replace(self.whole, path=path, notes=notes)
+        notes = {**notes, "normalize": used}
+        return replace(self.whole, path=Path(tuple(removals)), notes=notes)
 
 
 def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def savings(
         device: where latency is measured.
         batch: images in one pass when it is.
     """
-    names = [block.name for block in network.blocks if block.removable]
+    names = network.removable
     without = {name: network.without([name]) for name in names}
     if cost != "latency":
         whole = getattr(count(network), cost)

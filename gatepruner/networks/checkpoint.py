@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,22 +20,9 @@ from torch import Tensor, fx, nn
 from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
 from gatepruner.networks.network import Network
+from gatepruner.networks.path import NO_PATH, Path
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class State:
-    """What was learned when one more block of a path was gone.
-
-    Attributes:
-        gone: the block that went last.
-        weights: what differs from the checkpoint's own weights since: gates, scales and shifts,
-            and statistics of batch norm, by their state-dict keys; not to be written to.
-    """
-
-    gone: str
-    weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,14 +34,14 @@ class Checkpoint:
         weights: tensors by their state-dict keys; not to be written to.
         notes: plain JSON: `normalize` (`mean` and `std` of each channel), `classes` (names),
             `history` (what was done, oldest first) and what else a writer cares to record.
-        path: blocks in the order in which they went while the gates were learned, each with the
-            state that the network was left in; see `gatepruner.learning.gates`.
+        path: the blocks that were removed while the gates were learned, with what was learned;
+            see `gatepruner.learning.gates`.
     """
 
     network: Network
     weights: Mapping[str, Tensor]
     notes: Mapping[str, Any] = field(default_factory=dict)
-    path: tuple[State, ...] = ()
+    path: Path = NO_PATH
 
     @classmethod
     def of(
@@ -84,8 +71,7 @@ class Checkpoint:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a checkpoint, those of its path as `path/INDEX/KEY`."""
-        states = enumerate(self.path)
-        path = {f"path/{i}/{key}": it for i, state in states for key, it in state.weights.items()}
+        path = {f"path/{key}": tensor for key, tensor in self.path.tensors.items()}
         return {**self.weights, **path}
 
     @property
@@ -117,14 +103,14 @@ class Checkpoint:
 
     @property
     def known_gates(self) -> dict[str, float]:
-        """Every gate that there is or was: folded ones too, and on a path the last they were."""
-        gone = {one["gone"]: one["gate"] for one in self.notes.get("path", ())}
-        known = {**self.notes.get("gates", {}), **gone, **self.gates}
-        if not self.path:
-            return known
-        last, key = self.path[-1].weights, self.network.gate_key
-        left = {name: float(last[key(name)]) for name in self.gates if key(name) in last}
-        return {**known, **{name: max(k, 0.0) for name, k in left.items()}, **gone}
+        """The gate of every block that has or had one.
+
+        Folded ones are in the notes; those of a path are as they were when their block was
+        removed, or else as the path left them.
+        """
+        learned = self.path.learned(self.path.blocks)
+        left = replace(self, weights={**self.weights, **learned}).gates
+        return {**self.notes.get("gates", {}), **left, **self.path.gates}
 
     def noting(self, **done: Any) -> dict[str, Any]:
         """The notes with one more entry in their history."""

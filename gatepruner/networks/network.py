@@ -184,6 +184,16 @@ class Network:
         return tuple(found)
 
     @property
+    def removable(self) -> tuple[str, ...]:
+        """Names of the blocks that have both their branch and their shortcut."""
+        return tuple(block.name for block in self.blocks if block.removable)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks that have their branch."""
+        return sum(block.branch for block in self.blocks)
+
+    @property
     def num_classes(self) -> int:
         """Number of logits for one image."""
         module = self.build_blank().to("meta")
@@ -242,8 +252,7 @@ class Network:
             raise PlanError(f"unknown gate {gate!r}: expected {' or '.join(GATES)}")
         if self.edits.gate and self.edits.gate != gate and self.edits.gated:
             raise PlanError(f"{self} has {self.edits.gate} gates already")
-        names = {block.name for block in self.blocks if block.removable}
-        gated = self.in_order({*self.edits.gated, *names})
+        gated = self.in_order({*self.edits.gated, *self.removable})
         return replace(self, edits=replace(self.edits, gate=gate, gated=gated))
 
     def in_order(self, names: Iterable[str]) -> tuple[str, ...]:

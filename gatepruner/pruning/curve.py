@@ -90,7 +90,7 @@ def sweep(
     for removed, network, found in zip(
         counts, networks, _together(checkpoint, networks, data, *how), strict=True
     ):
-        left = sum(block.branch for block in network.blocks)
+        left = network.depth
         yield Point(removed, left, found, count(network))
 
 
@@ -148,5 +148,5 @@ def _along_path(
     for removed in counts:
         small = follow(checkpoint, ranking.first(removed))
         (found,) = tally(small.build(), data, *how)
-        left = sum(block.branch for block in small.network.blocks)
+        left = small.network.depth
         yield Point(removed, left, found, count(small.network))

@@ -64,7 +64,7 @@ class Ranking:
 
 
 def _by_gate(checkpoint: Checkpoint, names: list[str], seed: int) -> list[float]:
-    closed = {state.gone: 0.0 for state in checkpoint.path}
+    closed = dict.fromkeys(checkpoint.path.blocks, 0.0)
     gates = {**checkpoint.known_gates, **closed}
     missing = [name for name in names if name not in gates]
     if missing:
@@ -119,8 +119,8 @@ def rank(
     """
     if by not in CRITERIA:
         raise PlanError(f"unknown criterion {by!r}: expected {', '.join(CRITERIA)}")
-    there = [block.name for block in checkpoint.network.blocks if block.removable]
-    path = [state.gone for state in checkpoint.path if by == "gate"]
+    there = checkpoint.network.removable
+    path = checkpoint.path.blocks if by == "gate" else ()
     names = [*path, *(name for name in there if name not in path)]
     scores = CRITERIA[by](checkpoint, names, seed)
     if saved is not None and by == "gate":

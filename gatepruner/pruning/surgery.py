@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -37,13 +36,15 @@ def follow(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
     Raises:
         PlanError: a block is not there, or has only its branch or its shortcut left.
     """
-    states = list(itertools.takewhile(lambda state: state.gone in blocks, checkpoint.path))
-    if not states:
+    followed = checkpoint.path.followed(blocks)
+    if not followed:
         return remove(checkpoint, blocks)
+    learned = {**checkpoint.weights, **followed[-1].weights}
     network = checkpoint.network.without(blocks)
-    learned = {**checkpoint.weights, **states[-1].weights}
     weights = MappingProxyType({key: learned[key] for key in network.state()})
-    return Checkpoint(network, weights, checkpoint.noting(removed=list(blocks), path=len(states)))
+    gates = {**checkpoint.notes.get("gates", {}), **{one.block: one.gate for one in followed}}
+    notes = checkpoint.noting(removed=list(blocks), path=len(followed))
+    return Checkpoint(network, weights, {**notes, "gates": gates})
 
 
 def remove_shortcuts(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:

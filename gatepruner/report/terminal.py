@@ -95,7 +95,7 @@ def path_table(records: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "block" else "right")
     for number, record in enumerate(records, start=1):
         gate, loss = f"{record['gate']:.4f}", f"{record['loss']:.4f}"
-        table.add_row(str(number), record["gone"], gate, loss)
+        table.add_row(str(number), record["block"], gate, loss)
     return table
 
 

@@ -1,12 +1,12 @@
-"""Makes the golden files of checkpoint format 2; run once, and never again for this format.
+"""Makes the golden files of checkpoint format 3; run once, and never again for this format.
 
 PYTHONPATH=. python tests/golden/make_golden.py
 
-`format2-path`: a gated network with a path of two blocks. Those of format 1 were made here when it
-was the current one, by what `main` was then: `format1-gated`, a gated network with one block
-removed, and `format1-folded`: plain gates, one block and one shortcut removed, then folded, so that
-constants are left. Nothing is overwritten: a new format gets new files beside these, which have to
-load for ever.
+`format3-path`: a gated network with a path of two blocks. Those of formats 1 and 2 were made here
+when they were the current ones: `format2-path`, the same network, `format1-gated`, a gated network
+with one block removed, and `format1-folded`: plain gates, one block and one shortcut removed, then
+folded, so that constants are left. Nothing is overwritten: a new format gets new files beside
+these, which have to load for ever.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import torch
 
 from gatepruner.files.checkpoints import save
-from gatepruner.networks.checkpoint import Checkpoint, State
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.path import Path, Removal
 from gatepruner.pruning.surgery import follow
 
-FOLDER = Path(__file__).parent
+FOLDER = FilePath(__file__).parent
 
 
 def fixed_input(shape: Sequence[int]) -> torch.Tensor:
@@ -58,21 +59,20 @@ def names_of(weights: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
 
 def with_path(whole: Checkpoint, gone: Sequence[str]) -> Checkpoint:
     """States in which gates, scales, shifts and statistics are drawn anew."""
-    draw, states = torch.Generator().manual_seed(2), []
+    draw, removals = torch.Generator().manual_seed(2), []
     for number, name in enumerate(gone, start=1):
         left = whole.network.without(gone[:number]).state()
         small = [key for key in left if "bn" in key or key.endswith(".k")]
         small = [key for key in small if not key.endswith("num_batches_tracked")]
         drawn = {key: torch.rand(left[key].shape, generator=draw) + 0.5 for key in small}
-        states.append(State(name, drawn))
-    records = [{"gone": name, "gate": 0.25, "score": 0.5, "step": 3, "loss": 1.5} for name in gone]
-    return replace(whole, path=tuple(states), notes={**whole.notes, "path": records})
+        removals.append(Removal(name, 0.25, 0.5, 1.5, 3, drawn))
+    return replace(whole, path=Path(tuple(removals)))
 
 
 def write(name: str, checkpoint: Checkpoint) -> None:
     for suffix in (".pt", ".safetensors"):
         save(checkpoint, FOLDER / f"{name}{suffix}")
-    gone = [state.gone for state in checkpoint.path]
+    gone = checkpoint.path.blocks
     expected = {
         "input": "torch.linspace(-1, 1, 3 * C * H * W).reshape(3, C, H, W)",
         "logits": logits_of(checkpoint),
@@ -83,11 +83,11 @@ def write(name: str, checkpoint: Checkpoint) -> None:
         "notes": checkpoint.notes,
         "path": [
             {
-                "gone": state.gone,
-                "names": names_of(state.weights),
+                **removal.record(),
+                "names": names_of(removal.weights),
                 "logits": logits_of(follow(checkpoint, gone[:number])),
             }
-            for number, state in enumerate(checkpoint.path, start=1)
+            for number, removal in enumerate(checkpoint.path.removals, start=1)
         ],
     }
     text = json.dumps(expected, indent=1, ensure_ascii=False)
@@ -96,7 +96,7 @@ def write(name: str, checkpoint: Checkpoint) -> None:
 
 def main() -> None:
     network = Network.named("gated-residual-fc8,width=4", num_classes=2, input_shape=(1, 4, 4))
-    write("format2-path", with_path(trained(network), ["blocks.2", "blocks.0"]))
+    write("format3-path", with_path(trained(network), ["blocks.2", "blocks.0"]))
 
 
 if __name__ == "__main__":
