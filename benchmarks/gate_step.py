@@ -7,6 +7,9 @@ for the backward pass, parameters left out, each storage counted once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import record
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from gatepruner.measuring.device import laid_out, learns_fast, place, precision
 from gatepruner.networks.norms import scales_and_shifts
 
 CPU = torch.device("cpu")
+FAST = learns_fast(CPU, 10**8)
 
 
 def modules() -> dict[str, nn.Module]:
@@ -24,10 +28,9 @@ def modules() -> dict[str, nn.Module]:
     network = gatepruner.Network.named("gated-resnet56")
     whole = gatepruner.Checkpoint(network, network.initial_weights(0))
     gates = set(map(network.gate_key, network.edits.gated))
-    norms = set(scales_and_shifts(whole.build()))
     learned = {
         "gates": gates,
-        "gates, scales and shifts": gates | norms,
+        "gates, scales and shifts": gates | set(scales_and_shifts(whole.build())),
         "all weights": set(whole.weights),
     }
     found = {}
@@ -35,20 +38,19 @@ def modules() -> dict[str, nn.Module]:
         module = whole.build()
         for key, parameter in module.named_parameters():
             parameter.requires_grad_(key in keys)
-        found[name] = place(module.train(), CPU, learns_fast(CPU, 10**8))
+        found[name] = place(module.train(), CPU, FAST)
     return found
 
 
 def step(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Forward and backward."""
-    fast = learns_fast(CPU, 10**8)
-    with precision(CPU, fast):
-        logits = module(laid_out(images, fast))
+    with precision(CPU, FAST):
+        logits = module(laid_out(images, FAST))
     F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
     module.zero_grad(set_to_none=True)
 
 
-def kept_bytes(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> int:
+def kept_bytes(module: nn.Module, step: Callable[[], None]) -> int:
     """What autograd keeps for one backward pass."""
     own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     kept: dict[int, int] = {}
@@ -60,7 +62,7 @@ def kept_bytes(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step(module, images, labels)
+        step()
     return sum(kept.values())
 
 
@@ -70,25 +72,20 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, default=128, help="images in a step")
     chosen = options.parse_args()
     rounds, batch = (2, 8) if chosen.quick else (chosen.rounds, chosen.batch_size)
-    ready = modules()
     images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(batch) % 10
-    times: dict[str, list[float]] = {name: [] for name in ready}
-    for turn in range(rounds + 2):
-        for name, module in ready.items():
-            spent = record.seconds(lambda module=module: step(module, images, labels))
-            if turn >= 2:
-                times[name].append(spent)
+    ready, labels = modules(), torch.arange(batch) % 10
+    steps = {name: partial(step, module, images, labels) for name, module in ready.items()}
+    times = record.in_turns(steps, rounds, uncounted=2)
     rows = [
         {
             "learned": name,
-            "parameters": sum(it.numel() for it in module.parameters() if it.requires_grad),
+            "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
             "seconds": record.spread(times[name]),
-            "kept_bytes": kept_bytes(module, images, labels),
+            "kept_bytes": kept_bytes(module, steps[name]),
         }
         for name, module in ready.items()
     ]
-    settings = {"network": "ResNet-56", "batch_size": batch, "bf16": learns_fast(CPU, 10**8)}
+    settings = {"network": "ResNet-56", "batch_size": batch, "bf16": FAST}
     record.write("gate_step", settings, rows, quick=chosen.quick)
 
 

@@ -105,28 +105,29 @@ def folder(quick: bool) -> Path:
 def done(job: Job, folder: Path, device: str) -> dict[str, Any]:
     """Train, measure and keep one network, unless it is there; its row."""
     path = job.file(folder)
-    kept = path.with_suffix(".json")
-    if kept.exists():
-        known: dict[str, Any] = json.loads(kept.read_text())
-        return known
-    row: dict[str, Any] = {"network": job.network, "seed": job.recipe.seed}
-    start = time.perf_counter()
+    return record.once(path.with_suffix(".json"), lambda: measured(job, path, device))
+
+
+def measured(job: Job, path: Path, device: str) -> dict[str, Any]:
+    """Train and keep one network; its row, of an error if training diverges."""
+    row, start = {"network": job.network, "seed": job.recipe.seed}, time.perf_counter()
+    state = path.with_suffix(".state")
     try:
-        checkpoint = learned(job, path.with_suffix(".state"), device)
+        checkpoint = learned(job, state, device)
     except TrainingError as error:
-        row["error"] = str(error)
-    else:
-        gatepruner.save(checkpoint, path, force=True)
-        row["seconds"] = time.perf_counter() - start
-        test = unseen(job.data)
-        row |= gatepruner.accuracy(checkpoint, test, device=device, batch_size=500).to_json()
-        row |= {"training_loss": checkpoint.notes["epochs"][-1]["loss"]}
-        row["gates"] = [round(gate, 5) for gate in checkpoint.known_gates.values()]
-    kept.write_text(json.dumps(row))
-    path.with_suffix(".state").unlink(missing_ok=True)
-    outcome = row.get("error") or f"{100 * row['accuracy']:.2f} %, {row['seconds']:.0f} s"
-    print(f"{job.network}, seed {job.recipe.seed}: {outcome}", flush=True)
-    return row
+        return {**row, "error": str(error)}
+    gatepruner.save(checkpoint, path, force=True)
+    seconds = time.perf_counter() - start
+    accuracy = gatepruner.accuracy(checkpoint, unseen(job.data), device=device, batch_size=500)
+    state.unlink(missing_ok=True)
+    print(f"{path.stem}: {100 * accuracy.accuracy:.2f} %, {seconds:.0f} s", flush=True)
+    return {
+        **row,
+        "seconds": seconds,
+        **accuracy.to_json(),
+        "training_loss": checkpoint.notes["epochs"][-1]["loss"],
+        "gates": [round(gate, 5) for gate in checkpoint.known_gates.values()],
+    }
 
 
 def learned(job: Job, state: Path, device: str) -> gatepruner.Checkpoint:
