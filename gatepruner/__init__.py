@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from gatepruner.measuring.cost import Cost as Cost
     from gatepruner.measuring.cost import count as count
     from gatepruner.measuring.latency import latency as latency
-    from gatepruner.measuring.latency import savings as savings
     from gatepruner.measuring.recalibration import recalibrate as recalibrate
     from gatepruner.networks.checkpoint import Checkpoint as Checkpoint
     from gatepruner.networks.network import Block as Block
@@ -51,11 +50,14 @@ if TYPE_CHECKING:
     from gatepruner.pruning.curve import Point as Point
     from gatepruner.pruning.curve import accuracies as accuracies
     from gatepruner.pruning.curve import sweep as sweep
-    from gatepruner.pruning.goals import Target as Target
+    from gatepruner.pruning.goals import Goal as Goal
+    from gatepruner.pruning.meter import Meter as Meter
+    from gatepruner.pruning.meter import savings as savings
     from gatepruner.pruning.ranking import Ranking as Ranking
     from gatepruner.pruning.ranking import rank as rank
     from gatepruner.pruning.surgery import fold_gates as fold_gates
     from gatepruner.pruning.surgery import follow as follow
+    from gatepruner.pruning.surgery import prune as prune
     from gatepruner.pruning.surgery import remove as remove
     from gatepruner.pruning.surgery import remove_shortcuts as remove_shortcuts
     from gatepruner.report.files import Report as Report
@@ -82,7 +84,8 @@ _HOME = {
     "Cost": "measuring.cost",
     "count": "measuring.cost",
     "latency": "measuring.latency",
-    "savings": "measuring.latency",
+    "Meter": "pruning.meter",
+    "savings": "pruning.meter",
     "recalibrate": "measuring.recalibration",
     "Checkpoint": "networks.checkpoint",
     "Block": "networks.network",
@@ -92,13 +95,14 @@ _HOME = {
     "Point": "pruning.curve",
     "accuracies": "pruning.curve",
     "sweep": "pruning.curve",
-    "Target": "pruning.goals",
+    "Goal": "pruning.goals",
     "Ranking": "pruning.ranking",
     "rank": "pruning.ranking",
     "fold_gates": "pruning.surgery",
     "follow": "pruning.surgery",
     "remove": "pruning.surgery",
     "remove_shortcuts": "pruning.surgery",
+    "prune": "pruning.surgery",
     "Report": "report.files",
     "write_report": "report.files",
 }

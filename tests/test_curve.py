@@ -7,18 +7,21 @@ import json
 
 import pytest
 import torch
-from conftest import draw, fingerprint, images_for, logits, random_images, removable
+import torch.nn.functional as F
+from conftest import CallersBlock, draw, fingerprint, images_for, logits, random_images, removable
 
 from gatepruner.errors import DataError, PlanError
 from gatepruner.images.normalization import NORMALIZATIONS
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.cost import count
+from gatepruner.measuring.inputs import normalization_of
 from gatepruner.measuring.merging import merged
+from gatepruner.measuring.recalibration import peak, recalibrate, seen_augmented
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning import curve
 from gatepruner.pruning.curve import accuracies, sweep
 from gatepruner.pruning.ranking import rank
-from gatepruner.pruning.surgery import fold_gates, remove, remove_shortcuts
+from gatepruner.pruning.surgery import fold_gates, prune, remove, remove_shortcuts
 
 OWN = (
     *("gated-resnet14", "resnet14-b", "gated-preresnet14", "gated-wrn-10-2,dropout=0.3"),
@@ -223,3 +226,79 @@ def test_images_that_do_not_fit_are_refused():
     for images in (random_images(3, (1, 8, 8)), random_images(3, (1, 28, 28), 9)):
         with pytest.raises(DataError, match="made up has"):
             list(sweep(whole, images, rank(whole)))
+
+
+# -------------------------------------------------------------------------- with recalibration
+
+
+@pytest.mark.parametrize("name", ["resnet14", "gated-preresnet14", "torchvision:mobilenet_v2"])
+@pytest.mark.parametrize("together", [32, 2])
+def test_a_recalibrated_sweep_measures_what_prune_and_recalibrate_make(monkeypatch, name, together):
+    monkeypatch.setattr(curve, "TOGETHER", together)
+    whole = made(name)
+    images, training = images_of(whole), images_of(whole, 20)
+    ranking = rank(whole, "random", seed=1)
+    counts = [3, 0, 1, len(ranking.names)]
+    points = list(sweep(whole, images, ranking, counts=counts, statistics=training, device="cpu"))
+    augment = recalibrate(whole, training, device="cpu").notes["history"][-1]["augmented"]
+    for removed, point in zip(counts, points, strict=True):
+        small = prune(whole, ranking, removed)
+        if removed:
+            small = recalibrate(small, training, device="cpu", augment=augment)
+        assert point.accuracy == accuracy(small, images, device="cpu")
+    plain = sweep(whole, images, ranking, counts=counts, device="cpu")
+    assert [it.accuracy.loss for it in plain] != [it.accuracy.loss for it in points]
+
+
+def test_a_recalibrated_sweep_in_little_memory_is_the_same_sweep(monkeypatch):
+    whole = made("resnet14")
+    images, training = images_of(whole), images_of(whole, 20)
+    ranking = rank(whole, "depth")
+    once = list(sweep(whole, images, ranking, statistics=training, device="cpu"))
+    one = peak(whole.build(), whole.network.base.input_shape) * len(training)
+    monkeypatch.setattr(curve, "MEMORY", int(1.1 * one))
+    passes = []
+
+    def track(steps):
+        passes.append(len(steps))
+        return iter(steps)
+
+    assert list(sweep(whole, images, ranking, statistics=training, device="cpu", track=track)) == (
+        once
+    )
+    assert len(passes) > 3
+
+
+def test_a_batch_norm_function_has_statistics_of_its_own_in_each_network(callers):
+    class Block(CallersBlock):
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.register_buffer("mean", torch.zeros(channels))
+            self.register_buffer("variance", torch.ones(channels))
+
+        def forward(self, x):
+            f = F.batch_norm(self.conv(x), self.mean, self.variance, training=self.training)
+            return F.relu(x + f)
+
+    callers.blocks = torch.nn.Sequential(Block(8), Block(8), Block(8))
+    whole = Checkpoint.of(callers, (3, 8, 8), {"normalize": {"mean": [0.4] * 3, "std": [0.3] * 3}})
+    images, training = random_images(12, (3, 8, 8)), random_images(16, (3, 8, 8), seed=9)
+    ranking = rank(whole, "depth")
+    for point in sweep(whole, images, ranking, statistics=training, device="cpu"):
+        small = prune(whole, ranking, point.removed)
+        if point.removed:
+            augment = seen_augmented(
+                whole, training, normalization_of(whole.notes, 3), torch.device("cpu")
+            )
+            small = recalibrate(small, training, device="cpu", augment=augment)
+        assert point.accuracy == accuracy(small, images, device="cpu")
+
+
+def test_statistics_take_two_images_of_the_networks_size():
+    whole = made("resnet8")
+    for training, told in (
+        (images_of(whole, 1), "at least 2"),
+        (random_images(3, (1, 8, 8)), "images of"),
+    ):
+        with pytest.raises(DataError, match=told):
+            list(sweep(whole, images_of(whole), rank(whole, "depth"), statistics=training))

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw, fingerprint, random_images
+from conftest import draw, fingerprint, logits, random_images
 from PIL import Image
 
+from gatepruner.errors import DataError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
-from gatepruner.measuring.accuracy import Accuracy, accuracy, tally
+from gatepruner.measuring.accuracy import Accuracy, accuracy, mcnemar, tally
+from gatepruner.measuring.inputs import normalization_of
 from gatepruner.networks.checkpoint import Checkpoint
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -264,3 +266,49 @@ def test_a_gpu_classifies_real_images_as_the_cpu_does_to_its_rounding(cifar_test
     cpu, cuda = (accuracy(checkpoint, cifar_test, device=device) for device in ("cpu", "cuda"))
     assert abs(cuda.correct - cpu.correct) <= 5
     assert cuda.loss == pytest.approx(cpu.loss, rel=0.02)
+
+
+# ----------------------------------------------------------------------------- paired comparison
+
+
+def judged(*right: int) -> Accuracy:
+    flags = torch.tensor(right, dtype=torch.bool)
+    return Accuracy(int(flags.sum()), len(flags), 0.0, flags)
+
+
+def test_an_accuracy_knows_which_images_are_right():
+    checkpoint = draw("resnet8", input_shape=(3, 8, 8))
+    images = random_images(23, (3, 8, 8))
+    counted = accuracy(checkpoint, images, batch_size=5, device="cpu")
+    normalization = normalization_of(checkpoint.notes, 3)
+    module = checkpoint.build()
+    for index in range(23):
+        one = normalization(images.pixels[index : index + 1])
+        assert bool(logits(module, one).argmax() == images.labels[index]) == counted.right[index]
+    assert int(counted.right.sum()) == counted.correct
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "p"),
+    [
+        ([1, 1, 0, 0], [1, 1, 0, 0], 1.0),
+        ([1] * 5 + [0] * 5, [0] * 5 + [1] * 5, 1.0),
+        ([1] * 9 + [0], [0] * 9 + [0], 2 * 0.5**9),  # nine heads of nine coins, either side
+        ([1] * 8 + [0, 1], [0] * 8 + [1, 1], 2 * 10 * 0.5**9),
+    ],
+)
+def test_paired_counts_are_compared_by_the_exact_binomial(one, other, p):
+    assert mcnemar(judged(*one), judged(*other)) == pytest.approx(p)
+    assert mcnemar(judged(*other), judged(*one)) == pytest.approx(p)
+
+
+def test_paired_counts_of_many_images_are_compared_too():
+    right = torch.rand(20_000, generator=torch.Generator().manual_seed(0)) < 0.6
+    better = right.clone()
+    better[~right] = torch.rand(int((~right).sum())) < 0.1
+    assert mcnemar(judged(*right.tolist()), judged(*better.tolist())) < 1e-12
+
+
+def test_accuracies_on_other_images_are_not_compared():
+    with pytest.raises(DataError, match="on 2 and 3 images"):
+        mcnemar(judged(1, 0), judged(1, 0, 1))

@@ -32,7 +32,7 @@ from gatepruner.learning.gates import GateMoment, GateRecipe, add_gates, learn_g
 from gatepruner.learning.training import Recipe, finetune
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.inputs import normalization_of
-from gatepruner.measuring.latency import savings
+from gatepruner.pruning.meter import savings
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import NO_PATH, Path

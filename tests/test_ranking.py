@@ -11,6 +11,8 @@ from conftest import draw, removable, with_gates_at
 
 from gatepruner.errors import CheckpointError, PlanError
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning.criteria import CRITERIA
+from gatepruner.pruning.criteria.criterion import Criterion
 from gatepruner.pruning.ranking import Ranking, rank
 from gatepruner.pruning.surgery import fold_gates, remove, remove_shortcuts
 
@@ -66,6 +68,30 @@ def test_a_threshold_takes_what_is_at_most_as_high():
     ]
 
 
+def test_where_scores_go_up_and_down_a_threshold_takes_all_up_to_the_last_that_is_as_low():
+    ranking = Ranking("greedy", (("a", 0.2), ("b", 0.1), ("c", 0.3), ("d", 0.15), ("e", 0.4)))
+    assert [len(ranking.up_to(at)) for at in (0.0, 0.1, 0.15, 0.3, 0.4)] == [0, 2, 4, 4, 5]
+    assert ranking.up_to(0.1) == ("a", "b")
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_scores_are_sorted_unless_they_are_an_order(monkeypatch, ordered):
+    given = dict(zip(BLOCKS[::-1], (0.5, 0.1, 0.5, 0.1, 0.0, 0.5), strict=True))
+    criterion = Criterion(lambda *_: given, "nothing", "made up", ordered)
+    monkeypatch.setitem(CRITERIA, "made-up", criterion)
+    ranking = rank(draw("resnet14"), "made-up")
+    expected = BLOCKS[::-1] if ordered else [BLOCKS[at] for at in (1, 2, 4, 0, 3, 5)]
+    assert ranking.names == tuple(expected)
+    assert dict(ranking.scores) == given
+    saved = dict(zip(BLOCKS, (10.0, 1.0, 0.0, 1.0, 1.0, 2.0), strict=True))
+    divided = rank(draw("resnet14"), "made-up", saved=saved)
+    if ordered:
+        assert divided == ranking
+    else:
+        assert divided.names == tuple(BLOCKS[at] for at in (1, 0, 4, 5, 3, 2))
+        assert dict(divided.scores)[BLOCKS[0]] == pytest.approx(0.05)
+
+
 def test_only_blocks_that_can_give_something_up_are_ranked():
     checkpoint = remove(gated(0.1, 0.2, 0.3, 0.4, 0.5, 0.6), ["layer1.0", "layer2.0"])
     checkpoint = remove_shortcuts(checkpoint, ["layer3.1"])
@@ -74,7 +100,9 @@ def test_only_blocks_that_can_give_something_up_are_ranked():
 
 
 def test_by_depth_the_last_block_goes_first():
-    assert rank(draw("resnet14"), "depth").names == tuple(BLOCKS[::-1])
+    ranking = rank(draw("resnet14"), "depth")
+    assert ranking.names == tuple(BLOCKS[::-1])
+    assert [score for _, score in ranking.scores] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_random_order_follows_its_seed_and_nothing_else():
@@ -87,6 +115,9 @@ def test_a_random_order_follows_its_seed_and_nothing_else():
     assert all(sorted(order) == BLOCKS for order in orders)
     assert len({order[0] for order in orders}) == 6  # each block is the first one some time
     assert rank(checkpoint, "random").names == orders[0]
+    positions = list(range(6))  # as every release has drawn them
+    random.Random(3).shuffle(positions)
+    assert [orders[3].index(name) for name in BLOCKS] == positions
 
 
 def test_the_seed_does_not_touch_the_other_criteria():
@@ -117,7 +148,10 @@ def test_many_blocks_are_named_by_their_ends():
 
 
 def test_without_gates_there_is_no_ranking_by_gate():
-    with pytest.raises(PlanError, match=r"no gate in layer1\.0, .*gatepruner gate.*--by depth"):
+    message = (
+        r"resnet14 has no gate in layer1\.0, .*: cannot rank .* learn gates first, or rank by "
+    )
+    with pytest.raises(PlanError, match=message + "magnitude or random or depth$"):
         rank(draw("resnet14"))
 
 
@@ -135,7 +169,9 @@ def test_a_gate_that_is_no_finite_number_is_refused_by_name(k):
 
 
 def test_an_unknown_criterion_is_refused():
-    with pytest.raises(PlanError, match="unknown criterion 'taste': expected gate, random, depth"):
+    with pytest.raises(
+        PlanError, match=f"unknown criterion 'taste': expected {', '.join(CRITERIA)}$"
+    ):
         rank(draw("resnet8"), "taste")
 
 

@@ -247,7 +247,7 @@ def test_a_network_without_batch_norm_comes_back_as_it_is():
 
 def test_of_more_images_than_fit_some_are_taken_from_all_over_the_set():
     whole, data = network("resnet8"), random_images(40, COLOUR, 4)
-    one = recalibration._peak(whole.build(), COLOUR)
+    one = recalibration.peak(whole.build(), COLOUR)
     assert one >= 4 * (3 + 16) * 64  # an image, and what its first layer makes of it
     done = recalibrate(whole, data, device="cpu", memory=10 * one + 1, augment=False)
     assert done.notes["history"][-1]["images"] == 10
@@ -270,7 +270,7 @@ def test_no_more_is_held_than_was_reckoned(monkeypatch):
 
     monkeypatch.setattr(recalibration, "_result", noting)
     recalibrate(whole, data, device="cpu", batch_size=9)
-    assert max(alive) <= 9 * recalibration._peak(whole.build(), COLOUR)
+    assert max(alive) <= 9 * recalibration.peak(whole.build(), COLOUR)
 
 
 def test_the_nodes_of_the_network_are_tracked():

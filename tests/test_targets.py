@@ -11,7 +11,7 @@ from conftest import draw, removable
 from gatepruner.errors import PlanError
 from gatepruner.measuring.accuracy import Accuracy
 from gatepruner.measuring.cost import Cost, count
-from gatepruner.measuring.latency import savings
+from gatepruner.pruning.meter import savings
 from gatepruner.networks.network import Network
 from gatepruner.pruning.curve import Point
 from gatepruner.pruning.goals import (

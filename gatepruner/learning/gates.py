@@ -29,13 +29,13 @@ from gatepruner.learning.training import distance
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
 from gatepruner.measuring.inputs import check_fit, check_size, normalization_of
-from gatepruner.measuring.latency import savings
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import settle_in_place
 from gatepruner.networks.graph import Mode, kind
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import BATCH_NORM, scales_and_shifts, statistics
 from gatepruner.networks.path import Path, Removal
+from gatepruner.pruning.meter import savings
 
 COSTS = ("none", "params", "macs", "latency")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatepruner.errors import DataError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.device import laid_out, pick_device, place, precision
@@ -27,11 +28,13 @@ class Accuracy:
         correct: images whose largest logit is their class's.
         images: how many there were.
         loss: mean cross-entropy, in nats.
+        right: `(images,)` bool on the CPU, which of them are right; not compared.
     """
 
     correct: int
     images: int
     loss: float
+    right: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -113,19 +116,29 @@ def tally(
     indices = torch.arange(rank, len(data), world)
     steps = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     batches = data.to(device).batches(indices, batch_size)
-    total: Tensor | None = None
+    losses: list[Tensor] = []
+    rights: list[Tensor] = []
     for _, (pixels, labels) in zip(track(steps), batches, strict=True):
         images = laid_out(normalization(pixels))
         with precision(device):
             heads = module(images)
-        counts = torch.stack([_count(head, labels) for head in _heads(heads)])
-        total = counts if total is None else total + counts
-    if total is None:  # more processes than images
-        total = torch.zeros(len(_heads(module(_blank(data, device)))), 2, device=device)
-        total = total.double() if device.type != "mps" else total
+        judged = [_judged(head, labels) for head in _heads(heads)]
+        losses.append(torch.stack([loss for loss, _ in judged]))
+        rights.append(torch.stack([right for _, right in judged]))
+    count = len(losses[0]) if losses else len(_heads(module(_blank(data, device))))
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    total = torch.stack(losses).sum(0) if losses else torch.zeros(count, device=device, dtype=wide)
+    right = torch.zeros(count, len(data), dtype=torch.uint8, device=device)
+    if rights:  # else there are more processes than images
+        right[:, indices.to(device)] = torch.cat(rights, 1).to(torch.uint8)
     if shared:
         dist.all_reduce(total)
-    return [Accuracy(int(c), len(data), float(loss) / len(data)) for c, loss in total.tolist()]
+        dist.all_reduce(right)
+    which = right.cpu().bool()
+    return [
+        Accuracy(int(one.sum()), len(data), loss / len(data), one)
+        for one, loss in zip(which, total.tolist(), strict=True)
+    ]
 
 
 def _heads(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -136,10 +149,34 @@ def _blank(data: Images, device: torch.device) -> Tensor:
     return torch.zeros(1, *data.shape, device=device)
 
 
-def _count(logits: Tensor, labels: Tensor) -> Tensor:
-    """`(2,)`: how many are right, and the sum of their losses."""
+def _judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the losses `()`, and which images are right `(B,)`."""
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     logits = logits.float()
-    right = (logits.argmax(1) == labels).sum().to(wide)
     loss = F.cross_entropy(logits, labels, reduction="none").to(wide).sum()
-    return torch.stack([right, loss])
+    return loss, logits.argmax(1) == labels
+
+
+def mcnemar(one: Accuracy, other: Accuracy) -> float:
+    """Probability that two equally accurate networks differ by as much on the same images.
+
+    McNemar's test, two-sided and exact: of the images that one alone gets right, either network
+    gets as many (McNemar, 1947, https://doi.org/10.1007/BF02295996).
+
+    Args:
+        one: measured on some images.
+        other: measured on the same images in the same order.
+
+    Raises:
+        DataError: they were measured on different numbers of images.
+    """
+    if one.right is None or other.right is None or one.images != other.images:
+        raise DataError(
+            f"cannot compare accuracies on {one.images} and {other.images} images: measure both "
+            "on the same images"
+        )
+    only = int((one.right & ~other.right).sum())
+    apart = only + int((other.right & ~one.right).sum())
+    fewer = min(only, apart - only)
+    below = sum(math.comb(apart, number) for number in range(fewer + 1))
+    return min(1.0, 2 * below / (1 << apart))

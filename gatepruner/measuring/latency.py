@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gatepruner.measuring.cost import count
 from gatepruner.models import Shape
-from gatepruner.networks.network import Network
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,11 @@ class Latency:
     runs: int
     batch: int
     device: str
+
+    def scaled(self, factor: float) -> Latency:
+        """The same times as they would be on a machine so many times slower."""
+        times = (factor * one for one in (self.median, self.low, self.high))
+        return Latency(*times, self.runs, self.batch, self.device)
 
 
 def latency(
@@ -75,31 +78,6 @@ def latency(
     for name, training in modes.items():
         ready[name].train(training)
     return {name: _summary(found, batch, device) for name, found in times.items()}
-
-
-def savings(
-    network: Network, cost: str, device: str | torch.device = "cpu", batch: int = 1
-) -> dict[str, float]:
-    """What the removal of each removable block alone saves.
-
-    Args:
-        network: of which a block is removed.
-        cost: `"params"`, `"macs"`, or `"latency"`, in seconds, measured with random weights.
-        device: where latency is measured.
-        batch: images in one pass when it is.
-    """
-    names = network.removable
-    without = {name: network.without([name]) for name in names}
-    if cost != "latency":
-        whole = getattr(count(network), cost)
-        return {name: whole - getattr(count(small), cost) for name, small in without.items()}
-    weights = network.initial_weights()
-    modules = {
-        name: small.build({key: weights[key] for key in small.state()})
-        for name, small in {"": network, **without}.items()
-    }
-    found = latency(modules, network.base.input_shape, batch=batch, device=device)
-    return {name: found[""].median - found[name].median for name in names}
 
 
 def _summary(times: list[float], batch: int, device: torch.device) -> Latency:

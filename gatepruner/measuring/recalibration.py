@@ -11,7 +11,9 @@ shows to be the network's own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -67,52 +69,105 @@ def recalibrate(
         raise DataError(f"{data.source} has {len(data)} images: statistics take at least 2")
     chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
     module = checkpoint.build()
-    norms = statistics(module)
-    if not norms:
+    if not statistics(module):
         return checkpoint
     device = pick_device(device) if isinstance(device, str) else device
-    with torch.inference_mode():
-        fitting = memory // _peak(module, data.shape)
-        data = data.spread(max(fitting, 2)).to(device)
-        batches = data.batches(torch.arange(len(data)), batch_size)
-        plain = [pixels for pixels, _ in batches]
-        module.to(device)
-
-        def seen(augment: bool) -> list[Tensor]:
-            return [chosen(part) for part in _viewed(plain, augment)]
-
-        if augment is None:
-            augment = _apart(module, seen(True), norms) < _apart(module, seen(False), norms)
-        found = {}
-        for node, values in _walk(module, seen(augment), norms, track):
-            for key, value in zip(norms[node], values, strict=True):
-                module.get_buffer(key).copy_(value)
-                found[key] = value.cpu()
+    data = data.spread(max(memory // peak(module, data.shape), 2)).to(device)
+    views = Views(data, chosen, batch_size)
+    augment = _seen_augmented(module, views, device) if augment is None else augment
+    estimated = estimate(module, views(augment), device, track)
     weights = {
-        key: found[key].to(tensor.dtype) if key in found else tensor
+        key: estimated[key].to(tensor.dtype) if key in estimated else tensor
         for key, tensor in checkpoint.weights.items()
     }
     notes = checkpoint.noting(recalibrated=data.source, images=len(data), augmented=augment)
     return Checkpoint(checkpoint.network, MappingProxyType(weights), notes)
 
 
-def _viewed(parts: list[Tensor], augment: bool) -> list[Tensor]:
-    """The images as training sees them; what each is shifted by does not depend on the parts."""
-    if not augment:
-        return parts
-    device = parts[0].device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        return list(torch.split(augmented(torch.cat(parts)), [len(part) for part in parts]))
+@dataclass(frozen=True)
+class Views:
+    """Images as a network sees them, in parts of at most `batch_size`.
+
+    Attributes:
+        data: the images.
+        normalization: of their pixels.
+        batch_size: images in one part.
+    """
+
+    data: Images
+    normalization: Normalization
+    batch_size: int = 128
+
+    def __call__(self, augment: bool) -> list[Tensor]:
+        """All parts `(B, C, H, W)`, as they are or shifted and mirrored as in training.
+
+        What an image is shifted by does not depend on the parts.
+        """
+        parts = self._parts
+        if augment:
+            device = parts[0].device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(0)
+                whole = augmented(torch.cat(parts))
+            parts = list(torch.split(whole, [len(part) for part in parts]))
+        return [self.normalization(part) for part in parts]
+
+    @functools.cached_property
+    def _parts(self) -> list[Tensor]:
+        batches = self.data.batches(torch.arange(len(self.data)), self.batch_size)
+        return [pixels for pixels, _ in batches]
 
 
-def _apart(
-    module: fx.GraphModule, images: list[Tensor], norms: dict[fx.Node, tuple[str, str]]
-) -> float:
+def seen_augmented(
+    checkpoint: Checkpoint, data: Images, normalization: Normalization, device: torch.device
+) -> bool:
+    """Whether a network's own statistics are those of images that were shifted at random.
+
+    The first batch norm tells: its statistics are nearer to those of shifted images or to those
+    of the images as they are.
+
+    Args:
+        checkpoint: a network that was trained and not pruned since.
+        data: training images.
+        normalization: of their pixels.
+        device: where to compute.
+    """
+    module = checkpoint.build()
+    if not statistics(module):
+        return False
+    data = data.spread(max(MEMORY // peak(module, data.shape), 2)).to(device)
+    return _seen_augmented(module, Views(data, normalization), device)
+
+
+@torch.inference_mode()
+def _seen_augmented(module: fx.GraphModule, views: Views, device: torch.device) -> bool:
+    module.to(device)
+    return _divergence(module, views(True)) < _divergence(module, views(False))
+
+
+@torch.inference_mode()
+def estimate(
+    module: fx.GraphModule, images: list[Tensor], device: torch.device, track: Track = iter
+) -> dict[str, Tensor]:
+    """Give every batch norm of a module the statistics of all images, in place.
+
+    Returns:
+        What was estimated, on the CPU, by the keys of the module's state dict.
+    """
+    estimated, norms = {}, statistics(module.to(device))
+    for node, values in _walk(module, images, norms, track):
+        for key, value in zip(norms[node], values, strict=True):
+            module.get_buffer(key).copy_(value)
+            estimated[key] = value.cpu()
+    return estimated
+
+
+def _divergence(module: fx.GraphModule, images: list[Tensor]) -> float:
     """How far the first batch norm's statistics are from those of the images.
 
     Kullback-Leibler divergence of two normal distributions, mean over channels.
     """
+    norms = statistics(module)
     node, (mean, variance) = next(_walk(module, images, norms, iter))
     known = [module.get_buffer(key).to(mean.dtype) for key in norms[node]]
     here, there = (it.clamp_min(1e-5) for it in (variance, known[1]))
@@ -180,7 +235,7 @@ class _Measured(fx.Interpreter):
         return result
 
 
-def _peak(module: fx.GraphModule, shape: Shape) -> int:
+def peak(module: fx.GraphModule, shape: Shape) -> int:
     """Bytes of activations of one image that are alive at a time, at most."""
     measured = _Measured(module)
     measured.run(torch.zeros(1, *shape))

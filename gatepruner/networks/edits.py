@@ -138,12 +138,13 @@ class Edited:
     Attributes:
         graph: the nodes; `node.meta["base"]` is the name of the base's node that one comes from.
         new: the gates and scales that the base does not have, by target.
-        alive: names of the blocks that are still reached.
+        joins: for each block that is still reached, the names of the nodes whose values enter and
+            leave it: its shortcut, and what stands in the place of its addition.
     """
 
     graph: fx.Graph
     new: dict[str, nn.Module]
-    alive: frozenset[str]
+    joins: dict[str, tuple[str, str]]
 
 
 def edited(traced: Trace, edits: Edits) -> Edited:
@@ -151,11 +152,12 @@ def edited(traced: Trace, edits: Edits) -> Edited:
     editor = _Editor(edits)
     at = {addition.node: addition for addition in traced.additions.values()}
     env: dict[fx.Node, fx.Node] = {}
-    places: dict[str, fx.Node] = {}
+    places: dict[str, tuple[fx.Node, fx.Node]] = {}
     for node in traced.module.graph.nodes:
         if addition := at.get(node.name):
-            operands = [env[node.args[addition.branch]], env[node.args[1 - addition.branch]]]
-            env[node] = places[addition.name] = editor.join(addition, *operands)
+            f, s = env[node.args[addition.branch]], env[node.args[1 - addition.branch]]
+            env[node] = editor.join(addition, f, s)
+            places[addition.name] = s, env[node]
         elif _repeats(traced.module, node, env):
             env[node] = env[node.args[0]]
         else:
@@ -169,7 +171,7 @@ def edited(traced: Trace, edits: Edits) -> Edited:
     return Edited(
         editor.graph,
         {target: module for target, module in editor.new.items() if target in used},
-        frozenset(name for name, node in places.items() if node in kept),
+        {name: (s.name, joined.name) for name, (s, joined) in places.items() if joined in kept},
     )
 
 

@@ -166,7 +166,7 @@ class Network:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """Every residual block of the base that has something left, in the order of depth."""
-        edits, alive = self.edits, _edited(self.base, self.edits).alive
+        edits, reached = self.edits, _edited(self.base, self.edits).joins
         found = []
         for addition in traced(self.base).additions.values():
             block = Block(
@@ -179,7 +179,7 @@ class Network:
                 layers=addition.layers,
             )
             vanished = not block.branch and block.identity
-            if not vanished and block.name in alive:
+            if not vanished and block.name in reached:
                 found.append(block)
         return tuple(found)
 
@@ -243,7 +243,7 @@ class Network:
     def _with(self, edits: Edits) -> Network:
         """The network with these edits, less those to blocks within a branch that is gone."""
         every = traced(self.base).additions.keys()
-        dead = every - _edited(self.base, edits).alive
+        dead = every - _edited(self.base, edits).joins.keys()
         return replace(self, edits=edits.forgetting(dead))
 
     def with_gates(self, gate: str = "residual") -> Network:
@@ -254,6 +254,26 @@ class Network:
             raise PlanError(f"{self} has {self.edits.gate} gates already")
         gated = self.in_order({*self.edits.gated, *self.removable})
         return replace(self, edits=replace(self.edits, gate=gate, gated=gated))
+
+    def without_gates(self) -> Network:
+        """The network after its gates are folded into the last affine layer of each branch.
+
+        Where a branch does not end in one, and for the shortcut of a plain gate, a constant
+        factor stays.
+        """
+        edits, targets = self.edits, self.fold_targets()
+        branches = {name for name in edits.gated if not targets[name]}
+        plain = set(edits.gated if edits.gate == "plain" else ())
+        folded = replace(
+            edits,
+            gate="",
+            gated=(),
+            scaled_branches=self.in_order(branches | {*edits.scaled_branches}),
+            scaled_shortcuts=self.in_order(
+                (plain - {*edits.shortcuts_removed}) | {*edits.scaled_shortcuts}
+            ),
+        )
+        return replace(self, edits=folded)
 
     def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
         """Block names in the order of depth."""
@@ -279,6 +299,11 @@ class Network:
     def graph(self) -> fx.Graph:
         """The graph after the edits; `node.meta["base"]` names the base's node."""
         return _edited(self.base, self.edits).graph
+
+    @property
+    def joins(self) -> dict[str, tuple[str, str]]:
+        """The names of the nodes of `graph()` whose values enter and leave each block."""
+        return _edited(self.base, self.edits).joins
 
     def state(self) -> dict[str, Tensor]:
         """The state dict that the network takes, on the meta device."""

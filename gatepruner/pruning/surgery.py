@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.pruning.ranking import Ranking
 
 
 def remove(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
@@ -47,6 +47,23 @@ def follow(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
     return Checkpoint(network, weights, {**notes, "gates": gates})
 
 
+def prune(checkpoint: Checkpoint, ranking: Ranking, count: int) -> Checkpoint:
+    """Remove the first blocks of a ranking.
+
+    With what was learned when they were removed, if the ranking is that of the checkpoint's
+    learned path; else plainly.
+
+    Args:
+        checkpoint: a network with its weights.
+        ranking: its blocks, least important first.
+        count: how many to remove.
+
+    Raises:
+        PlanError: the ranking has fewer.
+    """
+    return (follow if ranking.learned else remove)(checkpoint, ranking.first(count))
+
+
 def remove_shortcuts(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
     """Remove the shortcuts of residual blocks; their branches stay, and so do their gates.
 
@@ -72,30 +89,19 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
     blocks. The notes keep the gates under `gates`, so that the blocks can still be ranked.
     """
     network, weights = checkpoint.network, dict(checkpoint.weights)
-    edits = network.edits
-    branches, shortcuts = [], []
-    targets = network.fold_targets()
+    folded, targets, constants = network.without_gates(), network.fold_targets(), []
     for name, gate in checkpoint.gates.items():
         g = torch.tensor(gate, dtype=torch.float64)
         weights.pop(network.gate_key(name))
         for key in targets[name]:
             weights[key] = (weights[key] * g).to(weights[key].dtype)
-        if not targets[name]:
-            branches.append(name)
-            key = network.scale_key(name, "branch")
-            weights[key] = (weights.get(key, 1.0) * g).float()
-        if edits.gate == "plain" and name not in edits.shortcuts_removed:
-            shortcuts.append(name)
-            key = network.scale_key(name, "shortcut")
-            weights[key] = (weights.get(key, 1.0) * (1 - g)).float()
-    edits = replace(
-        edits,
-        gate="",
-        gated=(),
-        scaled_branches=network.in_order({*edits.scaled_branches, *branches}),
-        scaled_shortcuts=network.in_order({*edits.scaled_shortcuts, *shortcuts}),
-    )
-    folded = replace(network, edits=edits)
-    notes = checkpoint.noting(folded=list(network.edits.gated), constants=[*branches, *shortcuts])
+        operands = {} if targets[name] else {"branch": g}
+        if network.edits.gate == "plain" and name not in network.edits.shortcuts_removed:
+            operands["shortcut"] = 1 - g
+        for operand, factor in operands.items():
+            key = network.scale_key(name, operand)
+            weights[key] = (weights.get(key, 1.0) * factor).float()
+            constants.append(name)
+    notes = checkpoint.noting(folded=list(network.edits.gated), constants=constants)
     notes = {**notes, "gates": checkpoint.known_gates}
     return Checkpoint(folded, MappingProxyType(weights), notes)
