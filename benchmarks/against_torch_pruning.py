@@ -216,23 +216,26 @@ def prepared(task: Task, method: str, seed: int, number: int) -> gatepruner.Chec
 
 def outcome(task: Task, method: str, seed: int, number: int, epochs: int) -> dict[str, Any]:
     """Accuracy and cost of one network, fine-tuned for so many epochs."""
-    small, start = prepared(task, method, seed, number), time.perf_counter()
-    recipe = replace(gatepruner.FINE_TUNING, epochs=epochs, seed=seed)
-    teacher: gatepruner.Checkpoint | None = task.whole
-    if method == "scratch":
-        recipe = replace(SCRATCH, epochs=task.scratch_epochs(epochs), seed=seed)
-        teacher = None
+    small, start, total = prepared(task, method, seed, number), time.perf_counter(), 0
     if epochs:
+        total = task.scratch_epochs(epochs) if method == "scratch" else epochs
+        recipe = SCRATCH if method == "scratch" else gatepruner.FINE_TUNING
         state = task.work / f"state-{method}-{seed}-{number}-{epochs}.pt"
-        how: dict[str, Any] = {"device": task.device, "state": state, "resume": state.exists()}
-        small = gatepruner.finetune(small, task.train, recipe, teacher=teacher, **how)
+        small = gatepruner.finetune(
+            small,
+            task.train,
+            replace(recipe, epochs=total, seed=seed),
+            teacher=None if method == "scratch" else task.whole,
+            device=task.device,
+            state=state,
+            resume=state.exists(),
+        )
         state.unlink()
-    path = ladder(task, ladder_of(method), seed)
-    seconds = {"path": path.seconds, "finetune": time.perf_counter() - start}
     return {
         **evaluated(task, small),
-        "trained_epochs": recipe.epochs if epochs else 0,
-        **{f"{what}_seconds": spent for what, spent in seconds.items()},
+        "trained_epochs": total,
+        "path_seconds": ladder(task, ladder_of(method), seed).seconds,
+        "finetune_seconds": time.perf_counter() - start,
     }
 
 
