@@ -23,17 +23,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gatepruner.compression.compress import compress as compress
+    from gatepruner.compression.recipe import CompressionRecipe as CompressionRecipe
+    from gatepruner.compression.record import Compressed as Compressed
+    from gatepruner.compression.record import StepRecord as StepRecord
     from gatepruner.errors import GatePrunerError as GatePrunerError
     from gatepruner.files.checkpoints import load as load
     from gatepruner.files.checkpoints import save as save
     from gatepruner.files.export import to_torchvision as to_torchvision
     from gatepruner.images.images import Images as Images
     from gatepruner.images.readers import load_images as load_images
-    from gatepruner.learning.gates import GateRecipe as GateRecipe
     from gatepruner.learning.gates import add_gates as add_gates
     from gatepruner.learning.gates import learn_gates as learn_gates
-    from gatepruner.learning.training import FINE_TUNING as FINE_TUNING
-    from gatepruner.learning.training import Recipe as Recipe
+    from gatepruner.learning.recipes import FINE_TUNING as FINE_TUNING
+    from gatepruner.learning.recipes import GateRecipe as GateRecipe
+    from gatepruner.learning.recipes import Recipe as Recipe
     from gatepruner.learning.training import finetune as finetune
     from gatepruner.learning.training import train as train
     from gatepruner.measuring.accuracy import Accuracy as Accuracy
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
     from gatepruner.pruning.goals import Goal as Goal
     from gatepruner.pruning.meter import Meter as Meter
     from gatepruner.pruning.meter import savings as savings
+    from gatepruner.pruning.orders import Order as Order
+    from gatepruner.pruning.orders import compare as compare
     from gatepruner.pruning.ranking import Ranking as Ranking
     from gatepruner.pruning.ranking import rank as rank
     from gatepruner.pruning.surgery import fold_gates as fold_gates
@@ -66,17 +72,21 @@ if TYPE_CHECKING:
 # Where each public name lives; imported when it is first asked for, so that `import gatepruner`
 # and `gatepruner --help` do not wait for torch.
 _HOME = {
+    "compress": "compression.compress",
+    "CompressionRecipe": "compression.recipe",
+    "Compressed": "compression.record",
+    "StepRecord": "compression.record",
     "GatePrunerError": "errors",
     "load": "files.checkpoints",
     "save": "files.checkpoints",
     "to_torchvision": "files.export",
     "Images": "images.images",
     "load_images": "images.readers",
-    "GateRecipe": "learning.gates",
+    "GateRecipe": "learning.recipes",
     "add_gates": "learning.gates",
     "learn_gates": "learning.gates",
-    "FINE_TUNING": "learning.training",
-    "Recipe": "learning.training",
+    "FINE_TUNING": "learning.recipes",
+    "Recipe": "learning.recipes",
     "finetune": "learning.training",
     "train": "learning.training",
     "Accuracy": "measuring.accuracy",
@@ -96,6 +106,8 @@ _HOME = {
     "accuracies": "pruning.curve",
     "sweep": "pruning.curve",
     "Goal": "pruning.goals",
+    "Order": "pruning.orders",
+    "compare": "pruning.orders",
     "Ranking": "pruning.ranking",
     "rank": "pruning.ranking",
     "fold_gates": "pruning.surgery",

@@ -20,6 +20,7 @@ from conftest import (
     same,
     write_folder,
 )
+from matplotlib.figure import Figure
 
 import gatepruner
 from gatepruner.files.checkpoints import load, save
@@ -30,12 +31,13 @@ from gatepruner.learning.gates import GateRecipe, add_gates, learn_gates
 from gatepruner.learning.training import FINE_TUNING, finetune
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.cost import count
-from gatepruner.measuring.latency import Latency, savings
+from gatepruner.measuring.latency import Latency
 from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.curve import sweep
 from gatepruner.pruning.goals import most_within
+from gatepruner.pruning.meter import savings
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import fold_gates, follow
 
@@ -65,13 +67,24 @@ def made(tmp_path_factory) -> dict[str, bytes]:
     return files_in(root)
 
 
+def put(files: dict[str, bytes], root: Path) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
 @pytest.fixture
 def folder(tmp_path, made) -> Path:
     """A plain network, the same with a path of four blocks of its six, and images for them."""
-    for name, content in made.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    return tmp_path
+    return put(made, tmp_path)
+
+
+@pytest.fixture
+def shallow(folder) -> Path:
+    """A network of three blocks instead, where it does not matter how many there are."""
+    save(plain("resnet8"), folder / "whole.pt", force=True)
+    return folder
 
 
 def training_images(folder: Path) -> Images:
@@ -305,6 +318,14 @@ def fake_latency(monkeypatch, drift=lambda: 1.0) -> None:
     monkeypatch.setattr(gatepruner.measuring.latency, "latency", latency)
 
 
+@pytest.fixture(scope="module")
+def every_block(made, tmp_path_factory) -> Checkpoint:
+    """The network with a path of all its blocks."""
+    root = put(made, tmp_path_factory.mktemp("every"))
+    with torch.random.fork_rng(devices=[]):
+        return learn_gates(load(root / "whole.pt"), training_images(root), QUICK, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("option", "text", "cost"),
     [
@@ -316,13 +337,13 @@ def fake_latency(monkeypatch, drift=lambda: 1.0) -> None:
     ],
 )
 @pytest.mark.parametrize("file", ["gated.pt", "all.pt"])
-def test_prune_removes_as_few_as_a_target_needs(run, folder, monkeypatch, option, text, cost, file):
+def test_prune_removes_as_few_as_a_target_needs(
+    run, folder, monkeypatch, every_block, option, text, cost, file
+):
     """Against trying every number; `all.pt` has a path of all its blocks."""
     fake_latency(monkeypatch)
-    whole = load(folder / "gated.pt")
+    whole = load(folder / "gated.pt") if file == "gated.pt" else every_block
     if file == "all.pt":
-        images = training_images(folder)
-        whole = learn_gates(load(folder / "whole.pt"), images, QUICK, device="cpu")
         save(whole, folder / file)
     before = files_in(folder)
     document = run("prune", folder / file, option, text, "--device", "cpu", "--json").document
@@ -401,6 +422,13 @@ def _short_warm_up(monkeypatch):
     )
 
 
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Neither measured times nor drawn figures, where other things than these are looked at."""
+    fake_latency(monkeypatch)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())
+
+
 def by_the_library(folder: Path, drop: int, epochs: int) -> list[Checkpoint]:
     """What each step of a compression has to make."""
     whole = load(folder / "whole.pt")
@@ -455,8 +483,7 @@ def test_compress_does_what_the_library_does_step_by_step(run, folder, epochs):
         ("--target-latency", "50%", "params"),
     ],
 )
-def test_compress_reaches_its_target(run, folder, monkeypatch, goal, text, cost):
-    fake_latency(monkeypatch)
+def test_compress_reaches_its_target(run, folder, quick, goal, text, cost):
     document = run(*compress_command(folder, goal, text, "--epochs", 0, "--json")).document
     small, whole = load(folder / "small.pt"), load(folder / "whole.pt")
     share = getattr(count(small.network), cost) / getattr(count(whole.network), cost)
@@ -470,7 +497,7 @@ def test_compress_reaches_its_target(run, folder, monkeypatch, goal, text, cost)
     assert document["steps"][-1]["macs"] == count(small.network).macs
 
 
-def test_compress_loses_no_more_than_it_may_on_held_out_images(run, folder):
+def test_compress_loses_no_more_than_it_may_on_held_out_images(run, folder, quick):
     command = compress_command(folder, "--max-loss", 5, "--epochs", 0, "--json")
     assert run(*command).code == 0
     gated = load(folder / "small-compress" / "gated.pt")
@@ -500,10 +527,8 @@ def uninterrupted(tmp_path_factory, made):
 
     def get(run) -> Checkpoint:
         if not found:
-            root = tmp_path_factory.mktemp("uninterrupted")
-            for name, content in made.items():
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                (root / name).write_bytes(content)
+            root = put(made, tmp_path_factory.mktemp("uninterrupted"))
+            save(plain("resnet8"), root / "whole.pt", force=True)
             assert run(*compress_command(root, "--drop", 2, "--epochs", 2)).code == 0
             found["it"] = load(root / "small.pt")
         return found["it"]
@@ -514,16 +539,16 @@ def uninterrupted(tmp_path_factory, made):
 @pytest.mark.parametrize(
     "where",
     [
-        *("gates 0", "gates 3", "gates 5", "training 0", "training 4"),
+        *("gates 0", "gates 3", "training 4"),
         *("pruning.surgery.follow", "measuring.recalibration.recalibrate"),
         *("measuring.latency.latency", "report.compression.write_compression"),
     ],
 )
 def test_a_compression_that_was_stopped_is_resumed_to_the_same_network(
-    run, folder, monkeypatch, uninterrupted, where
+    run, shallow, monkeypatch, quick, uninterrupted, where
 ):
     expected = uninterrupted(run)
-    command = compress_command(folder, "--drop", 2, "--epochs", 2)
+    command = compress_command(shallow, "--drop", 2, "--epochs", 2)
     with monkeypatch.context() as patch:
         home, _, step = where.partition(" ")
         if step:
@@ -541,23 +566,23 @@ def test_a_compression_that_was_stopped_is_resumed_to_the_same_network(
             stopped = run(*command)
             assert stopped.code == 130
             assert "--resume" in stopped.err
-            assert not (folder / "small.pt").exists()
-    before = files_in(folder)
+            assert not (shallow / "small.pt").exists()
+    before = files_in(shallow)
     refused = run(*command)
     assert refused.code == 1
     assert "--resume" in refused.err or "--force" in refused.err
-    assert files_in(folder) == before
+    assert files_in(shallow) == before
     document = run(*command, "--resume", "--json").document
-    assert same(load(folder / "small.pt"), expected)
+    assert same(load(shallow / "small.pt"), expected)
     assert [step["name"] for step in document["steps"]] == STEPS
-    assert not list(folder.rglob("*.state"))
-    assert not [it for it in folder.rglob("*") if it.name.startswith(".")]
+    assert not list(shallow.rglob("*.state"))
+    assert not [it for it in shallow.rglob("*") if it.name.startswith(".")]
 
 
-def test_what_is_done_is_not_done_again(run, folder, monkeypatch):
-    command = compress_command(folder, "--drop", 2, "--epochs", 0)
+def test_what_is_done_is_not_done_again(run, shallow, monkeypatch, quick):
+    command = compress_command(shallow, "--drop", 2, "--epochs", 0)
     assert run(*command).code == 0
-    before = files_in(folder)
+    before = files_in(shallow)
 
     def never(*args, **options):
         raise AssertionError
@@ -569,17 +594,16 @@ def test_what_is_done_is_not_done_again(run, folder, monkeypatch):
     ):
         monkeypatch.setattr(f"gatepruner.{home}.{verb}", never)
     assert run(*command, "--resume").code == 0
-    assert same(load(folder / "small.pt"), load(folder / "small-compress" / "recalibrated.pt"))
-    after = files_in(folder)
+    assert same(load(shallow / "small.pt"), load(shallow / "small-compress" / "recalibrated.pt"))
+    after = files_in(shallow)
     steps = {name for name in after if name.endswith(".pt")}
     assert {name: after[name] for name in steps} == {name: before[name] for name in steps}
 
 
 def test_a_compression_for_a_latency_is_resumed_though_measurements_scatter(
-    run, folder, monkeypatch
+    run, folder, monkeypatch, quick
 ):
     """What a block saves is found to be less the second time, so that more may have to go."""
-    fake_latency(monkeypatch)
     command = compress_command(folder, "--target-latency", "98%", "--epochs", 0)
     with monkeypatch.context() as patch:
         interrupting(patch, gatepruner.learning.gates, 3)
@@ -594,18 +618,19 @@ def test_a_compression_for_a_latency_is_resumed_though_measurements_scatter(
     assert resumed.code == 0, resumed.err
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "named"),
-    [("--seed", 1, "seed"), ("--drop", 3, "goal"), ("--gate-steps", 3, "gate_steps")],
-)
-def test_another_compression_is_not_gone_on_with(run, folder, option, value, named):
-    assert run(*compress_command(folder, "--drop", 2, "--epochs", 0)).code == 0
-    before = files_in(folder)
-    drop = () if option == "--drop" else ("--drop", 2)
-    told = run(*compress_command(folder, *drop, option, value, "--epochs", 0, "--resume"))
-    assert told.code == 1
-    assert f"of another compression, its {named} differ" in told.err
-    assert files_in(folder) == before
+def test_another_compression_is_not_gone_on_with(run, shallow, quick):
+    assert run(*compress_command(shallow, "--drop", 2, "--epochs", 0)).code == 0
+    before = files_in(shallow)
+    others = [
+        (("--drop", 2, "--seed", 1), "seed"),
+        (("--drop", 3), "goal"),
+        (("--drop", 2, "--gate-steps", 3), "gate_steps"),
+    ]
+    for options, named in others:
+        told = run(*compress_command(shallow, *options, "--epochs", 0, "--resume"))
+        assert told.code == 1
+        assert f"of another compression, its {named} differ" in told.err
+        assert files_in(shallow) == before
 
 
 # ---------------------------------------------------------------------------- what is not allowed
@@ -696,14 +721,17 @@ def test_wrong_usage_names_what_to_give(run, folder, monkeypatch):
     )
 
 
-def bad_files(root: Path) -> None:
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> dict[str, bytes]:
     """Data and networks that do not fit, each in its own way."""
+    root = tmp_path_factory.mktemp("bad")
     for split in ("train", "test"):
         write_folder(root / "large", random_images(8, (3, 9, 9), 4), split)
         write_folder(root / "many", random_images(20, COLOUR, 5), split)
     write_folder(root / "untaught", bright_images(24, COLOUR))
     save(plain("resnet8", classes=5), root / "five.pt")
     save(plain("resnet8", size=16), root / "sixteen.pt")
+    return files_in(root)
 
 
 GATE = "gate whole.pt --batch-size 16 --hold-out 0"
@@ -823,9 +851,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_input_gives_one_line_and_nothing_else(run, folder, monkeypatch, case):
-    monkeypatch.chdir(folder)
-    bad_files(folder)
+def test_a_bad_input_gives_one_line_and_nothing_else(run, folder, bad, monkeypatch, case):
+    monkeypatch.chdir(put(bad, folder))
     before, folders = files_in(folder), sorted(it for it in folder.rglob("*") if it.is_dir())
     command, message = BAD[case]
     told = run(*command.split(), "--quiet")

@@ -11,14 +11,12 @@ from torch import Tensor, fx, nn
 
 from gatepruner.measuring.merging import merged
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.networks.edits import settle_in_place
 from gatepruner.networks.head import features_graph, head_of
 from gatepruner.networks.network import Network
 
 
 def features(checkpoint: Checkpoint, images: Tensor) -> Tensor:
     module = fx.GraphModule(checkpoint.build(), features_graph(checkpoint.network))
-    settle_in_place(module)
     return logits(module, images)
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import gatepruner
 from gatepruner.errors import CheckpointError
 from gatepruner.measuring.accuracy import Accuracy
 from gatepruner.measuring.latency import Latency
-from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.orders import compare
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import fold_gates
 from gatepruner.report.files import FILES, Report, write_report
@@ -30,16 +30,12 @@ def made(name: str = "gated-residual-fc12,width=8", by: str = "gate", orders: in
     images = random_images(20, shape)
     notes = {"normalize": {"mean": [0.5] * shape[0], "std": [0.5] * shape[0]}}
     checkpoint = type(checkpoint)(checkpoint.network, checkpoint.weights, notes)
-    ranking = rank(checkpoint, by)
-    curves = [
-        list(sweep(checkpoint, images, one))
-        for one in (ranking, *(rank(checkpoint, "random", seed=seed) for seed in range(orders)))
-    ]
+    criteria = (by, "random") if orders else (by,)
+    compared = list(compare(checkpoint, images, criteria, seeds=range(orders or 1)))
+    ranking = compared[0].rankings[0]
     times = {"whole": asdict(Latency(0.002, 0.001, 0.003, 30, 1, "cpu"))}
     configuration = {"data": images.source, "seed": 0, "device": "cpu"}
-    return Report(
-        checkpoint, ranking, curves[0], curves[1:], ranking.first(2), times, configuration
-    )
+    return Report(checkpoint, compared, ranking.first(2), times, configuration)
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +56,25 @@ def test_a_report_is_all_of_its_files_and_nothing_else(written):
 def test_the_table_is_the_points(report, written):
     with (written / "curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    expected = [{key: str(it) for key, it in one.to_json().items()} for one in report.points]
+    expected = [
+        {"criterion": order.criterion, "run": str(run)}
+        | {key: str(value) for key, value in point.to_json().items()}
+        for order in report.orders
+        for run, points in enumerate(order.runs)
+        for point in points
+    ]
     assert rows == expected
-    assert len(rows) == 7
+    assert len(rows) == 3 * 7
 
 
 def test_the_document_is_the_whole_report(report, written):
     document = json.loads((written / "report.json").read_text())
     assert document == json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert document["points"] == [point.to_json() for point in report.points]
-    assert document["random"] == [[it.to_json() for it in curve] for curve in report.baseline]
-    assert [row["name"] for row in document["ranking"]] == list(report.ranking.names)
-    gates = report.checkpoint.gates
-    assert {row["name"]: row["gate"] for row in document["ranking"]} == gates
+    gate, random = document["orders"]
+    assert gate["runs"] == [[point.to_json() for point in report.orders[0].points]]
+    assert len(random["runs"]) == 2
+    assert [name for name, _ in gate["rankings"][0]] == list(report.orders[0].rankings[0].names)
+    assert document["gates"] == report.checkpoint.gates
     assert document["removed"] == list(report.removed)
     assert document["network"]["base"] == report.checkpoint.network.to_json()["base"]
     assert tuple(document["network"]["edits"]["gated"]) == report.checkpoint.network.edits.gated
@@ -87,11 +89,15 @@ def test_the_text_shows_the_pictures_and_every_point(report, written):
     assert pictures == ["curve.png", "gates.png"]
     assert all((written / picture).is_file() for picture in pictures)
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == len(report.points)
-    for row, point in zip(rows, report.points, strict=True):
+    points = report.orders[0].points
+    assert len(rows) == len(points)
+    for index, (row, point) in enumerate(zip(rows, points, strict=True)):
         assert int(row[0]) == point.removed
-        assert float(row[2]) == round(100 * point.accuracy.accuracy, 1)
-        assert int(row[6].replace(",", "")) == point.cost.params
+        assert float(row[2].split()[0]) == round(100 * point.accuracy.accuracy, 1)
+        assert int(row[5].replace(",", "")) == point.cost.params
+        accuracies = report.orders[1].accuracies(index)
+        assert f"{100 * sum(accuracies) / 2:.1f}" in row[3]
+        assert ("≈" in row[3]) == report.orders[1].within_noise(report.orders[0], index)
     assert ", ".join(report.removed) in text
     assert "median 2.00 ms" in text
 
@@ -157,12 +163,14 @@ def test_a_replaced_report_leaves_no_picture_of_the_one_before(report, tmp_path)
 def test_gates_that_were_folded_are_shown(tmp_path):
     whole = made("gated-resnet14", orders=0)
     folded = fold_gates(whole.checkpoint)
-    report = Report(folded, rank(folded), whole.points)
+    order = whole.orders[0]
+    report = Report(folded, [replace(order, rankings=(rank(folded),))])
     write_report(report, tmp_path)
-    rows = json.loads((tmp_path / "report.json").read_text())["ranking"]
-    assert {row["name"]: row["gate"] for row in rows} == whole.checkpoint.gates
-    assert [row["name"] for row in rows] == list(whole.ranking.names)
-    assert len(rows) == len(removable(folded.network))
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["gates"] == whole.checkpoint.gates
+    names = [name for name, _ in document["orders"][0]["rankings"][0]]
+    assert names == list(order.rankings[0].names)
+    assert len(names) == len(removable(folded.network))
     root = ET.parse(tmp_path / "gates.svg").getroot()
     said = "".join(root.itertext())
     assert all(stage in said for stage in ("layer1", "layer2", "layer3"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from conftest import bright_images, random_images, write_folder
 
+from gatepruner.cli import main
 from gatepruner.errors import DataError, TrainingError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.storage import load_state
@@ -110,12 +110,20 @@ def every_step(monkeypatch, tmp_path):
     return tmp_path / "run.state"
 
 
+@pytest.fixture(scope="module")
+def whole() -> Checkpoint:
+    """What a run ends with that nothing stops."""
+    net = network(DROPOUT)
+    return run(net=net, validation=images_for(net, 8))
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
 @pytest.mark.parametrize("kind", ["interrupted", "killed"])
-def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(every_step, stop, kind):
+def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(
+    whole, every_step, stop, kind
+):
     net = network(DROPOUT)
     held_out = images_for(net, 8)
-    whole = run(net=net, validation=held_out)
 
     class Stopped(BaseException):
         pass
@@ -151,11 +159,11 @@ def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(every_ste
 @pytest.mark.parametrize("at", ["loss", "optimizer"])
 @pytest.mark.parametrize("stop", [1, 2, 4, 6])  # 4 is the last step of an epoch
 def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
-    tmp_path, monkeypatch, at, stop
+    tmp_path, monkeypatch, whole, at, stop
 ):
     """Ctrl-C comes when it comes, not between two steps."""
     net, state = network(DROPOUT), tmp_path / "run.state"
-    whole, calls = run(net=net), []
+    calls = []
 
     def interrupting(function):
         def call(*args, **options):
@@ -179,20 +187,37 @@ def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
     assert [record["epoch"] for record in resumed.notes["epochs"]] == [1, 2]
 
 
-# The command line with the state on the disk after every epoch, and time to be killed in.
+# The command line with the state on the disk after every epoch of four steps. It stops where it is
+# told to, says so, and waits.
 DRIVER = """
 import sys, time
-from gatepruner.learning import running, training
-running.SAVE_EVERY = -1.0
-step = training._Run._step
-def slow(*args):
-    time.sleep(0.02)
-    step(*args)
-training._Run._step = slow
+from pathlib import Path
+import torch
+from gatepruner.learning import running
 from gatepruner.cli import main
-sys.argv = ["gatepruner", *sys.argv[1:]]
+
+running.SAVE_EVERY = -1.0
+place, here, on = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+
+def waiting(function, call):
+    calls = []
+    def wait(*args, **options):
+        calls.append(call)
+        if len(calls) == call:
+            here.touch()
+            while not on.exists():
+                time.sleep(0.005)
+        return function(*args, **options)
+    return wait
+
+if place == "in a step":
+    torch.optim.SGD.step = waiting(torch.optim.SGD.step, 7)
+else:
+    torch.save = waiting(torch.save, 2)
+sys.argv = ["gatepruner", *sys.argv[4:]]
 main()
 """
+PATIENCE = 300  # seconds; a machine may have much else to do
 
 
 @pytest.fixture(scope="module")
@@ -200,57 +225,83 @@ def command(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("images")
     write_folder(folder, bright_images(48, (3, 8, 8)), "train")
     arch = "gated-wrn-10-1,dropout=0.3"
-    rest = ("--epochs", "12", "--batch-size", "12", "--gate-penalty", "0.01", "--seed", "3")
+    rest = ("--epochs", "3", "--batch-size", "12", "--gate-penalty", "0.01", "--seed", "3")
     rest += ("--num-classes", "4", "--input-size", "8", "--device", "cpu")
     return ["train", arch, "--data", f"imagefolder:{folder}", *rest]
 
 
-def started(command: list[str], output: Path, *more: str) -> subprocess.Popen:
-    arguments = [*command, "-o", str(output), *more]
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments],
-        stdout=subprocess.PIPE,
+def here_and_now(*command: str) -> None:
+    """The command line in this process, to a good end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gatepruner", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+
+
+def ended_by(sent: signal.Signals, place: str, folder: Path, command: list[str]) -> tuple[int, str]:
+    """A process of its own that gets a signal at one place; its exit status, and what it said."""
+    here, on = folder / "here", folder / "on"
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, place, str(here), str(on), *command],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not here.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.005)
+        assert here.exists(), process.poll()
+        process.send_signal(sent)
+        if sent != signal.SIGKILL:
+            on.touch()
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, errors
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(command, tmp_path_factory) -> Checkpoint:
     output = tmp_path_factory.mktemp("whole") / "whole.pt"
-    process = started(command, output)
-    assert process.wait(100) == 0, process.communicate()
-    process.communicate()
+    here_and_now(*command, "-o", str(output))
     return load(output)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda it: it.name)
-def test_a_killed_command_is_resumed_to_the_same_weights(command, uninterrupted, tmp_path, sent):
+@pytest.mark.parametrize(
+    ("sent", "place"),
+    [
+        (signal.SIGKILL, "in a step"),
+        (signal.SIGKILL, "in a save"),
+        (signal.SIGINT, "in a step"),
+    ],
+    ids=lambda it: getattr(it, "name", it),
+)
+def test_a_killed_command_is_resumed_to_the_same_weights(
+    command, uninterrupted, tmp_path, sent, place
+):
     output = tmp_path / "it.pt"
     state, history = tmp_path / "it.pt.state", tmp_path / "it.pt.history.jsonl"
-    process = started(command, output)
-    deadline = time.monotonic() + 100
-    while not state.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
-    time.sleep(random.SystemRandom().uniform(0, 0.5))
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130), errors
+    command = [*command, "-o", str(output)]
+    code, errors = ended_by(sent, place, tmp_path, command)
+    assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 130), errors
     assert state.exists()
     assert not output.exists()
+    left = [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+    assert bool(left) == (place == "in a save")
     if sent == signal.SIGINT:
+        assert load_state(state)["done"] == 7
         assert f"{state} is kept" in errors
         assert "--resume" in errors
         assert "Traceback" not in errors
-        assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
-    again = started(command, output, "--resume")
-    _, errors = again.communicate(timeout=100)
-    assert again.returncode == 0, errors
+    here_and_now(*command, "--resume")
     assert not state.exists()
     assert same_weights(load(output), uninterrupted)
     records = [json.loads(line) for line in history.read_text().splitlines()]
-    assert [record["epoch"] for record in records] == list(range(1, 13))
+    assert [record["epoch"] for record in records] == [1, 2, 3]
 
 
 # ------------------------------------------------------------------------------- what is refused
@@ -638,10 +689,10 @@ def test_a_teacher_alone_is_learned_from_without_a_look_at_labels():
 
 
 def test_without_a_share_a_teacher_changes_nothing():
-    none = replace(TUNE, distillation=0.0)
+    none, alone = replace(TUNE, distillation=0.0), tuned()
     for key, tensor in tuned(none, teacher=begun(9)).weights.items():
-        torch.testing.assert_close(tensor, tuned().weights[key], rtol=1e-5, atol=1e-6)
-    assert same_weights(tuned(replace(TUNE, distillation=0.3)), tuned())  # no teacher, no share
+        torch.testing.assert_close(tensor, alone.weights[key], rtol=1e-5, atol=1e-6)
+    assert same_weights(tuned(replace(TUNE, distillation=0.3)), alone)  # no teacher, no share
 
 
 def test_the_loss_is_shared_between_teacher_and_labels():
@@ -684,11 +735,20 @@ def test_a_teacher_that_does_not_fit_is_refused():
         tuned(images=bright_images(40, (1, 9, 9)))
 
 
+def tuned_further(**options) -> Checkpoint:
+    options = {"normalization": NORMALIZATIONS["cifar10"], **options}
+    return tuned(start=begun(name=DROPOUT), teacher=begun(9, DROPOUT), **options)
+
+
+@pytest.fixture(scope="module")
+def further() -> Checkpoint:
+    """What further training ends with that nothing stops."""
+    return tuned_further()
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 6, 8])
-def test_further_training_is_resumed_to_the_same_weights(tmp_path, stop):
+def test_further_training_is_resumed_to_the_same_weights(tmp_path, further, stop):
     state, step, calls = tmp_path / "it.state", torch.optim.SGD.step, []
-    options = {"start": begun(name=DROPOUT), "teacher": begun(9, DROPOUT), "state": state}
-    options["normalization"] = NORMALIZATIONS["cifar10"]
 
     def stepping(self, *rest):
         calls.append(1)
@@ -699,10 +759,16 @@ def test_further_training_is_resumed_to_the_same_weights(tmp_path, stop):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", stepping)
         with pytest.raises(KeyboardInterrupt):
-            tuned(**options)
+            tuned_further(state=state)
     assert load_state(state)["done"] == stop
-    again = tuned(**options, resume=True)
-    assert same_weights(again, tuned(**{**options, "state": None}))
+    assert same_weights(tuned_further(state=state, resume=True), further)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> tuple[Checkpoint, bytes]:
+    """What a teacher has taught, and the state that was kept of it."""
+    state = tmp_path_factory.mktemp("taught") / "it.state"
+    return tuned(teacher=begun(9), state=state), state.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -715,17 +781,16 @@ def test_further_training_is_resumed_to_the_same_weights(tmp_path, stop):
         ({"start": begun(6), "teacher": None}, "start and teacher"),
     ],
 )
-def test_the_state_of_another_start_is_refused_and_kept(tmp_path, changed, named):
-    state = tmp_path / "it.state"
-    tuned(teacher=begun(9), state=state)
-    content = state.read_bytes()
+def test_the_state_of_another_start_is_refused_and_kept(tmp_path, taught, changed, named):
+    state, (whole, content) = tmp_path / "it.state", taught
+    state.write_bytes(content)
     with pytest.raises(TrainingError, match=f"is of another run, its {named} differ"):
         tuned(**{"teacher": begun(9), "state": state, "resume": True, **changed})
     assert state.read_bytes() == content
-    assert same_weights(tuned(teacher=begun(9), state=state, resume=True), tuned(teacher=begun(9)))
+    assert same_weights(tuned(teacher=begun(9), state=state, resume=True), whole)
 
 
-def test_a_loss_that_is_no_number_leaves_the_state_that_was_kept(tmp_path, every_step):
+def test_a_loss_that_is_no_number_leaves_the_state_that_was_kept(tmp_path, taught, every_step):
     """With the state on the disk after every step, the last one that is there is a good one."""
     distance, calls = training.distance, []
 
@@ -741,4 +806,4 @@ def test_a_loss_that_is_no_number_leaves_the_state_that_was_kept(tmp_path, every
     assert kept["done"] == 5
     assert all(bool(it.isfinite().all()) for it in kept["weights"].values())
     again = tuned(teacher=begun(9), state=every_step, resume=True)
-    assert same_weights(again, tuned(teacher=begun(9)))
+    assert same_weights(again, taught[0])

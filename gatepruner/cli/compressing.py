@@ -73,8 +73,7 @@ def compress(
     from gatepruner.files.checkpoints import save
     from gatepruner.files.export import to_torchvision
     from gatepruner.files.storage import refuse_existing, refuse_name
-    from gatepruner.learning.gates import GateRecipe
-    from gatepruner.learning.training import FINE_TUNING
+    from gatepruner.learning.recipes import FINE_TUNING, GateRecipe
 
     goal = Goal(target_macs, target_params, target_latency, max_loss, device, latency_batch)
     _refuse_wish(goal, drop, hold_out)

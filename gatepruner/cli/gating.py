@@ -62,7 +62,8 @@ def gate(
     Example: `gatepruner gate resnet56.th --data imagefolder:cifar10`
     """
     from gatepruner.files.checkpoints import save
-    from gatepruner.learning.gates import GateRecipe, learn_gates
+    from gatepruner.learning.gates import learn_gates
+    from gatepruner.learning.recipes import GateRecipe
     from gatepruner.report.terminal import path_table
 
     target = output or o.beside(ckpt, "gated")

@@ -14,7 +14,7 @@ import typer
 from gatepruner.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from gatepruner.learning.training import Moment
+    from gatepruner.learning.moments import Moment
 
 
 def kept_beside(output: Path, *, resume: bool, force: bool) -> tuple[Path, Path]:

@@ -56,10 +56,11 @@ def train(
     from gatepruner.files.checkpoints import save
     from gatepruner.images.normalization import parse_normalization
     from gatepruner.learning import training
+    from gatepruner.learning.recipes import Recipe
     from gatepruner.networks.network import Network
 
     state, history = kept_beside(output, resume=resume, force=force)
-    recipe = training.Recipe(
+    recipe = Recipe(
         epochs,
         batch_size,
         optimizer,

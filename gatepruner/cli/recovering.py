@@ -93,7 +93,7 @@ def finetune(
     from dataclasses import replace
 
     from gatepruner.files.checkpoints import load, save
-    from gatepruner.learning.training import FINE_TUNING
+    from gatepruner.learning.recipes import FINE_TUNING
     from gatepruner.learning.training import finetune as tune
 
     target = output or o.beside(ckpt, "finetuned")

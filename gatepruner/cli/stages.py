@@ -16,8 +16,7 @@ from gatepruner.errors import CheckpointError
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
     from gatepruner.images.normalization import Normalization
-    from gatepruner.learning.gates import GateRecipe
-    from gatepruner.learning.training import Recipe
+    from gatepruner.learning.recipes import GateRecipe, Recipe
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.pruning.curve import Point
     from gatepruner.report.compression import Step

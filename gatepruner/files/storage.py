@@ -62,7 +62,12 @@ def save_state(snapshot: Mapping[str, Any], path: Path) -> Path:
     return _write_whole(path, lambda partial: torch.save(dict(snapshot), partial))
 
 
-def _write_whole(path: Path, put: Callable[[Path], None]) -> Path:
+def write_text(path: Path, text: str) -> Path:
+    """Write text over what was there, whole or not at all."""
+    return _write_whole(path, lambda partial: partial.write_text(text))
+
+
+def _write_whole(path: Path, put: Callable[[Path], object]) -> Path:
     """Have `put` write a temporary file beside `path`, and rename it once it is whole."""
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")

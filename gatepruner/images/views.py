@@ -24,3 +24,11 @@ def augmented(pixels: Tensor) -> Tensor:
         columns = torch.where(mirror, columns.flip(1), columns)
     each = torch.arange(n, device=pixels.device)[:, None, None]
     return padded.movedim(1, 3)[each, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+
+
+def mirrored(pixels: Tensor) -> Tensor:
+    """Images `(N, C, H, W)`, each mirrored at random if they are in colour."""
+    if pixels.shape[1] != 3:
+        return pixels
+    flipped = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
+    return torch.where(flipped, pixels.flip(3), pixels)

@@ -1,125 +1,43 @@
 """Gates for a network that was trained without them: added, and learned along a path of removals.
 
 The network's own weights stay as they are. What is learned are the gates (Savarese, Mazza,
-Figueiredo, 2016, https://arxiv.org/abs/1611.01260) and, where wanted, the scales and shifts of
-its normalisation layers. Block after block goes, the one whose gate matters least first, and what
-is left adapts before the next one goes. Every state on that path is kept: it is small.
+Figueiredo, 2016, https://arxiv.org/abs/1611.01260) and, unless they are frozen, the scales and
+shifts of its normalisation layers. Block after block is removed, the one whose gate matters least
+first, and the others adapt before the next removal. What they have learned by then is kept: it is
+small.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import Normalization
-from gatepruner.learning.running import carry_out, mixed, shuffled, whole_step
-from gatepruner.learning.training import distance
-from gatepruner.measuring.cost import count
-from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
-from gatepruner.measuring.inputs import check_fit, check_size, normalization_of
+from gatepruner.images.views import mirrored
+from gatepruner.learning.learner import Learner
+from gatepruner.learning.moments import GateMoment
+from gatepruner.learning.recipes import GateRecipe
+from gatepruner.learning.running import carry_out
+from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import settle_in_place
-from gatepruner.networks.graph import Mode, kind
 from gatepruner.networks.network import Network
-from gatepruner.networks.norms import BATCH_NORM, scales_and_shifts, statistics
+from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
 from gatepruner.networks.path import Path, Removal
 from gatepruner.pruning.meter import savings
 
-COSTS = ("none", "params", "macs", "latency")
-
-
-@dataclass(frozen=True)
-class GateRecipe:
-    """How gates are learned.
-
-    Attributes:
-        blocks: how many are to go; all that can by default.
-        identity_only: whether only blocks with an identity shortcut may go: they vanish whole, and
-            torchvision's stock ResNet can load what is left.
-        warmup: steps before the first one goes.
-        steps: steps in which the others adapt after each.
-        batch_size: images in one step.
-        learning_rate: of the gates (Adam).
-        norm_learning_rate: of the scales and shifts of normalisation layers, times the share of
-            the blocks that are gone; 0 leaves them.
-        penalty: of every open gate, in the loss.
-        cost: what a block costs, `"macs"`, `"params"`, `"latency"` or `"none"`: penalty and order
-            are weighted by it.
-        latency_batch: images in one pass when latency is measured.
-        labels: whether to learn from labels; else from the whole network's own logits, so that
-            images without labels will do.
-        temperature: that logits are divided by when they are compared.
-        mirror: whether images in colour are mirrored at random.
-        seed: of all that is random.
-    """
-
-    blocks: int | None = None
-    identity_only: bool = False
-    warmup: int = 60
-    steps: int = 50
-    batch_size: int = 128
-    learning_rate: float = 0.02
-    norm_learning_rate: float = 0.02
-    penalty: float = 0.01
-    cost: str = "none"
-    latency_batch: int = 1
-    labels: bool = False
-    temperature: float = 4.0
-    mirror: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.cost not in COSTS:
-            raise TrainingError(f"unknown cost {self.cost!r}: expected {', '.join(COSTS)}")
-        least = {"blocks": 1, "warmup": 0, "steps": 1, "batch_size": 2, "latency_batch": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise TrainingError(f"{name} is {value}: expected at least {low}")
-        for name in ("learning_rate", "norm_learning_rate", "penalty", "temperature"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise TrainingError(f"{name} is {value}: expected a number from 0 up")
-        for name in ("learning_rate", "temperature"):
-            if getattr(self, name) == 0:
-                raise TrainingError(f"{name} is 0: expected a number above 0")
-
-
-@dataclass(frozen=True)
-class GateMoment:
-    """Where the learning of gates is.
-
-    Attributes:
-        step: steps done.
-        steps: steps in all.
-        gone: blocks that have gone so far.
-        blocks: blocks that are to go.
-        loss: mean since the last block went, penalty left out.
-        seconds: since the run began, or was resumed.
-        block: the block whose state has just been recorded, if one has.
-        gate: what its gate was when it went.
-    """
-
-    step: int
-    steps: int
-    gone: int
-    blocks: int
-    loss: float
-    seconds: float
-    block: str | None = None
-    gate: float | None = None
+Savings = Mapping[str, float] | None
 
 
 def add_gates(checkpoint: Checkpoint) -> Checkpoint:
@@ -149,312 +67,225 @@ def learn_gates(
     recipe: GateRecipe | None = None,
     *,
     normalization: Normalization | None = None,
+    savings: Savings = None,
     device: str | torch.device = "auto",
     state: str | FilePath | None = None,
     resume: bool = False,
     watch: Callable[[GateMoment], None] = lambda moment: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
-    """Learn the gates of a network with its weights frozen, and the order in which blocks go.
+    """Learn the gates of a network with its weights frozen, and the order of removals.
 
     Args:
         checkpoint: a trained network; gates are added where it has none.
-        data: training images of the network's size; labels are used where the recipe says so.
-        recipe: how.
+        data: training images of the network's size; labels are used only if the recipe says so.
+        recipe: how to learn.
         normalization: instead of the one that the checkpoint records.
+        savings: what the removal of each block saves, in the recipe's cost, if it has been
+            measured already; see `gatepruner.savings`.
         device: where to compute; in bf16 where that is faster.
         state: file to keep the run's state in, so that it can be resumed.
-        resume: whether to go on from that state; the learning rates may be others.
-        watch: called now and then, and whenever a block's state has been recorded.
+        resume: whether to continue from that state; the learning rates may be changed.
+        watch: called now and then, and whenever a removal has been recorded.
+        on_stop: called as soon as SIGINT or SIGTERM asks the run to stop; it stops after the step
+            under way, with `KeyboardInterrupt`.
 
     Returns:
         The same network, its own weights unchanged, with the path: `rank` orders its blocks as
-        they went, and `follow` removes them with what was learned meanwhile.
+        they were removed, and `follow` removes them with what was learned by then.
 
     Raises:
         DataError: the images do not fit the network.
-        PlanError: fewer blocks can go than are to.
-        TrainingError: the loss is no number any more, every gate has closed, or there is no
-            such run to resume.
+        PlanError: the network has fewer removable blocks than the recipe removes.
+        TrainingError: loss or gates are not finite, every gate has closed, or there is no such
+            run to resume.
     """
     recipe = recipe or GateRecipe()
     gated = add_gates(checkpoint)
     (check_fit if recipe.labels else check_size)(gated.network, data)
     there = len(_candidates(gated.network, recipe))
     if not there or (recipe.blocks is not None and recipe.blocks > there):
+        only = " with an identity shortcut" if recipe.identity_only else ""
         raise PlanError(
-            f"{recipe.blocks or 'all'} blocks are to go: {gated.network} has {there} that can"
-        )
-    if len(data) < recipe.batch_size:
-        raise TrainingError(
-            f"{data.source} has {len(data)} images: a batch of {recipe.batch_size} was expected "
-            "to fit; lower --batch-size"
+            f"cannot remove {recipe.blocks or 'any'} blocks: {gated.network} has only {there} "
+            f"removable ones{only}"
         )
     recipe = replace(recipe, blocks=recipe.blocks or there)
-    chosen = normalization_of(gated.notes, data.shape[0], normalization)
-    device = pick_device(device) if isinstance(device, str) else device
-    run = _Run(gated, data.to(device), recipe, chosen, device)
-    carry_out(run, device=device, state=state, resume=resume, watch=watch)
+    run = _Run(gated, data, recipe, savings, normalization=normalization, device=device)
+    carry_out(run, state=state, resume=resume, watch=watch, on_stop=on_stop)
     return run.result()
 
 
-@dataclass
-class _Run:
+def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, float]:
+    """The index and score of the block that matters least for what it costs; of equals the first.
+
+    It matters by the square of what closing its gate changes in the loss, to first order.
+
+    Args:
+        gates: `(B,)`, g = relu(k) of every block.
+        slopes: `(B,)`, the squared slopes of the loss in them.
+        costs: what every block costs.
+    """
+    matters = (gates.square() * slopes).tolist()
+    scores = [one / cost for one, cost in zip(matters, costs, strict=True)]
+    index = min(range(len(scores)), key=scores.__getitem__)
+    return index, scores[index]
+
+
+class _Run(Learner[GateMoment]):
     """The learning of gates under way."""
 
-    whole: Checkpoint
-    data: Images
     recipe: GateRecipe
-    normalization: Normalization
-    device: torch.device
-    done: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)
-    states: list[dict[str, Tensor]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.network = self.whole.network
-        self.fast = learns_fast(self.device, count(self.network).macs)
-        self.root = self.whole.build()
-        place(self.root, self.device, self.fast)
-        self.keys = {name: self.network.gate_key(name) for name in self.network.edits.gated}
-        gates, norms = self._learned()
-        buffers = dict(self.root.named_buffers())
-        kept = [key for keys in statistics(self.root).values() for key in keys]
-        self.small = {**gates, **norms, **{key: buffers[key] for key in kept}}
-        groups = [{"params": list(it.values())} for it in (gates, norms) if it]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        self.slopes = torch.zeros(len(self.keys), device=self.device)
-        self.sums = torch.zeros(2, device=self.device)
-        self.cost = _relative_cost(self.network, self.recipe, self.device)
-        teacher = None if self.recipe.labels else self.whole.build()
-        self.teacher = place(teacher, self.device, self.fast) if teacher else None
-        self._leave()
-        self.good = copy.deepcopy(self.snapshot())
-
-    def _learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Gates, and scales and shifts if they are learned; no other gradient is computed."""
-        every = dict(self.root.named_parameters(remove_duplicate=False))
-        for parameter in every.values():
+    def __init__(
+        self, start: Checkpoint, data: Images, recipe: GateRecipe, saved: Savings, **options: Any
+    ) -> None:
+        options = {**options, "teacher": None if recipe.labels else start}
+        super().__init__(start, data, recipe, mirrored if recipe.mirror else None, **options)
+        self.saved = saved
+        self.removals: list[Removal] = []
+        named = dict(self.root.named_parameters(remove_duplicate=False))
+        for parameter in named.values():
             parameter.requires_grad_(False)
-        keys = scales_and_shifts(self.root) if self.recipe.norm_learning_rate else ()
-        gates = {key: every[key].requires_grad_() for key in self.keys.values()}
-        return gates, {key: every[key].requires_grad_() for key in keys}
+        keys = {name: start.network.gate_key(name) for name in start.network.edits.gated}
+        self.gates = {name: named[key].requires_grad_() for name, key in keys.items()}
+        learned = scales_and_shifts(self.root) if recipe.norm_learning_rate else ()
+        norms = {key: named[key].requires_grad_() for key in learned}
+        buffers = dict(self.root.named_buffers())
+        kept = {key: buffers[key] for pair in statistics(self.root).values() for key in pair}
+        self.tensors = {**{key: named[key] for key in keys.values()}, **norms, **kept}
+        groups = [{"params": list(it)} for it in (self.gates.values(), norms.values()) if it]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.slopes = torch.zeros(len(self.gates), device=self.device)
+        self._rebuild()
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """What each gated block costs, 1 on average."""
+        network, recipe = self.start.network, self.recipe
+        if recipe.cost == "none":
+            return dict.fromkeys(network.edits.gated, 1.0)
+        saved = self.saved or savings(network, recipe.cost, self.device, recipe.latency_batch)
+        mean = sum(max(one, 0.0) for one in saved.values()) / max(len(saved), 1)
+        return {
+            name: max(saved.get(name, mean) / mean, 0.05) if mean else 1.0
+            for name in network.edits.gated
+        }
 
     @property
     def until(self) -> int:
-        """Steps until the next block goes, or the last one's state is recorded."""
-        return self.recipe.warmup + len(self.records) * self.recipe.steps
+        """Steps until the next block is removed, or what was learned without the last is kept."""
+        return self.recipe.warmup + len(self.removals) * self.recipe.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether all removals are done, and what is left has adapted."""
+        enough = len(self.removals) == self.recipe.blocks or not self.live
+        return enough and self.done == self.until
+
+    def step(self) -> GateMoment | None:
+        """Take one step, after a removal if one is due."""
+        if self.done == self.until:
+            self._remove_next()
+        self.compute_gradients()
+        self._weigh()
+        share = len(self.removals) / len(self.gates)
+        rates = (self.recipe.learning_rate, self.recipe.norm_learning_rate * share)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate
+        self.update()
+        return self._completed() if self.done == self.until else None
+
+    def _remove_next(self) -> None:
+        """Remove the block whose gate matters least for what it costs."""
+        gates = torch.stack([self.gates[name].detach() for name in self.live]).relu()
+        if len(self.live) > 1 and not gates.any():
+            raise TrainingError(
+                f"every gate has closed after {len(self.removals)} blocks: lower the penalty "
+                f"({self.recipe.penalty}) or the learning rate ({self.recipe.learning_rate})"
+            )
+        names = list(self.gates)
+        slopes = self.slopes[[names.index(name) for name in self.live]]
+        index, score = choose(gates, slopes, [self.costs[name] for name in self.live])
+        gate, loss = gates[index].item(), math.nan  # which is known once the others have adapted
+        self.removals.append(Removal(self.live[index], gate, score, loss, self.done, {}))
+        self.sums.zero_()
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Learn on the network without the blocks removed so far."""
+        network = self.start.network.without([removal.block for removal in self.removals])
+        self.left, self.live = network.state().keys(), _candidates(network, self.recipe)
+        self.module = module = fx.GraphModule(self.root, network.graph())
+        settle_in_place(module)
+        use_batch_statistics(module)
+
+    def _weigh(self) -> None:
+        """Note how steep the loss is in every gate, then add the penalty's slope."""
+        for index, (name, gate) in enumerate(self.gates.items()):
+            if gate.grad is not None:
+                self.slopes[index].lerp_(gate.grad.square(), 0.05)
+                gate.grad += self.recipe.penalty * self.costs[name] * (gate > 0)
+
+    def _completed(self) -> GateMoment | None:
+        """Keep what was learned without the block removed last, if there is one."""
+        if not self.sound():
+            raise TrainingError(
+                f"the loss or a gate is NaN or infinite after {max(len(self.removals) - 1, 0)} "
+                f"blocks: resume with a lower learning rate ({self.recipe.learning_rate}) or norm "
+                f"learning rate ({self.recipe.norm_learning_rate})"
+            )
+        if not self.removals:
+            return None
+        tensors = {key: self.tensors[key] for key in self.tensors if key in self.left}
+        weights = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
+        moment = self.moment()
+        self.removals[-1] = replace(self.removals[-1], loss=moment.loss, weights=weights)
+        return moment
+
+    def moment(self) -> GateMoment:
+        """Where the run is; waits for the device."""
+        adapting, seconds = self.done < self.until, time.monotonic() - self.started
+        last = None if adapting or not self.removals else self.removals[-1]
+        gone, blocks = max(len(self.removals) - adapting, 0), self.recipe.blocks or 0
+        steps = self.recipe.warmup + blocks * self.recipe.steps
+        total, _, count = self.sums.tolist()
+        moment = GateMoment(self.done, steps, gone, blocks, total / count, seconds)
+        return replace(moment, block=last.block, gate=last.gate) if last else moment
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for the run to be resumed: all but the learning rates."""
         return {
-            "network": self.whole.fingerprint,
+            "network": self.start.fingerprint,
             "recipe": asdict(replace(self.recipe, learning_rate=1.0, norm_learning_rate=1.0)),
             "learning of norms": self.recipe.norm_learning_rate > 0,
-            "images": [self.data.source, len(self.data)],
-            "normalization": [list(self.normalization.mean), list(self.normalization.std)],
+            **super().identity(),
         }
-
-    def steps(self) -> Iterator[GateMoment]:
-        """Take the steps that are left; yields after every block, and now and then."""
-        started = shown = time.monotonic()
-        batches = shuffled(self.data, self.recipe.batch_size, self.recipe.seed, self.done)
-        while True:
-            with whole_step():
-                recorded = self.done == self.until and self._record()
-                now = time.monotonic()
-                moment = None
-                if recorded or now - shown > 0.5:
-                    moment, shown = self._moment(now - started, recorded), now
-                if not self.finished:
-                    if self.done == self.until:
-                        self._remove_next()
-                    self._step(*next(batches))
-            if moment is not None:
-                yield moment
-            if self.finished:
-                return
-
-    @property
-    def finished(self) -> bool:
-        """Whether all blocks that are to go have gone, and the state of each is recorded."""
-        enough = len(self.states) == self.recipe.blocks or not self.live
-        return enough and len(self.states) == len(self.records)
-
-    def _step(self, pixels: Tensor, labels: Tensor) -> None:
-        torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
-        images = laid_out(self._views(pixels), self.fast)
-        with precision(self.device, self.fast):
-            logits = self.module(images).float()
-        if self.teacher is None:
-            loss = F.cross_entropy(logits, labels)
-        else:
-            with torch.no_grad(), precision(self.device, self.fast):
-                known = self.teacher(images).float()
-            loss = distance(logits, known, self.recipe.temperature)
-        self.optimizer.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # else every gate has gone, and norms are left alone
-            torch.autograd.backward(loss)
-        self._weigh()
-        share = len(self.records) / len(self.keys)
-        rates = (self.recipe.learning_rate, self.recipe.norm_learning_rate * share)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
-            group["lr"] = rate
-        self.optimizer.step()
-        self.done += 1
-        self.sums += torch.stack([loss.detach(), torch.ones_like(self.sums[0])])
-
-    def _views(self, pixels: Tensor) -> Tensor:
-        """Images as they are learned from."""
-        if self.recipe.mirror and pixels.shape[1] == 3:
-            flipped = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
-            pixels = torch.where(flipped, pixels.flip(3), pixels)
-        return self.normalization(pixels)
-
-    def _weigh(self) -> None:
-        """Note how steep the loss is in every gate, then add the penalty's slope."""
-        for index, name in enumerate(self.keys):
-            gate = self.gate(name)
-            if gate.grad is not None:
-                self.slopes[index].lerp_(gate.grad.square(), 0.05)
-                gate.grad += self.recipe.penalty * self.cost[name] * (gate > 0)
-
-    def gate(self, name: str) -> Tensor:
-        """The parameter k of a block's gate."""
-        return self.small[self.keys[name]]
-
-    def _train_mode(self) -> None:
-        """Batch norm on batch statistics, but nothing dropped at random."""
-        self.module.eval()
-        for layer in self.module.modules():
-            if isinstance(layer, BATCH_NORM):
-                layer.train()
-        for node in self.module.graph.nodes:
-            if getattr(node.target, "__name__", "") == "batch_norm":
-                for used in node.all_input_nodes:
-                    if kind(self.module, used) is Mode:
-                        self.module.get_submodule(str(used.target)).train()
-
-    def _remove_next(self) -> None:
-        """Remove the block whose gate matters least for what it costs."""
-        live = self.live
-        gates = torch.stack([self.gate(name).detach() for name in live]).relu()
-        slopes = torch.stack([self.slopes[list(self.keys).index(name)] for name in live])
-        scores = (gates.square() * slopes).tolist()
-        costs = [self.cost[name] for name in live]
-        score, _, name = min(
-            (score / cost, index, name)
-            for index, (score, cost, name) in enumerate(zip(scores, costs, live, strict=True))
-        )
-        if len(live) > 1 and not float(gates.max()):
-            raise TrainingError(
-                f"every gate has closed after {len(self.records)} blocks: lower the penalty "
-                f"({self.recipe.penalty}) or the learning rate ({self.recipe.learning_rate})"
-            )
-        gate = max(self.gate(name).item(), 0.0)
-        self.records.append({"block": name, "gate": gate, "score": score, "step": self.done})
-        self.sums.zero_()
-        self._leave()
-
-    def _leave(self) -> None:
-        """Let the blocks that have gone be gone."""
-        self.network = self.whole.network.without([record["block"] for record in self.records])
-        self.module = fx.GraphModule(self.root, self.network.graph())
-        settle_in_place(self.module)
-        self._train_mode()
-        self.live = _candidates(self.network, self.recipe)
-
-    def _record(self) -> bool:
-        """Keep the state in which the last block's going has left the others, if it is sound."""
-        loss, steps = self.sums.tolist()
-        small = {key: it.detach().cpu().clone() for key, it in self.small.items()}
-        if not (math.isfinite(loss) and all(bool(it.isfinite().all()) for it in small.values())):
-            self.restore(self.good)
-            raise TrainingError(
-                f"the loss is no number any more after {len(self.states)} blocks: the path so far "
-                f"is kept; go on with --resume and a lower --learning-rate "
-                f"({self.recipe.learning_rate}) or --norm-learning-rate "
-                f"({self.recipe.norm_learning_rate})"
-            )
-        new = len(self.states) < len(self.records)
-        if new:
-            left = self.network.state()
-            self.records[-1]["loss"] = loss / steps
-            self.states.append({key: it for key, it in small.items() if key in left})
-        self.good = copy.deepcopy(self.snapshot())
-        return new
-
-    def _moment(self, seconds: float, recorded: bool) -> GateMoment:
-        """The run so far; waits for the device."""
-        loss, steps = self.sums.tolist()
-        last = self.records[-1] if recorded else {}
-        return GateMoment(
-            self.done,
-            self.recipe.warmup + (self.recipe.blocks or 0) * self.recipe.steps,
-            len(self.states),
-            self.recipe.blocks or 0,
-            loss / max(steps, 1),
-            seconds,
-            last.get("block"),
-            last.get("gate"),
-        )
 
     def snapshot(self) -> dict[str, Any]:
-        """The run as tensors and plain values."""
-        return {
-            "done": self.done,
-            "records": self.records,
-            "states": self.states,
-            "small": {key: tensor.detach() for key, tensor in self.small.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "cost": self.cost,
-            "slopes": self.slopes,
-            "sums": self.sums,
-        }
-
-    def sound(self) -> bool:
-        """Whether the run can be gone on from where it is."""
-        return all(bool(it.isfinite().all()) for it in (self.sums, *self.small.values()))
+        """The run as tensors and plain values; later steps change the tensors."""
+        removals = [{**it.record(), "weights": dict(it.weights)} for it in self.removals]
+        own = {"slopes": self.slopes, "costs": self.costs, "removals": removals}
+        return {**super().snapshot(), **own}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go back to a snapshot of the same run."""
-        snapshot = copy.deepcopy(snapshot)
-        self.done, self.records = snapshot["done"], snapshot["records"]
-        self.states, self.cost = snapshot["states"], snapshot["cost"]
-        with torch.no_grad():
-            for key, tensor in snapshot["small"].items():
-                self.small[key].copy_(tensor)
-        self.optimizer.load_state_dict(snapshot["optimizer"])
+        """Return to a snapshot of the same run."""
+        super().restore(snapshot)
         self.slopes.copy_(snapshot["slopes"])
-        self.sums.copy_(snapshot["sums"])
-        self._leave()
-        self.good = snapshot
+        self.costs = snapshot["costs"]
+        self.removals = [Removal(**record) for record in snapshot["removals"]]
+        self._rebuild()
 
     def result(self) -> Checkpoint:
         """The whole network with the path that was learned."""
-        removals = (
-            Removal(**record, weights=MappingProxyType(state))
-            for record, state in zip(self.records, self.states, strict=True)
-        )
         done = {"gates_learned": self.data.source, "images": len(self.data)}
-        notes = self.whole.noting(**done, recipe=asdict(self.recipe))
-        used = {"mean": list(self.normalization.mean), "std": list(self.normalization.std)}
-        notes = {**notes, "normalize": used}
-        return replace(self.whole, path=Path(tuple(removals)), notes=notes)
+        notes = self.start.noting(**done, recipe=asdict(self.recipe))
+        notes = {**notes, "normalize": self.normalize}
+        path = [replace(it, weights=MappingProxyType(dict(it.weights))) for it in self.removals]
+        return replace(self.start, path=Path(tuple(path)), notes=notes)
 
 
 def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
-    """The gated blocks that may go."""
+    """The gated blocks that may be removed."""
     blocks = [block for block in network.blocks if block.gated and block.removable]
-    return tuple(it.name for it in blocks if it.identity or not recipe.identity_only)
-
-
-def _relative_cost(network: Network, recipe: GateRecipe, device: torch.device) -> dict[str, float]:
-    """What each gated block costs, 1 on average."""
-    names = network.edits.gated
-    if recipe.cost == "none":
-        return dict.fromkeys(names, 1.0)
-    saved = savings(network, recipe.cost, device, recipe.latency_batch)
-    mean = sum(max(one, 0.0) for one in saved.values()) / max(len(saved), 1)
-    if not mean:
-        return dict.fromkeys(names, 1.0)
-    return {name: max(saved.get(name, mean) / mean, 0.05) for name in names}
+    return tuple(block.name for block in blocks if block.identity or not recipe.identity_only)

@@ -1,4 +1,4 @@
-"""Training: weights and gates together, from fresh weights or from those that are there.
+"""Training: weights and gates together, from fresh weights or from given ones.
 
 Repeatable, and resumable at any step; see `gatepruner.learning.running`.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
@@ -22,128 +21,14 @@ from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import augmented
-from gatepruner.learning.running import carry_out, mixed, shuffled, whole_step
+from gatepruner.learning.learner import Learner
+from gatepruner.learning.moments import Moment
+from gatepruner.learning.recipes import FINE_TUNING, Recipe
+from gatepruner.learning.running import carry_out
 from gatepruner.measuring.accuracy import tally
-from gatepruner.measuring.cost import count
-from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
-from gatepruner.measuring.inputs import check_fit, normalization_of
+from gatepruner.measuring.inputs import check_fit
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-
-LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
-NOT_NEGATIVE = (
-    "learning_rate",
-    "weight_decay",
-    "gate_learning_rate",
-    "gate_penalty",
-    "distillation",
-    "temperature",
-    "initial_gate",
-)
-SCHEDULES = ("onecycle", "step", "cosine")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the images.
-        batch_size: images in one step; what is left at the end of an epoch is left out.
-        optimizer: `"sgd"` (Nesterov momentum 0.9), `"adam"` or `"adamw"`.
-        learning_rate: of the weights, at its peak; 0.1 for SGD, 0.001 for Adam by default.
-        schedule: `"onecycle"` (Smith and Topin, 2017, https://arxiv.org/abs/1708.07120), or
-            `"step"`: a tenth after half and again after three quarters of the steps, or
-            `"cosine"`: from the peak to 0 (Loshchilov and Hutter, 2017,
-            https://arxiv.org/abs/1608.03983).
-        weight_decay: of the weights; gates are exempt.
-        gate_learning_rate: of the gates, at its peak; at the weights' rate they hardly move.
-        gate_penalty: weight of the sum of all gates in the loss.
-        augment: shift by up to an eighth of the width, and mirror if in colour.
-        distillation: share of the loss that a teacher gives, if there is one; labels give the
-            rest.
-        temperature: that both logits are divided by for it.
-        initial_gate: k of fresh gates; at 0.1, say, a new network is near the identity.
-        seed: of initial weights, order, augmentation and dropout.
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    learning_rate: float | None = None
-    schedule: str = "onecycle"
-    weight_decay: float = 5e-4
-    gate_learning_rate: float = 0.05
-    gate_penalty: float = 0.0
-    augment: bool = True
-    distillation: float = 0.9
-    temperature: float = 4.0
-    initial_gate: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in LEARNING_RATES:
-            raise TrainingError(
-                f"unknown optimizer {self.optimizer!r}: expected {', '.join(LEARNING_RATES)}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise TrainingError(
-                f"unknown schedule {self.schedule!r}: expected {', '.join(SCHEDULES)}"
-            )
-        for name, least in (("epochs", 1), ("batch_size", 2)):  # batch norm needs two images
-            if getattr(self, name) < least:
-                raise TrainingError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise TrainingError(f"{name} is {value}: expected a number from 0 up")
-        for name in ("learning_rate", "temperature", "initial_gate"):  # 0 stays 0: see Gate
-            if getattr(self, name) == 0:
-                raise TrainingError(f"{name} is 0: expected a number above 0")
-        if self.distillation > 1:
-            raise TrainingError(f"distillation is {self.distillation}: expected at most 1")
-
-    @property
-    def peak(self) -> float:
-        """The learning rate of the weights at its peak."""
-        return self.learning_rate or LEARNING_RATES[self.optimizer]
-
-
-FINE_TUNING = Recipe(schedule="cosine", learning_rate=0.02, gate_learning_rate=0.001)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where a training run is: what a progress bar shows, and at the end of an epoch its record.
-
-    Attributes:
-        step: steps done.
-        steps: steps in all.
-        epoch: the epoch they belong to, from 1.
-        loss: mean over the epoch so far, penalty left out.
-        accuracy: of the training images of the epoch so far, as they were trained on.
-        gate: mean of all gates; `None` where there are none.
-        learning_rate: of the weights.
-        seconds: since the run began, or was resumed.
-        validation: accuracy on held-out images at the end of an epoch, if there are any.
-        ends_epoch: whether the epoch is over.
-    """
-
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    accuracy: float
-    gate: float | None
-    learning_rate: float
-    seconds: float
-    validation: float | None = None
-    ends_epoch: bool = False
-
-    def record(self) -> dict[str, Any]:
-        """What a history keeps of an epoch."""
-        left_out = ("step", "steps", "ends_epoch")
-        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
 def train(
@@ -157,33 +42,45 @@ def train(
     state: str | Path | None = None,
     resume: bool = False,
     watch: Callable[[Moment], None] = lambda moment: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
     """Train a network from fresh weights.
 
     Args:
         network: what to train, gates included if it has any.
         data: training images of the network's size and classes.
-        recipe: how.
+        recipe: how to train.
         validation: held-out images; their accuracy is recorded after every epoch.
-        normalization: of the images; the training set's own by default.
-        device: where to compute.
+        normalization: of the images; by default that of the training set.
+        device: where to compute; in bf16 where that is faster.
         state: file to keep the run's state in, so that it can be resumed; at the end it holds the
             whole run, for the caller to remove once the result is safe.
-        resume: whether to go on from that state.
+        resume: whether to continue from that state.
         watch: called now and then, and after every epoch.
+        on_stop: called as soon as SIGINT or SIGTERM asks the run to stop; it stops after the step
+            under way, with `KeyboardInterrupt`.
 
     Returns:
         The trained network; its notes hold recipe, normalisation, classes and every epoch.
 
     Raises:
         DataError: the images do not fit the network.
-        TrainingError: the loss is no number any more, or there is no such run to resume.
+        TrainingError: the loss is not finite, or there is no such run to resume.
     """
     weights = network.initial_weights(recipe.seed, recipe.initial_gate)
-    start = Checkpoint(network, weights)
-    run = _begun(start, data, recipe, normalization, device, validation, further=False)
-    carry_out(run, device=run.device, state=state, resume=resume, watch=watch)
-    return run.checkpoint("trained")
+    kind = data.source.partition(":")[0]
+    run = _Run(
+        Checkpoint(network, weights),
+        data,
+        recipe,
+        validation=validation,
+        fresh=True,
+        normalization=normalization or NORMALIZATIONS.get(kind),
+        device=device,
+        teacher=None,
+    )
+    carry_out(run, state=state, resume=resume, watch=watch, on_stop=on_stop)
+    return run.result()
 
 
 def finetune(
@@ -198,36 +95,40 @@ def finetune(
     state: str | Path | None = None,
     resume: bool = False,
     watch: Callable[[Moment], None] = lambda moment: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
     """Train all weights of a network further, gates included if it has any.
 
     Args:
         checkpoint: where to start from.
         data: training images of the network's size and classes.
-        recipe: how.
-        teacher: a network whose softened logits are learned, too, the whole one as a rule
+        recipe: how to train.
+        teacher: a network whose softened logits are learned, too, usually the whole one
             (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531).
-        validation: held-out images; their accuracy is recorded after every epoch.
         normalization: instead of the one that the checkpoint records.
-        device: where to compute; in bf16 where that is faster.
-        state: as for `train`.
-        resume: as for `train`.
-        watch: called now and then, and after every epoch.
+        validation, device, state, resume, watch, on_stop: as for `train`.
 
     Returns:
-        The network with its new weights; its path, if it had one, is gone.
+        The network with its new weights and without a path.
 
     Raises:
         DataError: the images do not fit the network.
-        TrainingError: the teacher tells other classes apart, the loss is no number any more, or
-            there is no such run to resume.
+        TrainingError: the teacher has other classes or takes other images, the loss is not
+            finite, or there is no such run to resume.
     """
     if teacher is not None:
         check_teacher(checkpoint.network, teacher)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], normalization)
-    run = _begun(checkpoint, data, recipe, normalization, device, validation, teacher)
-    carry_out(run, device=run.device, state=state, resume=resume, watch=watch)
-    return run.checkpoint("finetuned")
+    run = _Run(
+        checkpoint,
+        data,
+        recipe,
+        validation=validation,
+        normalization=normalization,
+        device=device,
+        teacher=teacher,
+    )
+    carry_out(run, state=state, resume=resume, watch=watch, on_stop=on_stop)
+    return run.result()
 
 
 def check_teacher(network: Network, teacher: Checkpoint) -> None:
@@ -235,203 +136,129 @@ def check_teacher(network: Network, teacher: Checkpoint) -> None:
     ours, theirs = network, teacher.network
     if theirs.num_classes != ours.num_classes:
         raise TrainingError(
-            f"the teacher {theirs} has {theirs.num_classes} classes: {ours} has "
-            f"{ours.num_classes}; give a teacher of the same classes"
+            f"the teacher {theirs} has {theirs.num_classes} classes, {ours} has "
+            f"{ours.num_classes}: choose a teacher with the same classes"
         )
     if theirs.base.input_shape != ours.base.input_shape:
         raise TrainingError(
-            f"the teacher {theirs} takes images of {theirs.base.input_shape}: {ours} takes "
-            f"{ours.base.input_shape}; give a teacher of the same images"
+            f"the teacher {theirs} takes images of {theirs.base.input_shape}, {ours} of "
+            f"{ours.base.input_shape}: choose a teacher that takes the same images"
         )
 
 
-def _begun(
-    start: Checkpoint,
-    data: Images,
-    recipe: Recipe,
-    normalization: Normalization | None,
-    device: str | torch.device,
-    validation: Images | None,
-    teacher: Checkpoint | None = None,
-    *,
-    further: bool = True,
-) -> _Run:
-    """A run at its first step, if the images fit."""
-    for images in (data, validation) if validation is not None else (data,):
-        check_fit(start.network, images)
-    if len(data) < recipe.batch_size:
-        raise TrainingError(
-            f"{data.source} has {len(data)} images: a batch of {recipe.batch_size} was expected "
-            "to fit; lower --batch-size"
-        )
-    kind = data.source.partition(":")[0]
-    normalization = normalization or normalization_of({}, data.shape[0], NORMALIZATIONS.get(kind))
-    device = pick_device(device) if isinstance(device, str) else device
-    return _Run(start, data.to(device), recipe, normalization, device, validation, teacher, further)
+class _Run(Learner[Moment]):
+    """A training run under way."""
 
-
-@dataclass
-class _Run:
-    """A training run under way: the one thing in this package that changes."""
-
-    start: Checkpoint
-    data: Images
     recipe: Recipe
-    normalization: Normalization
-    device: torch.device
-    validation: Images | None
-    teacher: Checkpoint | None
-    further: bool  # whether the weights are not fresh
-    done: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.network = self.start.network
-        self.fast = learns_fast(self.device, count(self.network).macs)
-        self.module = place(self.start.build(), self.device, self.fast)
-        teacher = self.teacher.build() if self.teacher else None
-        self.known = place(teacher, self.device, self.fast) if teacher else None
-        gates = {self.network.gate_key(name) for name in self.network.edits.gated}
-        named = dict(self.module.named_parameters())
-        self.gates = [parameter for key, parameter in named.items() if key in gates]
-        others = [parameter for key, parameter in named.items() if key not in gates]
-        self.per_epoch = len(self.data) // self.recipe.batch_size
-        self.total = self.per_epoch * self.recipe.epochs
-        self.optimizer = _optimizer(self.recipe, others, self.gates)
-        self.scheduler = _scheduler(self.recipe, self.optimizer, self.total)
-        self.sums = torch.zeros(2, dtype=torch.float32, device=self.device)
+    def __init__(
+        self,
+        start: Checkpoint,
+        data: Images,
+        recipe: Recipe,
+        *,
+        validation: Images | None,
+        fresh: bool = False,
+        **options: Any,
+    ) -> None:
+        for images in (data, validation) if validation is not None else (data,):
+            check_fit(start.network, images)
+        super().__init__(start, data, recipe, augmented if recipe.augment else None, **options)
+        self.validation, self.fresh = validation, fresh
+        self.history: list[dict[str, Any]] = []
+        self.module = self.root.train()
+        self.tensors = self.root.state_dict()
+        keys = {start.network.gate_key(name) for name in start.network.edits.gated}
+        named = dict(self.root.named_parameters())
+        self.gates = [parameter for key, parameter in named.items() if key in keys]
+        others = [parameter for key, parameter in named.items() if key not in keys]
+        self.per_epoch = len(data) // recipe.batch_size
+        self.steps = self.per_epoch * recipe.epochs
+        self.optimizer = _optimizer(recipe, others, self.gates)
+        self.scheduler = _scheduler(recipe, self.optimizer, self.steps)
 
-    def steps(self) -> Iterator[Moment]:
-        """Take the steps that are left; yields after every epoch, and now and then."""
-        started = shown = time.monotonic()
-        batches = shuffled(self.data, self.recipe.batch_size, self.recipe.seed, self.done)
-        while self.done < self.total:
-            with whole_step():
-                self._step(*next(batches))
-                now = time.monotonic()
-                due = self.done % self.per_epoch == 0 or now - shown > 0.5
-                epoch = (self.done - 1) // self.per_epoch
-                moment = self._moment(epoch, now - started) if due else None
-            if moment is not None:
-                shown = now
-                yield moment
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are over."""
+        return self.done >= self.steps
 
-    def _step(self, pixels: Tensor, labels: Tensor) -> None:
-        torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
-        if self.recipe.augment:
-            pixels = augmented(pixels)
-        images = laid_out(self.normalization(pixels), self.fast)
-        self.module.train()
-        with precision(self.device, self.fast):
-            logits = self.module(images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels)
-        if self.known is not None:
-            with torch.no_grad(), precision(self.device, self.fast):
-                known = self.known(images).float()
-            share = self.recipe.distillation
-            apart = distance(logits, known, self.recipe.temperature)
-            loss = share * apart + (1 - share) * loss
-        penalised = loss
-        if self.gates and self.recipe.gate_penalty:
-            penalised = loss + self.recipe.gate_penalty * self._open().sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(penalised)
-        self.optimizer.step()
+    def step(self) -> Moment | None:
+        """Take one step; the last one of an epoch is recorded."""
+        weight = self.recipe.gate_penalty
+        penalty = weight * self._open().sum() if self.gates and weight else 0.0
+        self.compute_gradients(penalty)
+        self.update()
         self.scheduler.step()
-        self.done += 1
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        self.sums += torch.stack([loss.detach(), right])
+        if self.done % self.per_epoch:
+            return None
+        moment = replace(self.moment(), validation=self._validated(), ends_epoch=True)
+        self.history.append(moment.record())
+        self.sums.zero_()
+        return moment
 
     def _open(self) -> Tensor:
         """The gates `(blocks,)`."""
         return torch.stack(tuple(self.gates)).relu()
 
-    def _moment(self, epoch: int, seconds: float) -> Moment:
-        """The run so far; waits for the device."""
-        loss, right = (self.sums / (self.done - epoch * self.per_epoch)).tolist()
+    def moment(self) -> Moment:
+        """The epoch so far; waits for the device."""
+        done, sums = self.done, self.sums
+        epoch = (done - 1) // self.per_epoch + 1
+        loss, right, _ = (sums / sums[2]).tolist()
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss} in epoch {epoch + 1}: lower the learning rate "
-                f"({self.recipe.peak}) or the gates' ({self.recipe.gate_learning_rate})"
+                f"the loss is {loss} in epoch {epoch}: lower the learning rate "
+                f"({self.recipe.peak}) or that of the gates ({self.recipe.gate_learning_rate})"
             )
         gate = self._open().mean().item() if self.gates else None
-        ends = self.done % self.per_epoch == 0
-        held_out = None
-        if ends and self.validation is not None:
-            args = (self.validation, self.normalization, self.device, 256)
-            held_out = tally(self.module, *args)[0].accuracy
-        rate = float(self.scheduler.get_last_lr()[0])
-        moment = Moment(
-            self.done, self.total, epoch + 1, loss, right, gate, rate, seconds, held_out, ends
-        )
-        if ends:
-            self.history.append(moment.record())
-            self.sums.zero_()
-        return moment
+        rate, seconds = float(self.scheduler.get_last_lr()[0]), time.monotonic() - self.started
+        return Moment(done, self.steps, epoch, loss, right, gate, rate, seconds)
+
+    def _validated(self) -> float | None:
+        """Accuracy on the held-out images, if there are any."""
+        if self.validation is None:
+            return None
+        (counted,) = tally(self.module, self.validation, self.normalization, self.device, 256)
+        self.module.train()
+        return counted.accuracy
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for the run to be resumed."""
         return {
-            "network": self.network.to_json(),
+            "network": self.start.network.to_json(),
             "recipe": asdict(self.recipe),
-            "images": [self.data.source, len(self.data)],
-            "normalization": [list(self.normalization.mean), list(self.normalization.std)],
-            "start": self.start.fingerprint if self.further else "",
+            **super().identity(),
+            "start": "" if self.fresh else self.start.fingerprint,
             "teacher": self.teacher.fingerprint if self.teacher else "",
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """The run as tensors and plain values."""
-        return {
-            "done": self.done,
-            "history": self.history,
-            "sums": self.sums,
-            "weights": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-        }
-
-    def sound(self) -> bool:
-        """Whether the run can be gone on from where it is."""
-        return bool(self.sums.isfinite().all())
+        """The run as tensors and plain values; later steps change the tensors."""
+        own = {"history": self.history, "scheduler": self.scheduler.state_dict()}
+        return {**super().snapshot(), **own}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go back to a snapshot of the same run."""
-        self.done, self.history = snapshot["done"], snapshot["history"]
-        self.sums.copy_(snapshot["sums"])
-        self.module.load_state_dict(snapshot["weights"])
-        self.optimizer.load_state_dict(snapshot["optimizer"])
+        """Return to a snapshot of the same run."""
+        super().restore(snapshot)
+        self.history = snapshot["history"]
         self.scheduler.load_state_dict(snapshot["scheduler"])
 
-    def checkpoint(self, verb: str) -> Checkpoint:
+    def result(self) -> Checkpoint:
         """What was learned, with what was done."""
-        state = self.module.state_dict()
-        weights = {key: state[key].detach().cpu().contiguous() for key in self.network.state()}
+        verb = "trained" if self.fresh else "finetuned"
+        done = {verb: self.data.source, "images": len(self.data)}
+        network, tensors = self.start.network, self.tensors
+        weights = {key: tensors[key].detach().cpu().contiguous() for key in network.state()}
         notes = {
-            "normalize": {
-                "mean": list(self.normalization.mean),
-                "std": list(self.normalization.std),
-            },
+            **self.start.noting(**done),
+            "normalize": self.normalize,
             "classes": list(self.data.classes),
             "recipe": asdict(self.recipe),
             "epochs": self.history,
             "torch": torch.__version__,
             "device": str(self.device),
         }
-        done = {verb: self.data.source, "images": len(self.data)}
-        notes = {**self.start.noting(**done), **notes}
-        return Checkpoint(self.network, MappingProxyType(weights), notes)
-
-
-def distance(logits: Tensor, known: Tensor, temperature: float) -> Tensor:
-    """Mean Kullback-Leibler divergence of softened logits `(N, K)` from the known ones.
-
-    Times the temperature squared, so that its gradients have the same size at every temperature
-    (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531).
-    """
-    said, known = (F.log_softmax(it / temperature, 1) for it in (logits, known))
-    return temperature**2 * F.kl_div(said, known, log_target=True, reduction="batchmean")
+        return Checkpoint(network, MappingProxyType(weights), notes)
 
 
 def _optimizer(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -63,3 +65,18 @@ def learns_fast(device: torch.device, macs: int) -> bool:
         multiplies = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
         return macs > 10**7 and bool(multiplies())
     return device.type == "cuda"
+
+
+def description(device: torch.device) -> str:
+    """The hardware behind a device, as in `AMD EPYC, 2 threads` or `NVIDIA H100`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The model of the CPU."""
+    info = Path("/proc/cpuinfo")  # `platform` does not know it on Linux
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

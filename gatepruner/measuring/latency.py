@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ class Latency:
 
     def scaled(self, factor: float) -> Latency:
         """The same times as they would be on a machine so many times slower."""
-        times = (factor * one for one in (self.median, self.low, self.high))
-        return Latency(*times, self.runs, self.batch, self.device)
+        low, median, high = (factor * one for one in (self.low, self.median, self.high))
+        return replace(self, median=median, low=low, high=high)
 
 
 def latency(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from gatepruner.networks.folding import affine_keys
-from gatepruner.networks.graph import kind
+from gatepruner.networks.graph import Mode, kind
 
 BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm
 NORMS = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm)
@@ -52,3 +52,16 @@ def _statistics_of(module: fx.GraphModule, node: fx.Node) -> tuple[str, str] | N
 def _read(value: Any) -> str:
     """The key of a tensor that a graph reads; else nothing."""
     return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else ""
+
+
+def use_batch_statistics(module: fx.GraphModule) -> None:
+    """Normalise by the statistics of the batch, as in training; nothing is dropped at random."""
+    module.eval()
+    for layer in module.modules():
+        if isinstance(layer, BATCH_NORM):
+            layer.train()
+    for node in module.graph.nodes:
+        if _named(node.target) == "batch_norm":
+            for used in node.all_input_nodes:
+                if kind(module, used) is Mode:
+                    module.get_submodule(str(used.target)).train()

@@ -10,12 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullLocator
 
-from gatepruner.report.figures import STYLE, WIDE
-
-# Told apart in grey and by the colour-blind, too (Okabe and Ito, 2008,
-# https://jfly.uni-koeln.de/color/); each has a line style of its own.
-COLORS = ("#0072B2", "#D55E00", "#6b6b6b", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+from gatepruner.report.figures import COLORS, LINES, STYLE, WIDE
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +13,18 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.report.figures import GONE, OURS, STYLE, WIDE, save_figure
 from gatepruner.report.files import versions
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a step of a compression has left.
-
-    Attributes:
-        name: `whole`, `gated`, `removed`, `folded`, `recalibrated` or `fine-tuned`.
-        accuracy: fraction of the test images that are right.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        images: test images.
-        blocks: with a branch.
-        params: parameters.
-        macs: multiply-accumulates for one image.
-        seconds: that the step took, its evaluation left out.
-        latency: median, in seconds; measured at the end, all networks in turns.
-    """
-
-    name: str
-    accuracy: float
-    low: float
-    high: float
-    images: int
-    blocks: int
-    params: int
-    macs: int
-    seconds: float
-    latency: float | None = None
-
-
-def write_compression(
-    steps: Sequence[Step], configuration: Mapping[str, Any], directory: Path
-) -> Path:
+def write_compression(compressed: Compressed, directory: Path) -> Path:
     """Write `steps.csv`, `report.json`, `report.md` and the figure `tradeoff` (png, svg)."""
+    steps = compressed.steps
     document = {
         "steps": [asdict(step) for step in steps],
-        "configuration": dict(configuration),
+        "removed": list(compressed.removed),
+        "configuration": dict(compressed.configuration),
         "versions": versions(),
     }
     save_figure(tradeoff_figure(steps), directory / "tradeoff")
@@ -65,12 +37,12 @@ def write_compression(
     return directory / "report.md"
 
 
-def tradeoff_figure(steps: Sequence[Step]) -> Figure:
+def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
     """Accuracy against latency, from step to step."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, 3.4), layout="constrained")
         axes = figure.add_subplot()
-        shown = [step for step in steps if step.name not in ("gated", "folded")]
+        shown = [step for step in steps if step.shown]
         x = [1e3 * (step.latency or 0.0) for step in shown]
         y = [100 * step.accuracy for step in shown]
         spread = [[100 * (it.accuracy - it.low) for it in shown]]
@@ -96,7 +68,7 @@ def tradeoff_figure(steps: Sequence[Step]) -> Figure:
     return figure
 
 
-def _markdown(steps: Sequence[Step], document: Mapping[str, Any]) -> str:
+def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
     whole, last = steps[0], steps[-1]
     faster = (whole.latency or 0.0) / last.latency if last.latency else 0.0
     lines = [
@@ -106,6 +78,8 @@ def _markdown(steps: Sequence[Step], document: Mapping[str, Any]) -> str:
         f"fewer parameters, {faster:.2f} times less latency; top-1 accuracy "
         f"{100 * whole.accuracy:.2f} % before and {100 * last.accuracy:.2f} % after "
         f"(n = {last.images:,}).",
+        "",
+        f"Removed, {len(document['removed'])} blocks: {', '.join(document['removed'])}.",
         "",
         "![accuracy against latency](tradeoff.png)",
         "",

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from gatepruner.networks.network import Block
 from gatepruner.pruning.curve import Point
+from gatepruner.pruning.orders import Order
 
 STYLE: Any = {
     "font.size": 9,
@@ -26,38 +27,33 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gatepruner",
 }
-OURS, BASELINE, GONE = "#0b5fa5", "#8a8a8a", "#d1661a"
+# Told apart in grey and by the colour-blind, too (Okabe and Ito, 2008,
+# https://jfly.uni-koeln.de/color/); each has a line style of its own.
+COLORS = ("#0072B2", "#D55E00", "#6b6b6b", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+OURS, GONE = "#0b5fa5", "#d1661a"
 WIDE = 5.6  # inches, a column and a half
 
 
-def curve_figure(
-    points: Sequence[Point],
-    baseline: Sequence[Sequence[Point]],
-    *,
-    criterion: str,
-    removed: int | None = None,
-) -> Figure:
+def curve_figure(orders: Sequence[Order], removed: int | None = None) -> Figure:
     """Accuracy against blocks removed, with MACs kept on a second axis.
 
     Args:
-        points: of the ranking, with none removed first.
-        baseline: curves of random orders; their mean and range are shown.
-        criterion: name of the ranking, or another word for the order.
+        orders: one line each: the mean of its runs, with their range; the first one, if it has
+            one run, with its 95 % interval.
         removed: number of blocks to mark.
+
+    Raises:
+        ValueError: there are more orders than lines that can be told apart.
     """
+    if len(orders) > len(COLORS):
+        raise ValueError(f"{len(orders)} orders: at most {len(COLORS)} can be told apart")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, 3.9), layout="constrained")
+        figure = Figure(figsize=(WIDE, 3.6 + 0.17 * len(orders)), layout="constrained")
         axes = figure.add_subplot()
-        x = [point.removed for point in points]
-        low, high = zip(*(point.accuracy.interval for point in points), strict=True)
-        if baseline:
-            _draw_baseline(axes, baseline)
-        axes.fill_between(x, _percent(low), _percent(high), color=OURS, alpha=0.2, linewidth=0)
-        order = {"gate": "lowest gate first", "depth": "last block first"}.get(criterion, criterion)
-        label = f"{order}, 95 % interval (n = {points[0].accuracy.images:,})"
-        accuracies = _percent([point.accuracy.accuracy for point in points])
-        marker = "o" if len(points) < 40 else None
-        axes.plot(x, accuracies, color=OURS, marker=marker, markersize=3, label=label)
+        for order, color, line in zip(orders, COLORS, LINES, strict=False):
+            _draw_order(axes, order, color=color, line=line, interval=order is orders[0])
+        points = orders[0].points
         if removed is not None:
             axes.axvline(removed, color=GONE, linestyle="--", linewidth=1)
             axes.annotate(
@@ -69,8 +65,9 @@ def curve_figure(
                 color=GONE,
             )
         axes.set_xlabel("blocks removed")
-        axes.set_ylabel("top-1 accuracy (%)")
-        axes.set_xlim(min(x), max(max(x), 1))
+        axes.set_ylabel(f"top-1 accuracy (%), n = {points[0].accuracy.images:,}")
+        numbers = [point.removed for point in points]
+        axes.set_xlim(min(numbers), max(*numbers, 1))
         axes.set_ylim(0, 102)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.legend(loc="outside lower center")
@@ -78,18 +75,17 @@ def curve_figure(
     return figure
 
 
-def _percent(fractions: Sequence[float]) -> list[float]:
-    return [100 * fraction for fraction in fractions]
-
-
-def _draw_baseline(axes: Axes, baseline: Sequence[Sequence[Point]]) -> None:
-    x = [point.removed for point in baseline[0]]
-    found = 100 * np.array([[point.accuracy.accuracy for point in curve] for curve in baseline])
-    axes.fill_between(x, found.min(0), found.max(0), color=BASELINE, alpha=0.25, linewidth=0)
-    orders = f"{len(baseline)} orders" if len(baseline) > 1 else "1 order"
-    axes.plot(
-        x, found.mean(0), color=BASELINE, linestyle="--", label=f"random: mean, range of {orders}"
-    )
+def _draw_order(axes: Axes, order: Order, *, color: str, line: Any, interval: bool) -> None:
+    x = [point.removed for point in order.points]
+    accuracy = 100 * np.array([order.accuracies(index) for index in range(len(x))])
+    label, low, high = order.label, accuracy.min(1), accuracy.max(1)
+    if len(order.runs) == 1 and interval:
+        low, high = 100 * np.array([point.accuracy.interval for point in order.points]).T
+        label = f"{label}, 95 % interval"
+    if len(order.runs) > 1 or interval:
+        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    marker = "o" if len(x) < 40 else None
+    axes.plot(x, accuracy.mean(1), color=color, ls=line, marker=marker, ms=3, label=label)
 
 
 def _add_macs_axis(axes: Axes, points: Sequence[Point]) -> None:

@@ -17,8 +17,7 @@ import torch
 from gatepruner import __version__
 from gatepruner.errors import CheckpointError
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.pruning.curve import Point
-from gatepruner.pruning.ranking import Ranking
+from gatepruner.pruning.orders import NOISE, Order
 from gatepruner.report.figures import curve_figure, gates_figure, save_figure
 
 FILES = (
@@ -33,38 +32,28 @@ class Report:
 
     Attributes:
         checkpoint: the whole network.
-        ranking: the order in which its blocks go.
-        points: the removal curve of that order.
-        baseline: curves of random orders.
+        orders: removal curves at the same numbers of blocks, that of the report's subject first.
         removed: blocks of the plan that was carried out, if one was.
-        latency: measured times by name, as `cost.Latency` has them, if any were.
+        latency: measured times by name, as `Latency` has them, if any were.
         configuration: data, device, seed and what else the numbers depend on.
     """
 
     checkpoint: Checkpoint
-    ranking: Ranking
-    points: Sequence[Point]
-    baseline: Sequence[Sequence[Point]] = ()
+    orders: Sequence[Order]
     removed: Sequence[str] = ()
     latency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON; accuracies are fractions of 1, times seconds."""
-        network = self.checkpoint.network
-        gates = self.checkpoint.known_gates
+        network, gates = self.checkpoint.network, self.checkpoint.known_gates
         return {
             "network": network.to_json(),
             "name": str(network),
-            "criterion": self.ranking.criterion,
-            "ranking": [
-                {"name": name, "gate": gates.get(name), "score": score}
-                for name, score in self.ranking.scores
-            ],
+            "gates": {name: gates[name] for name in network.removable if name in gates},
+            "orders": [order.to_json() for order in self.orders],
             "removed": list(self.removed),
-            "points": [point.to_json() for point in self.points],
-            "random": [[point.to_json() for point in curve] for curve in self.baseline],
-            "latency": {name: dict(found) for name, found in self.latency.items()},
+            "latency": {name: dict(one) for name, one in self.latency.items()},
             "configuration": dict(self.configuration),
             "versions": versions(),
         }
@@ -122,27 +111,34 @@ def refuse_report(directory: Path, *, force: bool) -> None:
 
 def _write_all(report: Report, directory: Path) -> None:
     document = report.to_json()
-    marked = len(report.removed) or None
-    criterion = report.ranking.criterion
-    if criterion == "gate" and report.checkpoint.path:
-        criterion = "along the learned path"
-    curve = curve_figure(report.points, report.baseline, criterion=criterion, removed=marked)
+    gates = document["gates"]
+    curve = curve_figure(report.orders, len(report.removed) or None)
     save_figure(curve, directory / "curve")
-    gates = {row["name"]: row["gate"] for row in document["ranking"] if row["gate"] is not None}
     if gates:
         blocks = [block for block in report.checkpoint.network.blocks if block.name in gates]
         save_figure(gates_figure(blocks, gates, report.removed), directory / "gates")
+    rows = _rows(report)
     with (directory / "curve.csv").open("w", newline="") as file:
-        rows = csv.DictWriter(file, fieldnames=list(document["points"][0]))
-        rows.writeheader()
-        rows.writerows(document["points"])
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     (directory / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-    (directory / "report.md").write_text(_markdown(report, document, bool(gates)))
+    (directory / "report.md").write_text(_markdown(report, document))
 
 
-def _markdown(report: Report, document: Mapping[str, Any], has_gates: bool) -> str:
+def _rows(report: Report) -> list[dict[str, Any]]:
+    """Every point of every run."""
+    return [
+        {"criterion": order.criterion, "run": run, **point.to_json()}
+        for order in report.orders
+        for run, points in enumerate(order.runs)
+        for point in points
+    ]
+
+
+def _markdown(report: Report, document: Mapping[str, Any]) -> str:
     """The report for a reader."""
-    whole = report.points[0]
+    whole = report.orders[0].points[0]
     low, high = whole.accuracy.interval
     lines = [
         f"# {document['name']}: accuracy against blocks removed",
@@ -153,19 +149,16 @@ def _markdown(report: Report, document: Mapping[str, Any], has_gates: bool) -> s
         "",
         "![accuracy against blocks removed](curve.png)",
         "",
-        *(["![gate of every block](gates.png)", ""] if has_gates else []),
+        *(["![gate of every block](gates.png)", ""] if document["gates"] else []),
         *_plan_lines(report),
-        "| removed | blocks | accuracy (%) | 95 % interval | random (%) | MACs kept | parameters |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        *_table(report.orders),
+        "",
+        *(f"- {order.label}: ranked in {order.seconds:.1f} s" for order in report.orders),
     ]
-    for index, point in enumerate(report.points):
-        low, high = point.accuracy.interval
-        others = [curve[index].accuracy.accuracy for curve in report.baseline if index < len(curve)]
-        mean = f"{100 * sum(others) / len(others):.1f}" if others else ""
+    if len(report.orders) > 1:
         lines.append(
-            f"| {point.removed} | {point.blocks} | {100 * point.accuracy.accuracy:.1f} "
-            f"| {100 * low:.1f} to {100 * high:.1f} | {mean} "
-            f"| {point.cost.macs / whole.cost.macs:.1%} | {point.cost.params:,} |"
+            f"- ≈: within noise of {report.orders[0].criterion} (McNemar's test on the same "
+            f"images, p ≥ {NOISE:g})"
         )
     lines += ["", "Computed with:", ""]
     known = {**document["configuration"], **document["versions"]}
@@ -173,15 +166,43 @@ def _markdown(report: Report, document: Mapping[str, Any], has_gates: bool) -> s
     return "\n".join(lines) + "\n"
 
 
+def _table(orders: Sequence[Order]) -> list[str]:
+    """Accuracy at every number of blocks removed, a column for each order."""
+    columns = ["removed", "blocks", *(f"{order.criterion} (%)" for order in orders), "MACs kept"]
+    columns += ["parameters"]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---:|" * len(columns)]
+    first = orders[0].points
+    for index, point in enumerate(first):
+        cells = [str(point.removed), str(point.blocks)]
+        cells += [accuracy_cell(order, orders[0], index) for order in orders]
+        cells += [f"{point.cost.macs / first[0].cost.macs:.1%}", f"{point.cost.params:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def accuracy_cell(order: Order, first: Order, index: int) -> str:
+    """Accuracy at one point: with its 95 % interval, or the mean and range of several runs.
+
+    Marked with ≈ where it is within noise of the first order's.
+    """
+    accuracies = [100 * one for one in order.accuracies(index)]
+    mean = sum(accuracies) / len(accuracies)
+    low, high = min(accuracies), max(accuracies)
+    if len(accuracies) == 1:
+        low, high = (100 * end for end in order.points[index].accuracy.interval)
+    same = order is not first and order.within_noise(first, index)
+    return f"{'≈ ' if same else ''}{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
 def _plan_lines(report: Report) -> list[str]:
     lines = []
     if report.removed:
         lines += [f"Removed, {len(report.removed)} blocks: {', '.join(report.removed)}.", ""]
-    for name, found in report.latency.items():
+    for name, one in report.latency.items():
         lines.append(
-            f"- latency of the {name} network: median {1e3 * found['median']:.2f} ms, quartiles "
-            f"{1e3 * found['low']:.2f} and {1e3 * found['high']:.2f} ms (batch size "
-            f"{found['batch']}, {found['device']}, {found['runs']} interleaved runs)"
+            f"- latency of the {name} network: median {1e3 * one['median']:.2f} ms, quartiles "
+            f"{1e3 * one['low']:.2f} and {1e3 * one['high']:.2f} ms (batch size "
+            f"{one['batch']}, {one['device']}, {one['runs']} interleaved runs)"
         )
     return [*lines, ""] if report.latency else lines
 

@@ -11,8 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from gatepruner.learning.gates import GateMoment
-    from gatepruner.learning.training import Moment
+    from gatepruner.learning.moments import GateMoment, Moment
     from gatepruner.measuring.accuracy import Accuracy
     from gatepruner.measuring.cost import Cost
     from gatepruner.networks.network import Block

@@ -42,6 +42,8 @@ CRITERIA: dict[str, Criterion] = {
         "nothing",
         "Li, Kadav, Durdanovic, Samet, Graf, 2017, https://arxiv.org/abs/1608.08710",
     ),
-    "random": Criterion(late("baselines.at_random"), "nothing", "a baseline", ordered=True),
+    "random": Criterion(
+        late("baselines.at_random"), "nothing", "a baseline", ordered=True, random=True
+    ),
     "depth": Criterion(late("baselines.by_depth"), "nothing", "a baseline", ordered=True),
 }

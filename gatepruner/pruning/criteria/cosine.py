@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from gatepruner.measuring.device import place
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.networks.edits import settle_in_place
 from gatepruner.networks.network import Network
 from gatepruner.pruning.criteria.criterion import Evidence
 from gatepruner.pruning.criteria.passes import batches, device_of, images_of
@@ -26,7 +25,6 @@ def cosine(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
     Source: Men et al., 2024, https://arxiv.org/abs/2403.03853 (Block Influence).
     """
     module = fx.GraphModule(checkpoint.build(), _similarities(checkpoint.network, names))
-    settle_in_place(module)
     place(module, device_of(evidence)).eval()
     sums = torch.zeros(len(names), device=device_of(evidence))
     for images, _ in batches(checkpoint, evidence):

@@ -48,12 +48,14 @@ class Criterion:
         needs: what the scores are computed from, apart from the network and its weights.
         source: where the criterion comes from, with author, year and link.
         ordered: whether the mapping is already in the order in which the blocks go.
+        random: whether it depends on the seed.
     """
 
     scores: Scores
     needs: Literal["nothing", "gates", "images"]
     source: str
     ordered: bool = False
+    random: bool = False
 
 
 def late(place: str) -> Scores:

@@ -1,0 +1,144 @@
+"""Recipes: everything that decides how a network learns, as values that check themselves.
+
+Torch is not imported here: the command line takes its options, their defaults and their help from
+these classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from gatepruner.errors import TrainingError
+
+COSTS = ("none", "params", "macs", "latency")
+LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
+SCHEDULES = ("onecycle", "step", "cosine")
+
+CHOICES = {"cost": COSTS, "optimizer": tuple(LEARNING_RATES), "schedule": SCHEDULES}
+LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1}
+LEAST["batch_size"] = 2  # the least that batch norm can normalise
+FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
+ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
+SHARES = ("distillation",)
+
+
+class _Checked:
+    """A recipe, of which every number is what it can be."""
+
+    def __post_init__(self) -> None:
+        problems = [one for field in vars(self).items() if (one := _problem(*field))]
+        if problems:
+            raise TrainingError("; ".join(problems))
+
+
+def _problem(name: str, value: Any) -> str | None:
+    """What is wrong with a field of a recipe, if anything; `None` stands for a default."""
+    if value is None:
+        return None
+    if name in CHOICES and value not in CHOICES[name]:
+        return f"unknown {name} {value!r}: expected {', '.join(CHOICES[name])}"
+    if name in LEAST and value < LEAST[name]:
+        return f"{name} is {value}: expected at least {LEAST[name]}"
+    if name in FROM_0 and not 0 <= value < math.inf:
+        return f"{name} is {value:g}: expected a number from 0 up"
+    if name in ABOVE_0 and not 0 < value < math.inf:
+        return f"{name} is {value:g}: expected a number above 0"
+    if name in SHARES and not 0 <= value <= 1:
+        return f"{name} is {value:g}: expected a number from 0 to 1"
+    return None
+
+
+@dataclass(frozen=True)
+class GateRecipe(_Checked):
+    """How gates are learned while the network's own weights stay frozen.
+
+    Attributes:
+        blocks: Blocks to remove along the path; by default all that can be removed.
+        identity_only: Remove only blocks whose shortcut is the identity, so that torchvision's
+            stock ResNet can load the result.
+        warmup: Steps before the first block is removed.
+        steps: Steps after each removal, in which the other blocks adapt.
+        batch_size: Images per step.
+        learning_rate: Learning rate of the gates (Adam).
+        norm_learning_rate: Learning rate of the scales and shifts of normalisation layers, times
+            the share of blocks removed so far; 0 freezes them.
+        penalty: Weight of the sum of all open gates in the loss.
+        cost: What a block costs, none, params, macs or latency; weighs the penalty and the order.
+        latency_batch: Images per pass when latency is measured.
+        labels: Learn from labels instead of the whole network's logits.
+        temperature: Temperature that softens the logits before they are compared.
+        mirror: Mirror colour images at random.
+        seed: Seed of the order of images and of everything else that is random.
+    """
+
+    blocks: int | None = None
+    identity_only: bool = False
+    warmup: int = 60
+    steps: int = 50
+    batch_size: int = 128
+    learning_rate: float = 0.02
+    norm_learning_rate: float = 0.02
+    penalty: float = 0.01
+    cost: str = "none"
+    latency_batch: int = 1
+    labels: bool = False
+    temperature: float = 4.0
+    mirror: bool = True
+    seed: int = 0
+
+    @property
+    def distillation(self) -> float:
+        """The share of the loss that comes from the whole network's logits."""
+        return 0.0 if self.labels else 1.0
+
+
+@dataclass(frozen=True)
+class Recipe(_Checked):
+    """How weights and gates are trained together.
+
+    The one-cycle schedule is that of Smith and Topin, 2017, https://arxiv.org/abs/1708.07120; the
+    cosine that of Loshchilov and Hutter, 2017, https://arxiv.org/abs/1608.03983. At the learning
+    rate of the weights gates hardly move, and at an initial gate of 0.1, say, a new network is
+    close to the identity.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step; an incomplete last batch of an epoch is dropped.
+        optimizer: Optimizer, sgd (with Nesterov momentum of 0.9), adam or adamw.
+        learning_rate: Peak learning rate of the weights; by default 0.1 for SGD, 0.001 for Adam.
+        schedule: Learning rate schedule, onecycle, step (divided by 10 after a half and again
+            after three quarters of the steps) or cosine (from the peak to 0).
+        weight_decay: Weight decay of the weights; gates have none.
+        gate_learning_rate: Peak learning rate of the gates.
+        gate_penalty: Weight of the sum of all gates in the loss.
+        augment: Shift images at random by up to an eighth of their width, and mirror colour ones.
+        distillation: Share of the loss that comes from the teacher, if there is one; the rest
+            comes from the labels.
+        temperature: Temperature that softens the logits of network and teacher.
+        initial_gate: Initial value k of every gate.
+        seed: Seed of initial weights, order of images, augmentation and dropout.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    learning_rate: float | None = None
+    schedule: str = "onecycle"
+    weight_decay: float = 5e-4
+    gate_learning_rate: float = 0.05
+    gate_penalty: float = 0.0
+    augment: bool = True
+    distillation: float = 0.9
+    temperature: float = 4.0
+    initial_gate: float = 1.0
+    seed: int = 0
+
+    @property
+    def peak(self) -> float:
+        """The learning rate of the weights at its peak."""
+        return self.learning_rate or LEARNING_RATES[self.optimizer]
+
+
+FINE_TUNING = Recipe(schedule="cosine", learning_rate=0.02, gate_learning_rate=0.001)
