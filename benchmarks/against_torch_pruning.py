@@ -38,7 +38,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,9 @@ from gatepruner.report.figures import STYLE, save_figure
 NAME = "against_torch_pruning"
 METHODS = ("gatepruner", *channels.METHODS, "random", "scratch")
 GATING, RECALIBRATION = 10_000, 2_000  # training images
-STEPS = 100  # of Torch-Pruning
 TOLERANCE = 0.01  # of the latency, by which a target may be missed
+LADDERS = {"scratch": "gatepruner"}  # whose networks it has
+GATES = gatepruner.GateRecipe()
 SCRATCH = gatepruner.Recipe(learning_rate=0.1, schedule="onecycle")
 COLORS = {"gatepruner": "#0b5fa5", "random": "#8a8a8a", "scratch": "#222222"}
 COLORS |= {"tp-norm": "#d1661a", "tp-taylor": "#2f8f4e", "tp-bn": "#9a3fb0"}
@@ -76,21 +77,14 @@ class Task:
     held_out: gatepruner.Images
     device: str
     work: Path
-    quick: bool
-
-    @property
-    def gate_recipe(self) -> gatepruner.GateRecipe:
-        small: dict[str, Any] = {"warmup": 2, "steps": 1, "batch_size": 16} if self.quick else {}
-        return gatepruner.GateRecipe(**small)
+    gate_recipe: gatepruner.GateRecipe = GATES
+    tp_steps: int = 100
+    seconds: tuple[float, float] = (2.0, 10.0)  # of a brief and of a long measurement of latency
 
     @property
     def gate_steps(self) -> int:
-        blocks = sum(block.removable for block in self.whole.network.blocks)
-        return self.gate_recipe.warmup + blocks * self.gate_recipe.steps
-
-    @property
-    def tp_steps(self) -> int:
-        return 20 if self.quick else STEPS
+        recipe = self.gate_recipe
+        return recipe.warmup + len(self.whole.network.removable) * recipe.steps
 
     def scratch_epochs(self, epochs: int) -> int:
         """Fine-tuning's epochs and as many as gate learning saw images, rounded up."""
@@ -110,24 +104,16 @@ class Ladder:
 
     steps: int
     at: Callable[[int], gatepruner.Checkpoint]
-    seconds: float
+    seconds: float = 0.0
 
 
 @functools.cache
 def ladder(task: Task, method: str, seed: int) -> Ladder:
+    """The networks of a method; from scratch, gatepruner's architectures are trained."""
+    if method in channels.METHODS:
+        return by_channels(task, method, seed)
     if method == "random":
-        order = gatepruner.rank(task.whole, "random", seed=seed)
-        at = lambda number: gatepruner.remove(task.whole, order.first(number))  # noqa: E731
-        return Ladder(len(order.names), at, 0.0)
-    return by_gates(task, seed) if method == "gatepruner" else by_channels(task, method, seed)
-
-
-def ladder_of(method: str) -> str:
-    """The method whose networks it has: from scratch, gatepruner's architectures are trained."""
-    return "gatepruner" if method == "scratch" else method
-
-
-def by_gates(task: Task, seed: int) -> Ladder:
+        return by_blocks(task.whole, gatepruner.rank(task.whole, "random", seed=seed))
     path = task.work / f"gates-{seed}.pt"
     if not path.exists():
         recipe, start = replace(task.gate_recipe, seed=seed), time.perf_counter()
@@ -135,12 +121,16 @@ def by_gates(task: Task, seed: int) -> Ladder:
         notes = {**learned.notes, "seconds": time.perf_counter() - start}
         gatepruner.save(replace(learned, notes=notes), path)
     gated = gatepruner.load(path)
-    order = gated.path.blocks
+    return by_blocks(gated, gatepruner.rank(gated), gated.notes["seconds"])
 
+
+def by_blocks(
+    checkpoint: gatepruner.Checkpoint, ranking: gatepruner.Ranking, seconds: float = 0.0
+) -> Ladder:
     def at(number: int) -> gatepruner.Checkpoint:
-        return gatepruner.fold_gates(gatepruner.follow(gated, order[:number]))
+        return gatepruner.fold_gates(gatepruner.prune(checkpoint, ranking, number))
 
-    return Ladder(len(order), at, gated.notes["seconds"])
+    return Ladder(len(ranking.names), at, seconds)
 
 
 def by_channels(task: Task, method: str, seed: int) -> Ladder:
@@ -159,44 +149,33 @@ def by_channels(task: Task, method: str, seed: int) -> Ladder:
     return Ladder(len(ends) - 1, at, found["seconds"])
 
 
-def timed(task: Task, small: gatepruner.Checkpoint, batch: int, seconds: float) -> dict[str, Any]:
+@functools.cache
+def timed(
+    task: Task, method: str, seed: int, batch: int, number: int, seconds: float
+) -> dict[str, Any]:
     """Latency of a network, in turns with the whole one's, for about so many seconds."""
+    small = ladder(task, method, seed).at(number)
     modules = {"whole": task.whole.build(), "small": small.build()}
-    measure = functools.partial(
-        gatepruner.latency,
-        modules,
-        task.whole.network.base.input_shape,
-        batch=batch,
-        device=task.device,
-    )
-    runs = int(seconds / sum(one.median for one in measure(runs=1).values()))
-    found = measure(runs=min(max(runs, 5), 300))
-    whole, one = found["whole"], found["small"]
-    return {
-        "kept": one.median / whole.median,
-        "latency_ms": 1e3 * one.median,
-        "latency_ms_low": 1e3 * one.low,
-        "latency_ms_high": 1e3 * one.high,
-        "whole_ms": 1e3 * whole.median,
-        "runs": one.runs,
-    }
+    shape = task.whole.network.base.input_shape
+    how: dict[str, Any] = {"batch": batch, "device": task.device}
+    first = gatepruner.latency(modules, shape, runs=1, **how)
+    runs = int(seconds / sum(one.median for one in first.values()))
+    found = gatepruner.latency(modules, shape, runs=min(max(runs, 5), 300), **how)
+    kept = found["small"].median / found["whole"].median
+    return {"kept": kept, "latency": {name: asdict(one) for name, one in found.items()}}
 
 
 def pick(task: Task, method: str, seed: int, batch: int, share: int) -> dict[str, Any]:
     """The first network of a ladder that keeps at most a share (%) of the latency."""
-    steps, limit = ladder(task, method, seed), share / 100
-    brief, long = (0.2, 0.5) if task.quick else (2.0, 10.0)
-
-    @functools.cache
-    def kept(number: int) -> float:
-        return float(timed(task, steps.at(number), batch, brief)["kept"])
-
-    if kept(steps.steps) > limit:
-        return {"number": None, "kept": kept(steps.steps)}
-    numbers = range(1, steps.steps + 1)
-    first = numbers[bisect.bisect_left(numbers, True, key=lambda number: kept(number) <= limit)]
-    for number in numbers[first - 1 :]:  # the long measurement has the last word
-        found = timed(task, steps.at(number), batch, long)
+    measure = functools.partial(timed, task, method, seed, batch)
+    limit, (brief, long) = share / 100, task.seconds
+    numbers = range(1, ladder(task, method, seed).steps + 1)
+    least = measure(numbers[-1], brief)["kept"]
+    if least > limit:
+        return {"number": None, "kept": least}
+    first = bisect.bisect_left(numbers, True, key=lambda at: measure(at, brief)["kept"] <= limit)
+    for number in numbers[first:]:  # the long measurement has the last word
+        found = measure(number, long)
         if found["kept"] <= limit + TOLERANCE:
             break
     return {"number": number, **found}
@@ -208,7 +187,7 @@ def prepared(task: Task, method: str, seed: int, number: int) -> gatepruner.Chec
 
     Recalibrated on the CPU, where it is repeatable, so that fine-tuning can be resumed.
     """
-    small = ladder(task, ladder_of(method), seed).at(number)
+    small = ladder(task, method, seed).at(number)
     if method == "scratch":
         return replace(small, weights=small.network.initial_weights(seed), notes=task.whole.notes)
     return gatepruner.recalibrate(small, task.recalibration, device="cpu")
@@ -234,7 +213,7 @@ def outcome(task: Task, method: str, seed: int, number: int, epochs: int) -> dic
     return {
         **evaluated(task, small),
         "trained_epochs": total,
-        "path_seconds": ladder(task, ladder_of(method), seed).seconds,
+        "path_seconds": ladder(task, method, seed).seconds,
         "finetune_seconds": time.perf_counter() - start,
     }
 
@@ -256,7 +235,7 @@ def measured(task: Task, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]
     targets = list(itertools.product(chosen.batches, chosen.shares))
     for seed in range(chosen.seeds):
         picks = {  # all latencies first, under the same conditions
-            (method, *target): once(pick, ladder_of(method), seed, *target)
+            (method, *target): once(pick, LADDERS.get(method, method), seed, *target)
             for method in chosen.methods
             for target in targets
         }
@@ -320,21 +299,21 @@ def draw_line(axes: Axes, method: str, rows: Sequence[Mapping[str, Any]]) -> Any
 
 
 def the_task(chosen: argparse.Namespace) -> Task:
-    few = 100 if chosen.quick else None
-    whole, train, val, test = record.loaded(
-        chosen, train=256 if chosen.quick else None, val=few, test=few
-    )
+    quick = {"train": 256, "val": 100, "test": 100}
+    limits = quick if chosen.quick else dict.fromkeys(quick)
+    whole, train, val, test = record.loaded(chosen, **limits)
     normalize = {"mean": list(IMAGENET.mean), "std": list(IMAGENET.std)}  # as it was trained
-    return Task(
+    task = Task(
         replace(whole, notes={"normalize": normalize, **whole.notes}),
-        gating=train.spread(64 if chosen.quick else GATING),
-        recalibration=train.spread(64 if chosen.quick else RECALIBRATION),
-        train=train.spread(chosen.limit or (200 if chosen.quick else None)),
+        gating=train.spread(GATING),
+        recalibration=train.spread(RECALIBRATION),
+        train=train.spread(chosen.limit),
         held_out=val.joined(test),
         device=chosen.device,
         work=record.folder(chosen.quick),
-        quick=chosen.quick,
     )
+    few = gatepruner.GateRecipe(warmup=2, steps=1, batch_size=16)
+    return replace(task, gate_recipe=few, tp_steps=20, seconds=(0.2, 0.5)) if chosen.quick else task
 
 
 def settings_of(task: Task, chosen: argparse.Namespace) -> dict[str, Any]:

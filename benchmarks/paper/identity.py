@@ -39,23 +39,14 @@ FLOOR = 1e-8  # what is less is drawn as this: many losses are 0 exactly
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of stack, and how its gates are learned.
-
-    Attributes:
-        block: what it is made of.
-        gates: mode of its gates, if it has some.
-        shortcuts: whether it has them.
-        first: k at first.
-        rate: learning rate of the gates; that of the weights by default.
-        alone: whether nothing but the gates is learned.
-    """
+    """A kind of stack, and how its gates are learned."""
 
     block: Callable[[int], nn.Module] = ResidualBlock
-    gates: str | None = None
+    gates: str | None = None  # their mode
     shortcuts: bool = True
-    first: float = 1.0
-    rate: float | None = None
-    alone: bool = False
+    first: float = 1.0  # k at first
+    rate: float | None = None  # of the gates; that of the weights by default
+    alone: bool = False  # nothing but the gates is learned
 
 
 KINDS = {
