@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from gatepruner.files.export import to_torchvision as to_torchvision
     from gatepruner.images.images import Images as Images
     from gatepruner.images.readers import load_images as load_images
-    from gatepruner.learning.gates import add_gates as add_gates
     from gatepruner.learning.gates import learn_gates as learn_gates
     from gatepruner.learning.recipes import FINE_TUNING as FINE_TUNING
     from gatepruner.learning.recipes import GateRecipe as GateRecipe
@@ -51,6 +50,9 @@ if TYPE_CHECKING:
     from gatepruner.networks.network import Network as Network
     from gatepruner.networks.path import Path as Path
     from gatepruner.networks.path import Removal as Removal
+    from gatepruner.pruning.criteria import CRITERIA as CRITERIA
+    from gatepruner.pruning.criteria.criterion import Criterion as Criterion
+    from gatepruner.pruning.criteria.criterion import Evidence as Evidence
     from gatepruner.pruning.curve import Point as Point
     from gatepruner.pruning.curve import accuracies as accuracies
     from gatepruner.pruning.curve import sweep as sweep
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from gatepruner.pruning.orders import compare as compare
     from gatepruner.pruning.ranking import Ranking as Ranking
     from gatepruner.pruning.ranking import rank as rank
+    from gatepruner.pruning.surgery import add_gates as add_gates
     from gatepruner.pruning.surgery import fold_gates as fold_gates
     from gatepruner.pruning.surgery import follow as follow
     from gatepruner.pruning.surgery import prune as prune
@@ -83,7 +86,7 @@ _HOME = {
     "Images": "images.images",
     "load_images": "images.readers",
     "GateRecipe": "learning.recipes",
-    "add_gates": "learning.gates",
+    "add_gates": "pruning.surgery",
     "learn_gates": "learning.gates",
     "FINE_TUNING": "learning.recipes",
     "Recipe": "learning.recipes",
@@ -102,6 +105,9 @@ _HOME = {
     "Network": "networks.network",
     "Path": "networks.path",
     "Removal": "networks.path",
+    "CRITERIA": "pruning.criteria",
+    "Criterion": "pruning.criteria.criterion",
+    "Evidence": "pruning.criteria.criterion",
     "Point": "pruning.curve",
     "accuracies": "pruning.curve",
     "sweep": "pruning.curve",

@@ -27,7 +27,7 @@ from gatepruner.files.checkpoints import load, save
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.readers import load_images
-from gatepruner.learning.gates import GateRecipe, add_gates, learn_gates
+from gatepruner.learning.gates import GateRecipe, learn_gates
 from gatepruner.learning.training import FINE_TUNING, finetune
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.cost import count
@@ -39,7 +39,7 @@ from gatepruner.pruning.curve import sweep
 from gatepruner.pruning.goals import most_within
 from gatepruner.pruning.meter import savings
 from gatepruner.pruning.ranking import rank
-from gatepruner.pruning.surgery import fold_gates, follow
+from gatepruner.pruning.surgery import add_gates, fold_gates, follow
 
 COLOUR = (3, 8, 8)
 HALF = Normalization((0.5,) * 3, (0.25,) * 3)

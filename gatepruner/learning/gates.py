@@ -36,29 +36,9 @@ from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
 from gatepruner.networks.path import Path, Removal
 from gatepruner.pruning.meter import savings
+from gatepruner.pruning.surgery import add_gates
 
 Savings = Mapping[str, float] | None
-
-
-def add_gates(checkpoint: Checkpoint) -> Checkpoint:
-    """Put a residual gate of k = 1 into every block: the same function, bit for bit.
-
-    Args:
-        checkpoint: a network with its weights; one that has gates stays as it is.
-
-    Raises:
-        PlanError: the network has no block for a gate.
-    """
-    if checkpoint.network.edits.gated:
-        return checkpoint
-    network = checkpoint.network.with_gates()
-    if not network.edits.gated:
-        raise PlanError(f"{network} has no block with both branch and shortcut: nothing to gate")
-    ones = {key: torch.ones(()) for key in map(network.gate_key, network.edits.gated)}
-    weights = {**ones, **checkpoint.weights}
-    weights = {key: weights[key] for key in network.state()}
-    notes = checkpoint.noting(gates_added=len(ones))
-    return replace(checkpoint, network=network, weights=MappingProxyType(weights), notes=notes)
 
 
 def learn_gates(

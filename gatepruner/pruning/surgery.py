@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 
+from gatepruner.errors import PlanError
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.ranking import Ranking
+
+
+def add_gates(checkpoint: Checkpoint) -> Checkpoint:
+    """Put a residual gate of k = 1 into every block: the same function, bit for bit.
+
+    Args:
+        checkpoint: a network with its weights; one that has gates stays as it is.
+
+    Raises:
+        PlanError: the network has no block for a gate.
+    """
+    if checkpoint.network.edits.gated:
+        return checkpoint
+    network = checkpoint.network.with_gates()
+    if not network.edits.gated:
+        raise PlanError(f"{network} has no block with both branch and shortcut: nothing to gate")
+    ones = {key: torch.ones(()) for key in map(network.gate_key, network.edits.gated)}
+    weights = {**ones, **checkpoint.weights}
+    weights = {key: weights[key] for key in network.state()}
+    notes = checkpoint.noting(gates_added=len(ones))
+    return replace(checkpoint, network=network, weights=MappingProxyType(weights), notes=notes)
 
 
 def remove(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
