@@ -13,14 +13,7 @@ from typing import Any
 import experiment
 import record
 import removal
-<<<<<<< HEAD
-
-from gatepruner.report.style import save_figure
-
-SHOWN = {convolutional.TWELVE_BLOCKS: "twelve_blocks", convolutional.RESNET56: "resnet56"}
-=======
 from convolutional import RECIPE, RESNET56, TWELVE_BLOCKS, parser, trained
->>>>>>> h4
 
 
 def main() -> None:
