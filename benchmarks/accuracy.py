@@ -27,21 +27,18 @@ def main() -> None:
     chosen = options.parse_args()
     limit = 500 if chosen.quick else None
     whole = demo_checkpoint()
-    images = gatepruner.load_images(f"mnist:{chosen.mnist}", (1, 28, 28), limit=limit)
-    ranking = gatepruner.rank(whole)
+    digits = gatepruner.load_images(f"mnist:{chosen.mnist}", (1, 28, 28), limit=limit)
+    curve = gatepruner.sweep(whole, digits, gatepruner.rank(whole), counts=COUNTS, device="cpu")
     rows: list[dict[str, Any]] = [
-        {"network": "embedded demo, MNIST test", **point.to_json()}
-        for point in gatepruner.sweep(whole, images, ranking, counts=COUNTS, device="cpu")
+        {"network": "embedded demo, MNIST test", **point.to_json()} for point in curve
     ]
     for path in chosen.checkpoints:
-        checkpoint = gatepruner.load(path)
-        spec = f"imagefolder:{chosen.cifar10}"
-        images = gatepruner.load_images(spec, checkpoint.network.base.input_shape, limit=limit)
-        found = gatepruner.accuracy(checkpoint, images, device="cpu").to_json()
-        rows.append({"network": f"{path.name}, CIFAR-10 test", "removed": 0, **found})
-    record.write(
-        "accuracy", {"device": "cpu", "order": "lowest gate first"}, rows, quick=chosen.quick
-    )
+        resnet, spec = gatepruner.load(path), f"imagefolder:{chosen.cifar10}"
+        images = gatepruner.load_images(spec, resnet.network.base.input_shape, limit=limit)
+        accuracy = gatepruner.accuracy(resnet, images, device="cpu").to_json()
+        rows.append({"network": f"{path.name}, CIFAR-10 test", "removed": 0, **accuracy})
+    settings = {"device": "cpu", "order": "lowest gate first"}
+    record.write("accuracy", settings, rows, quick=chosen.quick)
 
 
 if __name__ == "__main__":

@@ -15,74 +15,58 @@ scratch       gatepruner's architecture with fresh weights, no teacher, a recipe
               cycle, peak 0.1), and gate learning's epochs, rounded up, on top of fine-tuning's;
               at 0 epochs there is no such network
 
-Torch-Pruning's criteria are `norm` (group norm), `taylor` (gradients taken anew before each step)
-and `bn` (batch-norm scales). As in its own script for CIFAR it prunes globally, in many small steps
-towards a ratio of 1, without the last layer and without rounding channels (`round_to` takes
-8 channels where one is weak; a layer here has 16). Its penalties while training on are left out:
-they cost epochs that the others do not get.
+How Torch-Pruning is set up is in `channels.py`. A target that a method cannot reach is recorded as
+such, with the least share that it can.
 
-What it can prune here: the channels within all 27 blocks. Those of the stream not as the network
-is: it takes the zero padding of the two shortcuts that change shape for an elementwise operation,
-so that all three stages lose the same numbers among the first 16 channels, while the padding moves
-channel i to i + 8 and i + 16: the result runs, but adds up channels that do not belong together.
-For `-stream` the padding is therefore written as the 1x1 convolution that it is (same function, its
-weights 0 and 1, trained on like all others); then every stage loses channels of its own.
+Latencies come first in every seed: let the machine be idle until then. Work is kept in
+`results/against_torch_pruning.work/`: a rerun with the same settings continues where the last one
+ended. Needs Torch-Pruning 1.6 and an image folder with train, val and test.
 
-A target that a method cannot reach is recorded as such, with the least share that it can.
-
-Latencies come first in every seed: let the machine be idle until then. Work is kept in a folder
-(`--work`): a rerun with the same settings goes on where the last one
-ended, `--collect` only writes what is finished. Needs Torch-Pruning 1.6 and an image folder with
-train, val and test.
-
-usage: python benchmarks/against_torch_pruning.py --data DIR [--device cuda --epochs 60 --seeds 3]
+usage: python benchmarks/against_torch_pruning.py --checkpoint FILE --data DIR [--epochs 60 ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import functools
+import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
-import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import channels
 import matplotlib
 import record
 import torch
-import torch.nn.functional as F
-from latency import STYLE
+from columns import grouped
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import nn
 
 import gatepruner
 from gatepruner.images.normalization import IMAGENET
-from gatepruner.measuring.inputs import normalization_of
-from gatepruner.models.resnet import BasicBlock, ZeroPadding
+from gatepruner.report.style import STYLE, save_figure
 
 NAME = "against_torch_pruning"
-ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT.parent / "shared/data/checkpoints/resnet56-split.pt"
-CRITERIA = ("norm", "taylor", "bn")
-PEERS = tuple(f"tp-{it}{where}" for where in ("", "-stream") for it in CRITERIA)
-METHODS = ("gatepruner", *PEERS, "random", "scratch")
+METHODS = ("gatepruner", *channels.METHODS, "random", "scratch")
 GATING, RECALIBRATION = 10_000, 2_000  # training images
-STEPS = 100  # of Torch-Pruning
-TAYLOR_IMAGES = 256  # training images for the gradients before each of them
 TOLERANCE = 0.01  # of the latency, by which a target may be missed
+LADDERS = {"scratch": "gatepruner"}  # whose networks it has
+GATES = gatepruner.GateRecipe()
 SCRATCH = gatepruner.Recipe(learning_rate=0.1, schedule="onecycle")
 COLORS = {"gatepruner": "#0b5fa5", "random": "#8a8a8a", "scratch": "#222222"}
-PEER_COLORS = {"norm": "#d1661a", "taylor": "#2f8f4e", "bn": "#9a3fb0"}
+COLORS |= {"tp-norm": "#d1661a", "tp-taylor": "#2f8f4e", "tp-bn": "#9a3fb0"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What all methods are given."""
 
@@ -90,24 +74,21 @@ class Task:
     gating: gatepruner.Images
     recalibration: gatepruner.Images
     train: gatepruner.Images
-    held_out: tuple[gatepruner.Images, ...]
+    held_out: gatepruner.Images
     device: str
     work: Path
-    quick: bool
+    gate_recipe: gatepruner.GateRecipe = GATES
+    tp_steps: int = 100
+    seconds: tuple[float, float] = (2.0, 10.0)  # of a brief and of a long measurement of latency
 
     @property
-    def gate_recipe(self) -> gatepruner.GateRecipe:
-        small: dict[str, Any] = {"warmup": 2, "steps": 1, "batch_size": 16} if self.quick else {}
-        return gatepruner.GateRecipe(**small)
-
-    @property
-    def tp_steps(self) -> int:
-        return 20 if self.quick else STEPS
+    def gate_steps(self) -> int:
+        recipe = self.gate_recipe
+        return recipe.warmup + len(self.whole.network.removable) * recipe.steps
 
     def scratch_epochs(self, epochs: int) -> int:
         """Fine-tuning's epochs and as many as gate learning saw images, rounded up."""
-        recipe, blocks = self.gate_recipe, len(removable(self.whole))
-        seen = (recipe.warmup + blocks * recipe.steps) * recipe.batch_size
+        seen = self.gate_steps * self.gate_recipe.batch_size
         return epochs + math.ceil(seen / len(self.train))
 
 
@@ -123,41 +104,16 @@ class Ladder:
 
     steps: int
     at: Callable[[int], gatepruner.Checkpoint]
-    seconds: float
+    seconds: float = 0.0
 
 
-class Store:
-    """What is finished, one JSON line each: picks and outcomes by their keys."""
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
-        self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        if not path.exists():
-            path.write_text(json.dumps({"settings": settings}) + "\n")
-        first, *lines = path.read_text().splitlines()
-        there = json.loads(first)["settings"]
-        other = [key for key in settings if there.get(key) != settings[key]]
-        if other:
-            sys.exit(f"{path} has another {' and '.join(other)}: give another --work")
-        for line in lines:
-            content = json.loads(line)
-            self.found[tuple(content.pop("key"))] = content
-
-    def once(self, key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is kept under the key; worked out and kept if there is nothing yet."""
-        if key not in self.found:
-            self.found[key] = work()
-            with self.path.open("a") as file:
-                file.write(json.dumps({"key": key, **self.found[key]}) + "\n")
-            print(*key, json.dumps(self.found[key]), flush=True)
-        return self.found[key]
-
-
-def removable(checkpoint: gatepruner.Checkpoint) -> list[str]:
-    return [block.name for block in checkpoint.network.blocks if block.removable]
-
-
-def by_gates(task: Task, seed: int) -> Ladder:
+@functools.cache
+def ladder(task: Task, method: str, seed: int) -> Ladder:
+    """The networks of a method; from scratch, gatepruner's architectures are trained."""
+    if method in channels.METHODS:
+        return by_channels(task, method, seed)
+    if method == "random":
+        return by_blocks(task.whole, gatepruner.rank(task.whole, "random", seed=seed))
     path = task.work / f"gates-{seed}.pt"
     if not path.exists():
         recipe, start = replace(task.gate_recipe, seed=seed), time.perf_counter()
@@ -165,454 +121,241 @@ def by_gates(task: Task, seed: int) -> Ladder:
         notes = {**learned.notes, "seconds": time.perf_counter() - start}
         gatepruner.save(replace(learned, notes=notes), path)
     gated = gatepruner.load(path)
-    order = [state.gone for state in gated.path]
+    return by_blocks(gated, gatepruner.rank(gated), gated.notes["seconds"])
+
+
+def by_blocks(
+    checkpoint: gatepruner.Checkpoint, ranking: gatepruner.Ranking, seconds: float = 0.0
+) -> Ladder:
+    def at(number: int) -> gatepruner.Checkpoint:
+        return gatepruner.fold_gates(gatepruner.prune(checkpoint, ranking, number))
+
+    return Ladder(len(ranking.names), at, seconds)
+
+
+def by_channels(task: Task, method: str, seed: int) -> Ladder:
+    def taken() -> dict[str, Any]:
+        how: dict[str, Any] = {"steps": task.tp_steps, "seed": seed, "device": task.device}
+        start = time.perf_counter()
+        history = channels.history(task.whole, task.train, method, **how)
+        return {**history, "seconds": time.perf_counter() - start}
+
+    found = record.once(task.work / f"{method}-{seed}.json", taken)
+    entries, ends = found["history"], found["ends"]
 
     def at(number: int) -> gatepruner.Checkpoint:
-        return gatepruner.fold_gates(gatepruner.follow(gated, order[:number]))
+        return channels.narrowed(task.whole, method, entries[: ends[number]])
 
-    return Ladder(len(order), at, gated.notes["seconds"])
-
-
-def at_random(task: Task, seed: int) -> Ladder:
-    order = removable(task.whole)
-    random.Random(seed).shuffle(order)
-    return Ladder(len(order), lambda number: gatepruner.remove(task.whole, order[:number]), 0.0)
+    return Ladder(len(ends) - 1, at, found["seconds"])
 
 
-def by_channels(task: Task, seed: int, method: str) -> Ladder:
-    import torch_pruning as tp
-
-    path = task.work / f"{method}-{seed}.json"
-    if not path.exists():
-        path.write_text(json.dumps(channel_history(task, seed, method)))
-    found = json.loads(path.read_text())
-    shape = task.whole.network.base.input_shape
-
-    def at(number: int) -> gatepruner.Checkpoint:
-        module = plain_module(task.whole, method.endswith("-stream"))
-        graph = tp.DependencyGraph().build_dependency(module, torch.zeros(1, *shape))
-        graph.load_pruning_history(found["history"][: found["ends"][number]])
-        return gatepruner.Checkpoint.of(module, shape, notes=task.whole.notes)
-
-    return Ladder(len(found["ends"]) - 1, at, found["seconds"])
-
-
-def channel_history(task: Task, seed: int, method: str) -> dict[str, Any]:
-    """Which channels Torch-Pruning takes, in its own notation, and how many entries a step has."""
-    start, criterion = time.perf_counter(), method.split("-")[1]
-    module = plain_module(task.whole, method.endswith("-stream")).to(task.device)
-    example = torch.zeros(1, *task.whole.network.base.input_shape, device=task.device)
-    pruner = channel_pruner(module, example, method, task.tp_steps)
-    generator, ends = torch.Generator().manual_seed(seed), [0]
-    for _ in range(task.tp_steps):
-        if criterion == "taylor":
-            take_gradients(module, task, generator)
-        pruner.step()
-        ends.append(len(pruner.pruning_history()))
-    history = [[name, out, list(map(int, gone))] for name, out, gone in pruner.pruning_history()]
-    return {"history": history, "ends": ends, "seconds": time.perf_counter() - start}
-
-
-def channel_pruner(module: nn.Module, example: torch.Tensor, method: str, steps: int) -> Any:
-    import torch_pruning as tp
-
-    kinds: dict[str, tuple[Any, Any]] = {
-        "norm": (tp.pruner.GroupNormPruner, tp.importance.GroupMagnitudeImportance(p=2)),
-        "taylor": (tp.pruner.BasePruner, tp.importance.GroupTaylorImportance()),
-        "bn": (tp.pruner.BNScalePruner, tp.importance.BNScaleImportance()),
-    }
-    kind, importance = kinds[method.split("-")[1]]
-    named = dict(module.named_modules())
-    of_stream = [it for name, it in named.items() if name == "conv1" or name.endswith(".conv2")]
-    kept = [named["linear"], *([] if method.endswith("-stream") else of_stream)]
-    how: dict[str, Any] = {"global_pruning": True, "pruning_ratio": 1.0, "iterative_steps": steps}
-    return kind(module, example, importance=importance, ignored_layers=kept, **how)
-
-
-def take_gradients(module: nn.Module, task: Task, generator: torch.Generator) -> None:
-    """Gradients of the loss on some training images, drawn at random, for Taylor's criterion."""
-    indices = torch.randperm(len(task.train), generator=generator)[:TAYLOR_IMAGES]
-    data = task.train.take(indices).to(torch.device(task.device))
-    normalization = normalization_of(task.whole.notes, data.shape[0])
-    module.zero_grad()
-    for pixels, labels in data.batches(torch.arange(len(data)), 128):
-        loss = F.cross_entropy(module(normalization(pixels)), labels, reduction="sum")
-        torch.autograd.backward(loss)
-
-
-def plain_module(checkpoint: gatepruner.Checkpoint, stream: bool) -> nn.Module:
-    """The network as its author wrote it; for the stream, padding as a convolution."""
-    module = checkpoint.network.base.construct()
-    module.load_state_dict(dict(checkpoint.weights))
-    for block in list(module.modules()) if stream else ():
-        if isinstance(block, BasicBlock) and isinstance(block.shortcut, ZeroPadding):
-            block.shortcut = as_convolution(block.shortcut, block.conv1.in_channels)
-    return module.eval()
-
-
-def as_convolution(padding: ZeroPadding, channels: int) -> nn.Conv2d:
-    width = padding.before + channels + padding.after
-    convolution = nn.Conv2d(channels, width, 1, stride=2, bias=False)
-    weight = torch.zeros(width, channels, 1, 1)
-    weight[padding.before : padding.before + channels, :, 0, 0] = torch.eye(channels)
-    convolution.weight.data = weight
-    return convolution
-
-
-def ladder(task: Task, seed: int, method: str) -> Ladder:
-    if method in PEERS:
-        return by_channels(task, seed, method)
-    return {"gatepruner": by_gates, "scratch": by_gates, "random": at_random}[method](task, seed)
-
-
-def timed(task: Task, small: gatepruner.Checkpoint, batch: int, seconds: float) -> dict[str, Any]:
+@functools.cache
+def timed(
+    task: Task, method: str, seed: int, batch: int, number: int, seconds: float
+) -> dict[str, Any]:
     """Latency of a network, in turns with the whole one's, for about so many seconds."""
+    small = ladder(task, method, seed).at(number)
     modules = {"whole": task.whole.build(), "small": small.build()}
     shape = task.whole.network.base.input_shape
     how: dict[str, Any] = {"batch": batch, "device": task.device}
     first = gatepruner.latency(modules, shape, runs=1, **how)
     runs = int(seconds / sum(one.median for one in first.values()))
     found = gatepruner.latency(modules, shape, runs=min(max(runs, 5), 300), **how)
-    whole, one = found["whole"], found["small"]
-    return {
-        "kept": one.median / whole.median,
-        "latency_ms": 1e3 * one.median,
-        "latency_ms_low": 1e3 * one.low,
-        "latency_ms_high": 1e3 * one.high,
-        "whole_ms": 1e3 * whole.median,
-        "runs": one.runs,
-    }
+    kept = found["small"].median / found["whole"].median
+    return {"kept": kept, "latency": {name: asdict(one) for name, one in found.items()}}
 
 
-def pick_from(
-    task: Task, climb: Callable[[], Ladder], batch: int, share: int, seen: dict[int, float]
-) -> dict[str, Any]:
+def pick(task: Task, method: str, seed: int, batch: int, share: int) -> dict[str, Any]:
     """The first network of a ladder that keeps at most a share (%) of the latency."""
-    steps = climb()
-    brief, long = (0.2, 0.5) if task.quick else (2.0, 10.0)
-
-    def kept(number: int) -> float:
-        if number not in seen:
-            seen[number] = timed(task, steps.at(number), batch, brief)["kept"]
-        return seen[number]
-
-    low, high = 1, steps.steps
-    if kept(high) > share / 100:
-        return {"number": None, "kept": min(seen.values())}
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if kept(middle) <= share / 100 else (middle + 1, high)
-    while True:  # the long measurement has the last word
-        found = timed(task, steps.at(low), batch, long)
-        if found["kept"] <= share / 100 + TOLERANCE or low == steps.steps:
-            return {"number": low, **found}
-        low += 1
+    measure = functools.partial(timed, task, method, seed, batch)
+    limit, (brief, long) = share / 100, task.seconds
+    numbers = range(1, ladder(task, method, seed).steps + 1)
+    least = measure(numbers[-1], brief)["kept"]
+    if least > limit:
+        return {"number": None, "kept": least}
+    first = bisect.bisect_left(numbers, True, key=lambda at: measure(at, brief)["kept"] <= limit)
+    for number in numbers[first:]:  # the long measurement has the last word
+        found = measure(number, long)
+        if found["kept"] <= limit + TOLERANCE:
+            break
+    return {"number": number, **found}
 
 
-def prepared(task: Task, method: str, seed: int, steps: Ladder, number: int) -> Any:
-    """The network of a number, recalibrated, or with fresh weights; and the seconds it took.
+@functools.lru_cache(1)
+def prepared(task: Task, method: str, seed: int, number: int) -> gatepruner.Checkpoint:
+    """The network of a number, with fresh weights from scratch, else recalibrated.
 
     Recalibrated on the CPU, where it is repeatable, so that fine-tuning can be resumed.
     """
-    start = time.perf_counter()
-    small = steps.at(number)
+    small = ladder(task, method, seed).at(number)
     if method == "scratch":
-        fresh = small.network.initial_weights(seed)
-        return gatepruner.Checkpoint(small.network, fresh, task.whole.notes), 0.0
-    small = gatepruner.recalibrate(small, task.recalibration, device="cpu")
-    return small, time.perf_counter() - start
+        return replace(small, weights=small.network.initial_weights(seed), notes=task.whole.notes)
+    return gatepruner.recalibrate(small, task.recalibration, device="cpu")
 
 
-def tuned(task: Task, small: Any, method: str, seed: int, epochs: int, state: Path) -> Any:
-    """Fine-tuned, or trained from scratch; goes on with the state of an interrupted run."""
-    recipe = replace(gatepruner.FINE_TUNING, epochs=epochs, seed=seed)
-    teacher: gatepruner.Checkpoint | None = task.whole
-    if method == "scratch":
-        recipe = replace(SCRATCH, epochs=task.scratch_epochs(epochs), seed=seed)
-        teacher = None
-    how: dict[str, Any] = {"device": task.device, "state": state, "resume": state.exists()}
-    found = gatepruner.finetune(small, task.train, recipe, teacher=teacher, **how)
-    state.unlink()
-    return found, recipe.epochs
-
-
-def counted(task: Task, checkpoint: gatepruner.Checkpoint) -> dict[str, Any]:
-    """Correct answers on all held-out images together, with Wilson's interval."""
-    found = [gatepruner.accuracy(checkpoint, it, device=task.device) for it in task.held_out]
-    images = sum(one.images for one in found)
-    loss = sum(one.loss * one.images for one in found) / images
-    return gatepruner.Accuracy(sum(one.correct for one in found), images, loss).to_json()
-
-
-def outcomes(
-    task: Task,
-    store: Store,
-    method: str,
-    seed: int,
-    number: int,
-    epochs: Sequence[int],
-    steps: Callable[[], Ladder],
-) -> None:
-    """Accuracy of one network before and after fine-tuning; what is finished is left."""
-    ready = functools.cache(lambda: prepared(task, method, seed, steps(), number))
-
-    def outcome(count: int) -> dict[str, Any]:
-        small, prune_seconds = ready()
-        start, total = time.perf_counter(), 0
-        if count:
-            state = task.work / f"state-{method}-{seed}-{number}-{count}.pt"
-            small, total = tuned(task, small, method, seed, count, state)
-        seconds = time.perf_counter() - start
-        cost = gatepruner.count(small.network)
-        return {
-            **counted(task, small),
-            "macs": cost.macs,
-            "params": cost.params,
-            "trained_epochs": total,
-            "path_seconds": steps().seconds,
-            "prune_seconds": prune_seconds,
-            "finetune_seconds": seconds if count else 0.0,
-        }
-
-    for count in epochs:
-        if count or method != "scratch":
-            key = ("outcome", method, seed, number, count)
-            store.once(key, functools.partial(outcome, count))
-
-
-def carry_out(task: Task, store: Store, chosen: argparse.Namespace) -> None:
-    """Work out everything that is asked for and not finished."""
-    store.once(("whole",), lambda: whole_row(task))
-    for seed in range(chosen.seeds):
-        ladders = {
-            method: functools.cache(functools.partial(ladder, task, seed, method))
-            for method in chosen.methods
-        }
-        numbers = {  # all latencies first, under the same conditions
-            method: picked(task, store, chosen, method, seed, steps)
-            for method, steps in ladders.items()
-        }
-        for method, steps in ladders.items():
-            for number in numbers[method]:
-                outcomes(task, store, method, seed, number, (0, chosen.epochs), steps)
-
-
-def picked(
-    task: Task,
-    store: Store,
-    chosen: argparse.Namespace,
-    method: str,
-    seed: int,
-    steps: Callable[[], Ladder],
-) -> list[int]:
-    """The networks of a method that reach the targets, each once."""
-    numbers: set[int | None] = set()
-    for batch in chosen.batches:
-        seen: dict[int, float] = {}
-        for share in chosen.shares:
-            work = functools.partial(pick_from, task, steps, batch, share, seen)
-            found = store.once(pick_key(method, seed, batch, share), work)
-            numbers.add(found["number"])
-    return sorted(number for number in numbers if number is not None)
-
-
-def whole_row(task: Task) -> dict[str, Any]:
-    cost = gatepruner.count(task.whole.network)
-    return {**counted(task, task.whole), "macs": cost.macs, "params": cost.params}
-
-
-def pick_key(method: str, seed: int, batch: int, share: int) -> tuple[Any, ...]:
-    """Scratch takes the architecture that gatepruner ended with."""
-    return ("pick", "gatepruner" if method == "scratch" else method, seed, batch, share)
-
-
-def rows(store: Store, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every finished cell, those out of reach too."""
-    cells = (
-        (method, batch, share, seed, epochs)
-        for batch in chosen.batches
-        for epochs in (0, chosen.epochs)
-        for share in chosen.shares
-        for method in chosen.methods
-        for seed in range(chosen.seeds)
-        if epochs or method != "scratch"
-    )
-    for method, batch, share, seed, epochs in cells:
-        found = store.found.get(pick_key(method, seed, batch, share))
-        if found is None:
-            continue
-        key = ("outcome", method, seed, found["number"], epochs)
-        cell = {"method": method, "batch": batch, "share": share, "seed": seed, "epochs": epochs}
-        if found["number"] is None:
-            yield {**cell, "reached": False, **found}
-        elif key in store.found:
-            yield {**cell, "reached": True, **found, **store.found[key]}
-
-
-def grouped(found: Sequence[Mapping[str, Any]], **wanted: Any) -> dict[int, list[Any]]:
-    """Reached cells by their share, those of all seeds together."""
-    groups: dict[int, list[Any]] = {}
-    for row in found:
-        if row["reached"] and all(row[key] == value for key, value in wanted.items()):
-            groups.setdefault(row["share"], []).append(row)
-    return groups
-
-
-def draw(found: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
-    """Accuracy against measured latency: a column per batch size, a row per budget."""
-    batches = sorted({row["batch"] for row in found})
-    budgets = sorted({row["epochs"] for row in found})
-    with matplotlib.rc_context(STYLE):
-        size = (3.6 * len(batches) + 1.6, 2.9 * len(budgets))
-        figure = Figure(figsize=size, layout="constrained")
-        every = figure.subplots(len(budgets), len(batches), sharex=True, squeeze=False)
-        for line, epochs in zip(every, budgets, strict=True):
-            for axes, batch in zip(line, batches, strict=True):
-                draw_panel(axes, found, whole, batch, epochs)
-        entries: dict[str, Any] = {}
-        for axes in every.flat:
-            handles, names = axes.get_legend_handles_labels()
-            entries.update(zip(names, handles, strict=True))
-        figure.legend(list(entries.values()), list(entries), loc="outside right center")
-        figure.savefig(stem.with_suffix(".png"), dpi=200)
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-    print(f"wrote {stem.with_suffix('.png')} and .svg")
-
-
-def draw_panel(
-    axes: Any, found: Sequence[Mapping[str, Any]], whole: float, batch: int, epochs: int
-) -> None:
-    axes.axhline(100 * whole, color="#8a8a8a", linestyle="--", linewidth=1)
-    for method in METHODS:
-        groups = grouped(found, method=method, batch=batch, epochs=epochs)
-        if not groups:
-            continue
-        points = [
-            [100 * statistics.mean(row[key] for row in group) for key in ("kept", "accuracy")]
-            for group in groups.values()
-        ]
-        bars = [spread_of([row["accuracy"] for row in group]) for group in groups.values()]
-        stream = method.endswith("-stream")
-        color = COLORS.get(method) or PEER_COLORS[method.split("-")[1]]
-        axes.errorbar(
-            *zip(*points, strict=True),
-            yerr=[100 * bar for bar in bars],
-            color=color,
-            marker="s" if method in PEERS else "o",
-            markerfacecolor="white" if stream else color,
-            linestyle=":" if stream else "-",
-            markersize=4,
-            linewidth=1.2,
-            elinewidth=0.8,
-            label=method,
+def outcome(task: Task, method: str, seed: int, number: int, epochs: int) -> dict[str, Any]:
+    """Accuracy and cost of one network, fine-tuned for so many epochs."""
+    small, start, total = prepared(task, method, seed, number), time.perf_counter(), 0
+    if epochs:
+        total = task.scratch_epochs(epochs) if method == "scratch" else epochs
+        recipe = SCRATCH if method == "scratch" else gatepruner.FINE_TUNING
+        state = task.work / f"state-{method}-{seed}-{number}-{epochs}.pt"
+        small = gatepruner.finetune(
+            small,
+            task.train,
+            replace(recipe, epochs=total, seed=seed),
+            teacher=None if method == "scratch" else task.whole,
+            device=task.device,
+            state=state,
+            resume=state.exists(),
         )
-    budget = f"fine-tuning epochs: {epochs}" if epochs else "not fine-tuned"
-    axes.set_title(f"batch size {batch}, {budget}", fontsize=9)
-    axes.set_xlabel("measured latency kept (%)")
-    axes.set_ylabel("accuracy (%)")
+        state.unlink()
+    return {
+        **evaluated(task, small),
+        "trained_epochs": total,
+        "path_seconds": ladder(task, method, seed).seconds,
+        "finetune_seconds": time.perf_counter() - start,
+    }
 
 
-def spread_of(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def evaluated(task: Task, checkpoint: gatepruner.Checkpoint) -> dict[str, Any]:
+    """Accuracy on all held-out images together, MACs and parameters."""
+    found = gatepruner.accuracy(checkpoint, task.held_out, device=task.device)
+    cost = gatepruner.count(checkpoint.network)
+    return {**found.to_json(), "macs": cost.macs, "params": cost.params}
 
 
-def the_task(chosen: argparse.Namespace, work: Path) -> Task:
-    whole = gatepruner.load(chosen.checkpoint)
-    normalize = {"mean": list(IMAGENET.mean), "std": list(IMAGENET.std)}  # as it was trained
-    whole = replace(whole, notes={"normalize": normalize, **whole.notes})
-    shape, spec = whole.network.base.input_shape, f"imagefolder:{chosen.data}"
-    quick: bool = chosen.quick
+def measured(task: Task, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for every cell, those out of reach too; what is finished is not measured again."""
 
-    def images(split: str, limit: int | None = None) -> gatepruner.Images:
-        return gatepruner.load_images(spec, shape, split=split, limit=limit)
+    def once(work: Callable[..., dict[str, Any]], *key: Any) -> dict[str, Any]:
+        name = "-".join(map(str, (work.__name__, *key)))
+        return record.once(task.work / f"{name}.json", lambda: work(task, *key))
 
-    train = images("train", 256 if quick else None)
-    held_out = tuple(images(split, 100 if quick else None) for split in ("val", "test"))
-    return Task(
-        whole,
-        gating=train.spread(64 if quick else GATING),
-        recalibration=train.spread(64 if quick else RECALIBRATION),
-        train=train.spread(chosen.limit or (200 if quick else None)),
-        held_out=held_out,
-        device=chosen.device,
-        work=work,
-        quick=quick,
+    targets = list(itertools.product(chosen.batches, chosen.shares))
+    for seed in range(chosen.seeds):
+        picks = {  # all latencies first, under the same conditions
+            (method, *target): once(pick, LADDERS.get(method, method), seed, *target)
+            for method in chosen.methods
+            for target in targets
+        }
+        for (method, batch, share), picked in picks.items():
+            number = picked["number"]
+            for epochs in (chosen.epochs,) if method == "scratch" else (0, chosen.epochs):
+                cell = {"method": method, "batch": batch, "share": share}
+                cell |= {"seed": seed, "epochs": epochs, "reached": number is not None}
+                found = once(outcome, method, seed, number, epochs) if cell["reached"] else {}
+                yield {**cell, **picked, **found}
+                print({**cell, **found}, flush=True)
+
+
+def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where a row stands in the result."""
+    method = METHODS.index(row["method"])
+    return row["batch"], row["epochs"], -row["share"], method, row["seed"]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
+    """Accuracy against measured latency: a column per batch size, a row per budget."""
+    panels = grouped(rows, itemgetter("epochs", "batch"))
+    size = len({epochs for epochs, _ in panels}), len({batch for _, batch in panels})
+    with matplotlib.rc_context(STYLE):
+        inches = (3.6 * size[1] + 1.6, 2.9 * size[0])
+        figure = Figure(figsize=inches, layout="constrained")
+        every = figure.subplots(*size, sharex=True, squeeze=False)
+        lines: dict[str, Any] = {}
+        for axes, (epochs, batch) in zip(every.flat, sorted(panels), strict=True):
+            axes.axhline(100 * whole, color="#8a8a8a", linestyle="--", linewidth=1)
+            reached = [row for row in panels[epochs, batch] if row["reached"]]
+            for method, found in grouped(reached, itemgetter("method")).items():
+                lines[method] = draw_line(axes, method, found)
+            budget = f"fine-tuning epochs: {epochs}" if epochs else "not fine-tuned"
+            axes.set_title(f"batch size {batch}, {budget}", fontsize=9)
+            axes.set_xlabel("measured latency kept (%)")
+            axes.set_ylabel("accuracy (%)")
+        figure.legend(list(lines.values()), list(lines), loc="outside right center")
+    save_figure(figure, stem)
+
+
+def draw_line(axes: Axes, method: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Means over the seeds at every share, with standard deviations."""
+    groups = list(grouped(rows, itemgetter("share")).values())
+    kept, accuracies = (
+        [[100 * row[key] for row in group] for group in groups] for key in ("kept", "accuracy")
     )
+    color, stream = COLORS[method.removesuffix("-stream")], method.endswith("-stream")
+    return axes.errorbar(
+        list(map(statistics.fmean, kept)),
+        list(map(statistics.fmean, accuracies)),
+        yerr=[statistics.stdev(values) if values[1:] else 0.0 for values in accuracies],
+        color=color,
+        marker="s" if method in channels.METHODS else "o",
+        markerfacecolor="white" if stream else color,
+        linestyle=":" if stream else "-",
+        markersize=4,
+        linewidth=1.2,
+        elinewidth=0.8,
+    )
+
+
+def the_task(chosen: argparse.Namespace) -> Task:
+    quick = {"train": 256, "val": 100, "test": 100}
+    limits = quick if chosen.quick else dict.fromkeys(quick)
+    whole, train, val, test = record.loaded(chosen, **limits)
+    normalize = {"mean": list(IMAGENET.mean), "std": list(IMAGENET.std)}  # as it was trained
+    task = Task(
+        replace(whole, notes={"normalize": normalize, **whole.notes}),
+        gating=train.spread(GATING),
+        recalibration=train.spread(RECALIBRATION),
+        train=train.spread(chosen.limit),
+        held_out=val.joined(test),
+        device=chosen.device,
+        work=record.folder(chosen.quick),
+    )
+    few = gatepruner.GateRecipe(warmup=2, steps=1, batch_size=16)
+    return replace(task, gate_recipe=few, tp_steps=20, seconds=(0.2, 0.5)) if chosen.quick else task
 
 
 def settings_of(task: Task, chosen: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on; a folder of work holds those of one such setting."""
-    hardware = record.hardware()
+    """What the numbers depend on; every such setting has a folder of work of its own."""
+    on_gpu = task.device.startswith("cuda")
     return {
-        "checkpoint": f"{Path(chosen.checkpoint).name} {task.whole.fingerprint[:12]}",
+        "checkpoint": f"{chosen.checkpoint.name} {task.whole.fingerprint[:12]}",
         "device": task.device,
-        "device_name": (
-            torch.cuda.get_device_name() if task.device.startswith("cuda") else hardware["cpu"]
-        ),
-        "threads": hardware["threads"],
+        **({"device_name": torch.cuda.get_device_name()} if on_gpu else {}),
+        "threads": torch.get_num_threads(),
         "images_trained_on": len(task.train),
         "images_gates": len(task.gating),
         "images_recalibration": len(task.recalibration),
-        "images_held_out": sum(map(len, task.held_out)),
-        "gate_steps": task.gate_recipe.warmup + len(removable(task.whole)) * task.gate_recipe.steps,
+        "images_held_out": len(task.held_out),
+        "gate_steps": task.gate_steps,
         "torch_pruning": importlib.metadata.version("torch-pruning"),
         "torch_pruning_steps": task.tp_steps,
-        "torch": torch.__version__,
     }
-
-
-def listing(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    return lambda text: [kind(part) for part in text.split(",")]
-
-
-def the_options() -> argparse.Namespace:
-    options = record.parser(__doc__)
-    options.add_argument("--data", required=True, help="image folder with train, val and test")
-    options.add_argument("--checkpoint", default=CHECKPOINT, help="the trained network")
-    options.add_argument("--device", default="cpu", help="where to compute and to measure")
-    options.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
-    options.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")
-    options.add_argument("--limit", type=int, help="training images to fine-tune on, not all")
-    options.add_argument("--methods", type=listing(str), default=list(METHODS))
-    options.add_argument("--shares", type=listing(int), default=[80, 65, 50, 35], help="in %%")
-    options.add_argument("--batches", type=listing(int), default=[1, 128], help="batch sizes")
-    options.add_argument("--work", type=Path, help="folder of unfinished work")
-    options.add_argument("--collect", action="store_true", help="run nothing, write what is there")
-    chosen = options.parse_args()
-    unknown = [name for name in chosen.methods if name not in METHODS]
-    if unknown:
-        options.error(f"unknown methods {', '.join(unknown)}: expected {', '.join(METHODS)}")
-    if chosen.epochs < 1:
-        options.error("--epochs: expected at least 1; 0 epochs are always in the result")
-    chosen.methods.sort(key=METHODS.index)
-    return chosen
 
 
 def main() -> None:
-    chosen = the_options()
+    options = record.parser(__doc__, "train, val and test")
+    options.add_argument("--device", default="cpu", help="where to compute and to measure")
+    options.add_argument("--epochs", type=int, default=2, help="of fine-tuning, besides 0")
+    options.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")
+    options.add_argument("--limit", type=int, help="training images to fine-tune on, not all")
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options.add_argument("--shares", nargs="+", type=int, default=[80, 65, 50, 35], help="in %%")
+    options.add_argument("--batches", nargs="+", type=int, default=[1, 128], help="batch sizes")
+    chosen = options.parse_args()
     stem = record.folder(chosen.quick) / NAME
-    work = chosen.work or stem.with_suffix(".work")
-    work.mkdir(parents=True, exist_ok=True)
-    (work / ".gitignore").write_text("*\n")
-    task = the_task(chosen, work)
+    task = the_task(chosen)
     settings = settings_of(task, chosen)
-    store = Store(work / f"{NAME}.cells.jsonl", settings)
-    if not chosen.collect:
-        carry_out(task, store, chosen)
-    found = list(rows(store, chosen))
-    if not found:
-        sys.exit("nothing is finished yet")
-    whole = store.found["whole",]
-    more = {
-        "epochs": chosen.epochs,
-        "epochs_scratch": task.scratch_epochs(chosen.epochs),
-        "seeds": chosen.seeds,
-        "whole_accuracy": round(whole["accuracy"], 4),
-        "whole_macs": whole["macs"],
-        "whole_params": whole["params"],
-    }
-    record.write(NAME, {**settings, **more}, found, quick=chosen.quick)
-    draw(found, whole["accuracy"], stem)
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    task = replace(task, work=stem.with_suffix(".work") / digest)
+    task.work.mkdir(parents=True, exist_ok=True)
+    whole = record.once(task.work / "whole.json", lambda: evaluated(task, task.whole))
+    rows = sorted(measured(task, chosen), key=place)
+    more = {"epochs_scratch": task.scratch_epochs(chosen.epochs), "seeds": chosen.seeds}
+    more |= {f"whole_{key}": round(whole[key], 4) for key in ("accuracy", "macs", "params")}
+    record.write(NAME, {**settings, "epochs": chosen.epochs, **more}, rows, quick=chosen.quick)
+    draw(rows, whole["accuracy"], stem)
 
 
 if __name__ == "__main__":

@@ -2,203 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from math import nan
+from operator import itemgetter
 
-from cells import means, table
-
-Result = Mapping[str, Any]
-
-
-def _kinds(result: Result, key: str = "kind") -> list[str]:
-    return list(dict.fromkeys(row[key] for row in result["rows"]))
-
-
-def _of(result: Result, **wanted: Any) -> list[Any]:
-    return [row for row in result["rows"] if all(row[key] == it for key, it in wanted.items())]
-
-
-def _percent(values: Sequence[float]) -> list[float]:
-    return [100 * value for value in values]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+from columns import (
+    PERCENT,
+    PERCENTS,
+    Column,
+    Record,
+    Result,
+    Table,
+    average,
+    grouped,
+    mean,
+    means,
+    table,
+)
 
 
-def mnist_trials(result: Result) -> str:
-    kinds, found = _kinds(result), {}
+def trials(result: Result) -> Iterator[Record]:
+    """Short trainings, each in words: accuracy and mean gate."""
     for row in result["rows"]:
-        gate = f", k {_mean(row['gates']):.2f}" if row.get("gates") else ""
+        gate = f", k {average(row['gates']):.2f}" if row.get("gates") else ""
         said = f"{100 * row['accuracy']:.1f}{gate}" if "accuracy" in row else "diverged"
-        name = f"{row['depth']} layers, {row['setting']}"
-        found.setdefault(name, {})[row["kind"]] = said
-    rows = [[name, *(cells.get(kind, "") for kind in kinds)] for name, cells in found.items()]
-    return table(("accuracy (%), mean gate", *kinds), rows)
+        yield {**row, "said": said}
 
 
-def cifar_trials(result: Result) -> str:
-    rows = [
-        [row["setting"], f"{100 * row['accuracy']:.1f}", " ".join(f"{k:.2f}" for k in row["gates"])]
-        for row in result["rows"]
-    ]
-    return table(("setting", "accuracy (%)", "k of blocks 1 to 12"), rows)
+def by_depth(result: Result) -> list[Record]:
+    """Networks, the shallow ones first."""
+    return sorted(result["rows"], key=lambda row: int(row["depth"]))
 
 
-def depth(result: Result) -> str:
-    depths = sorted({row["depth"] for row in result["rows"]})
-    rows = []
-    for kind in _kinds(result):
-        cells = []
-        for layers in depths:
-            found = _of(result, kind=kind, depth=layers)
-            errors = [100 * (1 - row["accuracy"]) for row in found if "accuracy" in row]
-            failed = len(found) - len(errors)
-            cells.append(means(errors, ".2f") + (f", {failed} diverged" if failed else ""))
-        rows.append([kind, *cells])
-    return table(("error (%) at depth", *map(str, depths)), rows)
+def fifths(result: Result) -> Iterator[Record]:
+    """The mean gate of every fifth of the blocks of every network."""
+    for kind, rows in grouped(result["rows"], itemgetter("kind")).items():
+        blocks = len(rows[0]["gates"])
+        size = max(blocks // 5, 1)
+        yield {"kind": kind, "lowest": ", ".join(lowest(row["gates"]) for row in rows)}
+        for start in range(0, blocks, size):
+            part = f"{start + 1}-{min(start + size, blocks)}"
+            for row in rows:
+                yield {"kind": kind, "part": part, "gate": average(row["gates"][start:][:size])}
 
 
-def mean_gate(result: Result) -> str:
-    depths = sorted({row["depth"] for row in result["rows"]})
-    rows = [
-        [
-            kind,
-            *(
-                means([_mean(row["gates"]) for row in _of(result, kind=kind, depth=it)], ".2f")
-                for it in depths
-            ),
-        ]
-        for kind in _kinds(result)
-    ]
-    return table(("mean gate at depth", *map(str, depths)), rows)
-
-
-def gate_of_every_block(result: Result) -> str:
-    blocks = len(result["rows"][0]["gates"])
-    size = max(blocks // 5, 1)
-    parts = [(at, min(at + size, blocks)) for at in range(0, blocks, size)]
-    rows = []
-    for kind in _kinds(result):
-        gates = [row["gates"] for row in _of(result, kind=kind)]
-        cells = [means([_mean(it[start:end]) for it in gates], ".2f") for start, end in parts]
-        lowest = ", ".join(_lowest(it) for it in gates)
-        rows.append([kind, *cells, lowest])
-    columns = (f"{start + 1}-{end}" for start, end in parts)
-    return table(("mean gate of blocks", *columns, "lowest block, each seed"), rows)
-
-
-def _lowest(gates: Sequence[float]) -> str:
+def lowest(gates: Sequence[float]) -> str:
     """The block with the lowest gate, or how many are closed."""
     closed = sum(gate == 0 for gate in gates)
     return f"{closed} at 0" if closed > 1 else str(gates.index(min(gates)) + 1)
 
 
-def _removal(result: Result, kind: str, counts: Sequence[int]) -> list[list[str]]:
-    """A row for every order."""
-    rows = []
-    for order in dict.fromkeys(row["order"] for row in _of(result, kind=kind)):
-        found = _of(result, kind=kind, order=order)
-        at = [found[0]["removed"].index(count) for count in counts]
-        cells = [means(_percent([row["accuracy"][it] for row in found])) for it in at]
-        rows.append([f"{kind}, {order} (n = {len(found)})", *cells])
-    return rows
+def curves(result: Result, parts: int, layers: int = 1) -> Iterator[Record]:
+    """The points of all orders at some counts, and what half of the removals leaves."""
+    for (kind, order), rows in grouped(result["rows"], itemgetter("kind", "order")).items():
+        named = {"kind": kind, "order": f"{kind}, {order} (n = {len(rows)})"}
+        for row in rows:
+            found, half = row["accuracy"], len(row["removed"]) // 2
+            step = max(len(row["removed"]) // parts, 1)
+            yield {**named, "kept": found[half] / found[0]}
+            for removed, accuracy in list(zip(row["removed"], found, strict=True))[::step]:
+                yield {**named, "removed": layers * removed, "accuracy": accuracy}
 
 
-def layers_removed(result: Result) -> str:
-    every = result["rows"][0]["removed"]
-    counts = every[:: max(len(every) // 5, 1)]
-    half = every[len(every) // 2]
-    rows = []
-    for kind in _kinds(result):
-        for order, cells in zip(
-            dict.fromkeys(row["order"] for row in _of(result, kind=kind)),
-            _removal(result, kind, counts),
-            strict=True,
-        ):
-            found = _of(result, kind=kind, order=order)
-            kept = [row["accuracy"][every.index(half)] / row["accuracy"][0] for row in found]
-            rows.append([*cells, means(_percent(kept))])
-    columns = (str(2 * count) for count in counts)
-    return table(("accuracy (%) at layers removed", *columns, "kept at half (%)"), rows)
-
-
-def every_block(result: Result) -> str:
-    found, number = result["rows"], range(1, len(result["rows"][0]["gates"]) + 1)
-    rows = [
-        [
-            str(block),
-            means([row["gates"][block - 1] for row in found], ".2f"),
-            *(
-                means(_percent([row["without"][f"{part} of {block}"]["accuracy"] for row in found]))
+def blocks(result: Result) -> Iterator[Record]:
+    """Every block of every network: its gate, and accuracy without a part of it."""
+    for block in range(1, len(result["rows"][0]["gates"]) + 1):
+        for row in result["rows"]:
+            without = {
+                part: row["without"][f"{part} of {block}"]["accuracy"]
                 for part in ("branch", "shortcut")
-            ),
-        ]
-        for block in number
-    ]
-    return table(("block", "gate", "without its branch (%)", "without its shortcut (%)"), rows)
+            }
+            yield {"block": block, "gate": row["gates"][block - 1], **without}
 
 
-def removals(result: Result) -> str:
-    found = result["rows"]
-    rows = [
-        [
-            plan,
-            *(
-                means(_percent([row[key][plan]["accuracy"] for row in found]), ".2f")
-                for key in ("without", "recalibrated")
-            ),
-        ]
-        for plan in found[0]["recalibrated"]
-    ]
-    return table(("removed", "accuracy (%)", "recalibrated (%)"), rows)
+def plans(result: Result) -> Iterator[Record]:
+    """Accuracy of every network after every removal."""
+    for plan in result["rows"][0]["recalibrated"]:
+        for row in result["rows"]:
+            found = {way: row[way][plan]["accuracy"] for way in ("without", "recalibrated")}
+            yield {"plan": plan, **found}
 
 
-def blocks_removed(result: Result) -> str:
-    tables = []
-    for kind in _kinds(result):
-        every = _of(result, kind=kind)[0]["removed"]
-        counts = every[:: max(len(every) // 6, 1)]
-        columns = ("accuracy (%) at blocks removed", *map(str, counts))
-        tables.append(table(columns, _removal(result, kind, counts)))
-    return "\n".join(tables)
+def losses(result: Result) -> Iterator[Record]:
+    """First and last loss of every run at every depth, and the learning rate of these."""
+    for (kind, depth), rows in grouped(result["rows"], itemgetter("kind", "depth")).items():
+        for title, key in (("first loss", "first"), ("last", "end")):
+            named = {"kind": kind, "title": f"{depth} layers: {title}"}
+            yield from ({**named, "value": row[key]} for row in rows)
+        yield {"kind": kind, "title": f"{depth} layers: rate", "value": rows[0]["rate"]}
 
 
-def wide(result: Result) -> str:
-    rows = []
-    for network in _kinds(result, "network"):
-        found = _of(result, network=network)
-        errors = [100 * (1 - row["accuracy"]) for row in found]
-        losses, times = ([row[key] for row in found] for key in ("training_loss", "seconds"))
-        rows.append([network, means(errors, ".2f"), f"{_mean(losses):.3f}", f"{_mean(times):.0f}"])
-    return table(("network", "error (%)", "training loss", "time (s)"), rows)
-
-
-def identity(result: Result) -> str:
-    depths = list(dict.fromkeys(row["depth"] for row in result["rows"]))
-    rows = []
-    for kind in _kinds(result):
-        cells = []
-        for depth in depths:
-            found = _of(result, kind=kind, depth=depth)
-            first, last = ([row[key] for row in found] for key in ("first", "end"))
-            cells += [means(first, ".2g"), means(last, ".2g"), f"{found[0]['rate']}"]
-        rows.append([kind, *cells])
-    columns = (f"{it} layers: {what}" for it in depths for what in ("first loss", "last", "rate"))
-    return table(("network", *columns), rows)
-
-
-TABLES: dict[str, Callable[[Result], str]] = {
-    "paper_mnist_trials": mnist_trials,
-    "paper_cifar_trials": cifar_trials,
-    "paper_depth": depth,
-    "paper_mean_gate": mean_gate,
-    "paper_gate_of_every_block": gate_of_every_block,
-    "paper_layers_removed": layers_removed,
-    "paper_every_block": every_block,
-    "paper_removals": removals,
-    "paper_blocks_removed": blocks_removed,
-    "paper_wide_wrn_16_2_cifar10": wide,
-    "paper_identity": identity,
+KIND = "kind"
+TABLES: dict[str, Table] = {
+    "paper_mnist_trials": table(
+        Column("accuracy (%), mean gate", "{depth} layers, {setting}"),
+        Column("{}", "said", over=KIND),
+        records=trials,
+    ),
+    "paper_cifar_trials": table(
+        Column("setting", "setting"),
+        Column("accuracy (%)", "accuracy", PERCENT),
+        Column("k of blocks 1 to 12", lambda row: " ".join(f"{k:.2f}" for k in row["gates"])),
+    ),
+    "paper_depth": table(
+        Column("error (%) at depth", KIND),
+        Column("{}", lambda row: 1 - row.get("accuracy", nan), PERCENTS, over="depth"),
+        records=by_depth,
+    ),
+    "paper_mean_gate": table(
+        Column("mean gate at depth", KIND),
+        Column("{}", lambda row: average(row["gates"]), means(".2f"), over="depth"),
+        records=by_depth,
+    ),
+    "paper_gate_of_every_block": table(
+        Column("mean gate of blocks", KIND),
+        Column("{}", "gate", means(".2f"), over="part"),
+        Column("lowest block, each seed", "lowest"),
+        records=fifths,
+    ),
+    "paper_layers_removed": table(
+        Column("accuracy (%) at layers removed", "order"),
+        Column("{}", "accuracy", PERCENT, over="removed"),
+        Column("kept at half (%)", "kept", PERCENT),
+        records=lambda result: curves(result, 5, layers=2),
+    ),
+    "paper_every_block": table(
+        Column("block", "block"),
+        Column("gate", "gate", means(".2f")),
+        Column("without its branch (%)", "branch", PERCENT),
+        Column("without its shortcut (%)", "shortcut", PERCENT),
+        records=blocks,
+    ),
+    "paper_removals": table(
+        Column("removed", "plan"),
+        Column("accuracy (%)", "without", PERCENTS),
+        Column("recalibrated (%)", "recalibrated", PERCENTS),
+        records=plans,
+    ),
+    "paper_blocks_removed": table(
+        Column("accuracy (%) at blocks removed", "order"),
+        Column("{}", "accuracy", PERCENT, over="removed"),
+        records=lambda result: curves(result, 6),
+        split=KIND,
+    ),
+    "paper_wide_wrn_16_2_cifar10": table(
+        Column("network", "network"),
+        Column("error (%)", lambda row: 1 - row["accuracy"], PERCENTS),
+        Column("training loss", "training_loss", mean(".3f")),
+        Column("time (s)", "seconds", mean(".0f")),
+    ),
+    "paper_identity": table(
+        Column("network", KIND),
+        Column("{}", "value", means(".2g"), over="title"),
+        records=losses,
+    ),
 }
 FILES = {"paper_removals": "paper_every_block"}  # results that a second table shows

@@ -35,13 +35,6 @@ from typing import Any
 
 import record
 
-MAKE = """
-import sys
-import gatepruner
-network = gatepruner.Network.named(sys.argv[1])
-checkpoint = gatepruner.Checkpoint(network, network.initial_weights(0))
-gatepruner.save(checkpoint, sys.argv[2])
-"""
 CASES = (("gated-residual-fc100,width=1600", 25), ("gated-torchvision:vit_l_16", 24))
 QUICK = (("gated-residual-fc20,width=160", 5),)
 SUFFIXES = (".pt", ".safetensors")
@@ -97,34 +90,27 @@ def commands(whole: Path, copy: Path, drop: int) -> dict[str, list[str]]:
     }
 
 
-def measure(name: str, drop: int, suffix: str, folder: Path, rounds: int) -> Any:
-    """One checkpoint: a row of JSON for each command."""
+def measured(name: str, drop: int, suffix: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """A row for each command on one checkpoint."""
     whole, copy = folder / f"whole{suffix}", folder / f"copy{suffix}"
-    record.run([sys.executable, "-c", MAKE, name, str(whole)])
-    size = whole.stat().st_size
-    found: dict[str, list[dict[str, float]]] = {}
+    record.make(name, whole)
+    size, runs = whole.stat().st_size, {}
     for _ in range(rounds):
         for what, command in commands(whole, copy, drop).items():
             warm(whole)
             os.sync()
-            found.setdefault(what, []).append(watched(command))
+            runs.setdefault(what, []).append(watched(command))
             copy.unlink(missing_ok=True)
-            print(f"{name} {suffix} {what}: {found[what][-1]['seconds']:.2f} s", flush=True)
+            print(f"{name} {suffix} {what}: {runs[what][-1]['seconds']:.2f} s", flush=True)
     whole.unlink()
-    return [
-        {
-            "network": name,
-            "suffix": suffix,
-            "file_bytes": size,
-            "command": what,
-            "seconds": record.spread([run["seconds"] for run in runs]),
-            "peak_bytes": max(run["peak_bytes"] for run in runs),
-            "peak_of_file": max(run["peak_bytes"] for run in runs) / size,
-            "anonymous_bytes": max(run["anonymous_bytes"] for run in runs),
-            "anonymous_of_file": max(run["anonymous_bytes"] for run in runs) / size,
-        }
-        for what, runs in found.items()
-    ]
+    case = {"network": name, "suffix": suffix, "file_bytes": size}
+    rows = []
+    for what, of in runs.items():
+        peaks = {kind: max(run[f"{kind}_bytes"] for run in of) for kind in ("peak", "anonymous")}
+        row = {**case, "command": what, "seconds": record.spread([run["seconds"] for run in of])}
+        row |= {f"{kind}_bytes": peak for kind, peak in peaks.items()}
+        rows.append(row | {f"{kind}_of_file": peak / size for kind, peak in peaks.items()})
+    return rows
 
 
 def warm(path: Path) -> None:
@@ -144,7 +130,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         for name, drop in QUICK if chosen.quick else CASES:
             for suffix in SUFFIXES:
-                rows += measure(name, drop, suffix, Path(folder), rounds)
+                rows += measured(name, drop, suffix, Path(folder), rounds)
     settings = {"rounds": rounds, "page_cache": "warm", "weights": "fresh, seed 0"}
     record.write("prune_large", settings, rows, quick=chosen.quick)
 

@@ -21,23 +21,50 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+MAKE = """
+import sys
+import gatepruner
+network = gatepruner.Network.named(sys.argv[1])
+gatepruner.save(gatepruner.Checkpoint(network, network.initial_weights(0)), sys.argv[2])
+"""
 COMMAND = str(Path(sys.executable).with_name("gatepruner"))
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every script has."""
-    found = argparse.ArgumentParser(
+def parser(description: str | None, splits: str = "") -> argparse.ArgumentParser:
+    """The options that every script has.
+
+    Args:
+        description: what the script measures.
+        splits: of the folder of images that the script takes beside a trained network.
+    """
+    options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--quick", action="store_true", help="a smoke run: small, few rounds")
-    return found
+    options.add_argument("--quick", action="store_true", help="a smoke run: small, few rounds")
+    if splits:
+        options.add_argument("--checkpoint", required=True, type=Path, help="a trained network")
+        options.add_argument("--data", required=True, help=f"folder with {splits}; in each CLASS/*")
+    return options
+
+
+def loaded(chosen: argparse.Namespace, **limits: int | None) -> tuple[Any, ...]:
+    """The trained network and its images: at most so many of every split that is named."""
+    import gatepruner  # not above: see prune_large
+
+    whole = gatepruner.load(chosen.checkpoint)
+    shape, spec = whole.network.base.input_shape, f"imagefolder:{chosen.data}"
+    splits = (
+        gatepruner.load_images(spec, shape, split=split, limit=limit)
+        for split, limit in limits.items()
+    )
+    return whole, *splits
 
 
 def folder(quick: bool) -> Path:
     """Where results are written."""
-    found = RESULTS / "quick" if quick else RESULTS
-    found.mkdir(parents=True, exist_ok=True)
-    return found
+    path = RESULTS / "quick" if quick else RESULTS
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write(name: str, settings: Mapping[str, Any], rows: Sequence[Any], *, quick: bool) -> Path:
@@ -71,7 +98,7 @@ def hardware() -> dict[str, Any]:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch = sys.modules.get("torch")  # not imported here: see prune_large
+    torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS") or cores or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -87,8 +114,8 @@ def hardware() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What the numbers were measured with."""
     packages = ("torch", "torchvision", "gatepruner")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **found}
+    installed = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **installed}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -104,8 +131,36 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def once(path: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What the JSON file holds; worked out and written if there is none."""
+    if not path.exists():
+        content = json.dumps(work())
+        path.with_suffix(".part").write_text(content)
+        path.with_suffix(".part").replace(path)
+    known: dict[str, Any] = json.loads(path.read_text())
+    return known
+
+
+def in_turns(
+    work: Mapping[str, Callable[[], object]], rounds: int, uncounted: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of every call in every round; in each, all are called, under the same conditions."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(uncounted + rounds):
+        for name, call in work.items():
+            taken = seconds(call)
+            if turn >= uncounted:
+                times[name].append(taken)
+    return times
+
+
 def run(command: Sequence[str]) -> None:
     """Run a command that must succeed; what it prints is shown only if it does not."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def make(network: str, path: Path) -> None:
+    """Write a checkpoint with fresh weights, in a process of its own."""
+    run([sys.executable, "-c", MAKE, network, str(path)])

@@ -1,15 +1,16 @@
 """A removal curve in shared passes, against building and evaluating each network by itself.
 
-A gated ResNet-56 (fresh weights, gates drawn at random, seed 0) and random images: the accuracy
-after removing 0 to 27 blocks is counted in both ways, in turns. The correct answers and the
-mean losses have to be equal, point by point, or the script fails. Reported are median and
-quartiles of both times, their ratio, and the ratio of the MACs that have to be computed (counted by
-`torch.utils.flop_counter` on the merged network).
+A ResNet-56 (fresh weights) and random images: the accuracy after removing 0 to 27 blocks in random
+order is counted in both ways, in turns. The correct answers and the mean losses have to be equal,
+point by point, or the script fails. Reported are median and quartiles of both times, their ratio,
+and the ratio of the MACs that have to be computed (counted by `torch.utils.flop_counter` on the
+merged network).
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import record
 import torch
@@ -18,30 +19,22 @@ from torch.utils.flop_counter import FlopCounterMode
 import gatepruner
 from gatepruner.measuring.merging import merged
 
-NETWORK = "gated-resnet56"
+NETWORK = "resnet56"
 
 
-def network_and_images(images: int) -> tuple[gatepruner.Checkpoint, gatepruner.Images]:
-    """What both ways are given."""
-    network, generator = gatepruner.Network.named(NETWORK), torch.Generator().manual_seed(0)
-    weights = network.initial_weights(0)
-    for block in network.edits.gated:
-        weights[network.gate_key(block)] = torch.rand((), generator=generator)
-    shape = network.base.input_shape
-    pixels = torch.randint(256, (images, *shape), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(10, (images,), generator=generator)
-    classes = tuple(str(digit) for digit in range(10))
-    data = gatepruner.Images(labels, classes, shape, "random images", pixels)
-    return gatepruner.Checkpoint(network, weights), data
+def random_images(count: int) -> gatepruner.Images:
+    generator, shape = torch.Generator().manual_seed(0), (3, 32, 32)
+    pixels = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (count,), generator=generator)
+    return gatepruner.Images(labels, tuple("0123456789"), shape, "random images", pixels)
 
 
-def macs_ratio(checkpoint: gatepruner.Checkpoint, networks: list[gatepruner.Network]) -> float:
+def macs_ratio(whole: gatepruner.Checkpoint, networks: list[gatepruner.Network]) -> float:
     """MACs of the merged network over those of all networks one by one."""
-    module = merged(checkpoint, networks)
+    module = merged(whole, networks)
     with FlopCounterMode(display=False) as flops, torch.inference_mode():
-        module(torch.zeros(1, *checkpoint.network.base.input_shape))
-    alone = sum(gatepruner.count(network).macs for network in networks)
-    return float(flops.get_total_flops()) / 2 / alone
+        module(torch.zeros(1, *whole.network.base.input_shape))
+    return flops.get_total_flops() / 2 / sum(gatepruner.count(one).macs for one in networks)
 
 
 def main() -> None:
@@ -50,43 +43,33 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5, help="rounds, after one not counted")
     options.add_argument("--batch-size", type=int, default=128, help="images at a time")
     chosen = options.parse_args()
-    images, rounds = (16, 2) if chosen.quick else (chosen.images, chosen.rounds)
-    checkpoint, data = network_and_images(images)
-    ranking = gatepruner.rank(checkpoint)
-    counts = range(len(ranking.names) + 1)
-    given = {"device": "cpu", "batch_size": chosen.batch_size}
+    count, rounds = (16, 2) if chosen.quick else (chosen.images, chosen.rounds)
+    network, images = gatepruner.Network.named(NETWORK), random_images(count)
+    whole = gatepruner.Checkpoint(network, network.initial_weights(0))
+    ranking = gatepruner.rank(whole, "random")
+    plans = [ranking.first(removed) for removed in range(len(ranking.names) + 1)]
+    how: dict[str, Any] = {"device": "cpu", "batch_size": chosen.batch_size}
     found: dict[str, list[gatepruner.Accuracy]] = {}
 
     def shared() -> None:
-        points = gatepruner.sweep(checkpoint, data, ranking, **given)
-        found["shared"] = [point.accuracy for point in points]
+        found["shared"] = [it.accuracy for it in gatepruner.sweep(whole, images, ranking, **how)]
 
     def one_by_one() -> None:
-        found["one by one"] = [
-            gatepruner.accuracy(gatepruner.remove(checkpoint, ranking.first(n)), data, **given)
-            for n in counts
-        ]
+        networks = (gatepruner.remove(whole, plan) for plan in plans)
+        found["one by one"] = [gatepruner.accuracy(one, images, **how) for one in networks]
 
-    ways = {"shared": shared, "one by one": one_by_one}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, work in ways.items():
-            taken = record.seconds(work)
-            if turn:
-                times[name].append(taken)
-                print(f"{name}: {taken:.2f} s", flush=True)
-        if found["shared"] != found["one by one"]:
-            sys.exit("the two ways differ in correct answers or losses")
-    networks = [checkpoint.network.without(ranking.first(n)) for n in counts]
-    pairs = zip(times["shared"], times["one by one"], strict=True)
+    times = record.in_turns({"shared": shared, "one by one": one_by_one}, rounds)
+    if found["shared"] != found["one by one"]:
+        sys.exit("the two ways differ in correct answers or losses")
+    pairs = zip(*times.values(), strict=True)
     row = {
         "network": NETWORK,
-        "points": len(counts),
-        "images": images,
+        "points": len(plans),
+        "images": count,
         "shared_seconds": record.spread(times["shared"]),
         "one_by_one_seconds": record.spread(times["one by one"]),
         "time_ratio": record.spread([one / other for one, other in pairs]),
-        "macs_ratio": macs_ratio(checkpoint, networks),
+        "macs_ratio": macs_ratio(whole, [whole.network.without(plan) for plan in plans]),
         "correct": [one.correct for one in found["shared"]],
     }
     settings = {"batch_size": chosen.batch_size, "rounds": rounds, "device": "cpu", "seed": 0}

@@ -12,12 +12,26 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import paper_tables
-from cells import means, seconds, table
+from columns import (
+    PERCENT,
+    PERCENTS,
+    Column,
+    Record,
+    Result,
+    Table,
+    average,
+    grouped,
+    mean,
+    means,
+    quartiles,
+    table,
+)
 from record import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -25,259 +39,186 @@ REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABSENT = "Not measured yet.\n"
 
 
-def cli_overhead(result: Mapping[str, Any]) -> str:
-    times = {row["command"]: row["seconds"] for row in result["rows"]}
-    torch = next(found["median"] for name, found in times.items() if "import torch" in name)
-    rows = [
-        [f"`{name}`", seconds(found), f"{found['median'] - torch:+.2f}", str(found["n"])]
-        for name, found in times.items()
-    ]
-    return table(("command", "time (s)", "above import torch (s)", "n"), rows)
+def above_torch(result: Result) -> Iterator[Record]:
+    """Times of commands, and their medians above that of importing torch."""
+    rows = result["rows"]
+    torch = next(it["seconds"]["median"] for it in rows if "import torch" in it["command"])
+    return ({**it, "above": it["seconds"]["median"] - torch} for it in rows)
 
 
-def latency(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            f"{row['network']}, batch size {row['batch']}",
-            str(point["removed"]),
-            seconds(point["seconds"], 1e-3),
-            f"{100 * point['latency_kept']:.1f}",
-            f"{100 * point['macs_kept']:.1f}",
-            "" if point["ratio"] is None else f"{point['ratio']:.2f}",
-            str(point["seconds"]["n"]),
-        ]
-        for row in result["rows"]
-        for point in row["points"]
-    ]
-    kept = ("latency kept (%)", "MACs kept (%)", "saving in time / in MACs")
-    return table(("network", "removed", "latency (ms)", *kept, "n"), rows)
+def points(result: Result) -> Iterator[Record]:
+    """The points of all curves."""
+    return ({**row, **point} for row in result["rows"] for point in row["points"])
 
 
-def prune_large(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            f"{row['network']}, {row['suffix']}, {row['file_bytes'] / 1e9:.2f} GB",
-            f"`{row['command']}`",
-            seconds(row["seconds"]),
-            f"{row['peak_of_file']:.2f}",
-            f"{row['anonymous_of_file']:.2f}",
-            str(row["seconds"]["n"]),
-        ]
-        for row in result["rows"]
-    ]
-    memory = ("peak memory / file", "of it anonymous / file")
-    return table(("checkpoint", "command", "time (s)", *memory, "n"), rows)
+def along_orders(result: Result) -> Iterator[Record]:
+    """The whole network, then the points of every order; the first has the mean time of all."""
+    whole = result["settings"]["whole"]
+    yield {"label": "whole network", "removed": 0, "accuracy": whole}
+    for method, rows in grouped(result["rows"], itemgetter("method")).items():
+        last = {row["seed"]: row["seconds"] for row in rows}
+        named = {"label": f"{method} (n = {len(last)})"}
+        yield {**named, "time": average(list(last.values()))}
+        yield from ({**row, **named} for row in rows)
 
 
-def sweep(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            f"{row['network']}, {row['points']} points, {row['images']} images",
-            seconds(row["shared_seconds"]),
-            seconds(row["one_by_one_seconds"]),
-            seconds(row["time_ratio"]),
-            f"{row['macs_ratio']:.2f}",
-            str(row["shared_seconds"]["n"]),
-        ]
-        for row in result["rows"]
-    ]
-    columns = ("sweep", "shared (s)", "one by one (s)", "ratio of times", "ratio of MACs", "n")
-    return table(columns, rows)
-
-
-def demo(result: Mapping[str, Any]) -> str:
-    lines = ["$ gatepruner demo", *(line.rstrip() for line in result["rows"][0]["output"])]
-    return "".join(f"    {line}\n" if line else "\n" for line in lines)
-
-
-def accuracy(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            row["network"],
-            str(row["removed"]),
-            f"{100 * row['accuracy']:.2f}",
-            f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
-            f"{row['images']:,}",
-        ]
-        for row in result["rows"]
-    ]
-    return table(("network", "removed", "accuracy (%)", "95 % interval", "n"), rows)
-
-
-def against_torch_pruning(result: Mapping[str, Any]) -> str:
-    cells: dict[tuple[int, int, int], dict[str, list[Any]]] = {}
+def shares_of_whole(result: Result) -> Iterator[Record]:
+    """Every step, and the share of the whole network's cost that it leaves."""
+    whole, costs = result["rows"][0], ("macs", "params", "latency")
     for row in result["rows"]:
-        target = (row["epochs"], row["batch"], row["share"])
-        cells.setdefault(target, {}).setdefault(row["method"], []).append(row)
-    methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
-    rows = []
-    for (epochs, batch, share), found in cells.items():
-        means = {name: _mean(of, "accuracy") for name, of in found.items() if _reached(of)}
-        best = [name for name, mean in means.items() if mean == max(means.values())]
-        shown = [_against_cell(found.get(name, []), name in best) for name in methods]
-        rows.append([f"epochs {epochs}, batch size {batch}, {share} %", *shown, ", ".join(best)])
-    return table(("accuracy (%) at latency kept", *methods, "best"), rows)
+        yield {**row, **{f"{cost}_kept": row[cost] / whole[cost] for cost in costs}}
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.mean(float(row[key]) for row in rows)
+def by_default(result: Result) -> Iterator[Record]:
+    """The measurements, and how many of a way's were taken by default."""
+    for rows in grouped(result["rows"], itemgetter("way")).values():
+        share = f"{sum(row['by default'] for row in rows)} of {len(rows)}"
+        yield from ({**row, "default": share} for row in rows)
 
 
-def _reached(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(rows) and all(row["reached"] for row in rows)
+def at_targets(result: Result) -> Iterator[Record]:
+    """A cell for every target and method, and the best methods of the target."""
+    for rows in grouped(result["rows"], itemgetter("epochs", "batch", "share")).values():
+        methods = grouped(rows, itemgetter("method"))
+        reached = {
+            name: average([row["accuracy"] for row in of])
+            for name, of in methods.items()
+            if all(row["reached"] for row in of)
+        }
+        best = [name for name, accuracy in reached.items() if accuracy == max(reached.values())]
+        for name, of in methods.items():
+            yield {**of[0], "cell": target_cell(of, name in best), "best": ", ".join(best)}
 
 
-def _against_cell(rows: Sequence[Mapping[str, Any]], best: bool) -> str:
+def target_cell(rows: Sequence[Record], best: bool) -> str:
     """`accuracy ± deviation over seeds (share of the latency)`."""
-    if not rows:
-        return ""
-    kept = f"{100 * _mean(rows, 'kept'):.0f} %"
-    if not _reached(rows):
+    kept = f"{100 * average([row['kept'] for row in rows]):.0f} %"
+    if not all(row["reached"] for row in rows):
         return f"not reached ({kept})"
     values = [100 * row["accuracy"] for row in rows]
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    number = f"{statistics.mean(values):.2f}{spread}"
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    number = f"{average(values):.2f}{deviation}"
     return f"{f'**{number}**' if best else number} ({kept})"
 
 
-def gates(result: Mapping[str, Any]) -> str:
-    whole = result["settings"]["whole"]
-    counts = [3, 5, 8, 10, 13]
-    rows = [["whole network", f"{100 * whole:.1f}", *("" for _ in counts), ""]]
-    for method in dict.fromkeys(row["method"] for row in result["rows"]):
-        found = [row for row in result["rows"] if row["method"] == method]
-        curves = {
-            count: [100 * row["accuracy"] for row in found if row["removed"] == count]
-            for count in counts
-        }
-        last = {row["seed"]: row["seconds"] for row in found}
-        seeds = len(last)
-        cells = [means(values) for values in curves.values()]
-        rows.append([f"{method} (n = {seeds})", "", *cells, f"{sum(last.values()) / seeds:.0f}"])
-    return table(("removed", "0", *map(str, counts), "time (s)"), rows)
-
-
-def gate_step(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            row["learned"],
-            f"{row['parameters']:,}",
-            seconds(row["seconds"], 1e-3, 0),
-            f"{row['kept_bytes'] / 2**20:.0f}",
-            str(row["seconds"]["n"]),
-        ]
-        for row in result["rows"]
-    ]
-    return table(("learned", "parameters", "step (ms)", "kept for backward (MiB)", "n"), rows)
-
-
-def gate_trials(result: Mapping[str, Any]) -> str:
-    counts = list(result["rows"][0]["accuracy"])
-    rows = [
-        [
-            row["variant"],
-            *(f"{100 * row['accuracy'][count]:.1f}" for count in counts),
-            f"{row['seconds']:.0f}",
-        ]
-        for row in result["rows"]
-    ]
-    return table(("variant", *counts, "time (s)"), rows)
-
-
-def compress(result: Mapping[str, Any]) -> str:
-    whole = result["rows"][0]
-    rows = [
-        [
-            row["name"],
-            str(row["blocks"]),
-            f"{100 * row['accuracy']:.2f} ({100 * row['low']:.2f} to {100 * row['high']:.2f})",
-            f"{row['macs'] / whole['macs']:.1%}",
-            f"{row['params'] / whole['params']:.1%}",
-            f"{1e3 * row['latency']:.2f} ({row['latency'] / whole['latency']:.1%})",
-            f"{row['seconds']:.0f}",
-        ]
-        for row in result["rows"]
-    ]
-    images = whole["images"]
-    accuracy = f"accuracy (%), 95 % interval, n = {images:,}"
-    return table(
-        ("step", "blocks", accuracy, "MACs", "parameters", "latency (ms)", "time (s)"), rows
-    )
-
-
-def recalibration(result: Mapping[str, Any]) -> str:
-    counts = list(dict.fromkeys(row["removed"] for row in result["rows"]))
-    rows = []
-    for way in dict.fromkeys(row["way"] for row in result["rows"]):
-        found = [row for row in result["rows"] if row["way"] == way]
-        at = {it: [100 * row["accuracy"] for row in found if row["removed"] == it] for it in counts}
-        share = sum(row["by default"] for row in found)
-        cells = (means(values, ".2f") for values in at.values())
-        rows.append([way, *cells, f"{share} of {len(found)}"])
-    return table(("statistics", *map(str, counts), "taken by default"), rows)
-
-
-def families(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            row["network"],
-            str(row["side"]),
-            str(row["blocks"]),
-            ", ".join(row["gone"]),
-            f"{row['difference']:.0e}",
-            str(row["constants"]),
-        ]
-        for row in result["rows"]
-    ]
-    difference = "largest difference of logits / largest logit"
-    return table(("network", "side", "gates", "gone", difference, "constants left"), rows)
-
-
-TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "accuracy": accuracy,
-    "against_torch_pruning": against_torch_pruning,
-    "cli_overhead": cli_overhead,
-    "compress": compress,
-    "demo": demo,
-    "families": families,
-    "gate_step": gate_step,
-    "gate_trials": gate_trials,
-    "gates": gates,
-    "latency": latency,
-    "prune_large": prune_large,
-    "recalibration": recalibration,
-    "sweep": sweep,
+RUNS = Column("n", lambda row: row["seconds"]["n"])
+TIME = Column("time (s)", "seconds", quartiles())
+TABLES: dict[str, Table] = {
+    "accuracy": table(
+        Column("network", "network"),
+        Column("removed", "removed"),
+        Column("accuracy (%)", "accuracy", PERCENTS),
+        Column("95 % interval", lambda row: f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"),
+        Column("n", "{images:,}"),
+        keys=2,
+    ),
+    "against_torch_pruning": table(
+        Column("accuracy (%) at latency kept", "epochs {epochs}, batch size {batch}, {share} %"),
+        Column("{}", "cell", over="method"),
+        Column("best", "best"),
+        records=at_targets,
+    ),
+    "cli_overhead": table(
+        Column("command", "`{command}`"),
+        TIME,
+        Column("above import torch (s)", "{above:+.2f}"),
+        RUNS,
+        records=above_torch,
+        timed=True,
+    ),
+    "compress": table(
+        Column("step", "name"),
+        Column("blocks", "blocks"),
+        Column(
+            "accuracy (%), 95 % interval, n = {images:,}",
+            lambda row: "{:.2f} ({:.2f} to {:.2f})".format(
+                *(100 * row[key] for key in ("accuracy", "low", "high"))
+            ),
+        ),
+        Column("MACs", "{macs_kept:.1%}"),
+        Column("parameters", "{params_kept:.1%}"),
+        Column(
+            "latency (ms)",
+            lambda row: f"{1e3 * row['latency']:.2f} ({row['latency_kept']:.1%})",
+        ),
+        Column("time (s)", "{seconds:.0f}"),
+        records=shares_of_whole,
+    ),
+    "families": table(
+        Column("network", "network"),
+        Column("side", "side"),
+        Column("gates", "blocks"),
+        Column("gone", lambda row: ", ".join(row["gone"])),
+        Column("largest difference of logits / largest logit", "{difference:.0e}"),
+        Column("constants left", "constants"),
+    ),
+    "gate_step": table(
+        Column("learned", "learned"),
+        Column("parameters", "{parameters:,}"),
+        Column("step (ms)", "seconds", quartiles(0, 1e3)),
+        Column("kept for backward (MiB)", lambda row: f"{row['kept_bytes'] / 2**20:.0f}"),
+        RUNS,
+        timed=True,
+    ),
+    "gates": table(
+        Column("removed", "label"),
+        Column("{}", "accuracy", PERCENT, over="removed", at=(0, 3, 5, 8, 10, 13)),
+        Column("time (s)", "time", mean(".0f")),
+        records=along_orders,
+    ),
+    "latency": table(
+        Column("network", "{network}, batch size {batch}"),
+        Column("removed", "removed"),
+        Column("latency (ms)", "seconds", quartiles(scale=1e3)),
+        Column("latency kept (%)", "latency_kept", PERCENT),
+        Column("MACs kept (%)", "macs_kept", PERCENT),
+        Column("saving in time / in MACs", "ratio", means(".2f")),
+        RUNS,
+        records=points,
+        keys=2,
+        timed=True,
+    ),
+    "prune_large": table(
+        Column(
+            "checkpoint",
+            lambda row: f"{row['network']}, {row['suffix']}, {row['file_bytes'] / 1e9:.2f} GB",
+        ),
+        Column("command", "`{command}`"),
+        TIME,
+        Column("peak memory / file", "{peak_of_file:.2f}"),
+        Column("of it anonymous / file", "{anonymous_of_file:.2f}"),
+        RUNS,
+        keys=2,
+        timed=True,
+    ),
+    "recalibration": table(
+        Column("statistics", "way"),
+        Column("{}", "accuracy", PERCENTS, over="removed"),
+        Column("taken by default", "default"),
+        records=by_default,
+    ),
+    "sweep": table(
+        Column("sweep", "{network}, {points} points, {images} images"),
+        Column("shared (s)", "shared_seconds", quartiles()),
+        Column("one by one (s)", "one_by_one_seconds", quartiles()),
+        Column("ratio of times", "time_ratio", quartiles()),
+        Column("ratio of MACs", "{macs_ratio:.2f}"),
+        Column("n", lambda row: row["shared_seconds"]["n"]),
+        timed=True,
+    ),
     **paper_tables.TABLES,
 }
 
 
-EXACT = (
-    "accuracy",
-    "demo",
-    "gates",
-    "gate_trials",
-    "recalibration",
-    "compress",
-    "families",
-    "against_torch_pruning",
-    *paper_tables.TABLES,
-)
-
-
-def conditions(result: Mapping[str, Any]) -> str:
+def conditions(table: Table, result: Result) -> str:
     """One line on what the numbers of a table depend on."""
-    hardware, versions = result["hardware"], result["versions"]
-    settings = ", ".join(
-        f"{key} {seconds(value) if isinstance(value, dict) else value}"
-        for key, value in result["settings"].items()
-    )
-    exact = result["benchmark"] in EXACT
-    numbers = "" if exact else "Median (quartiles) of n runs. "
-    software = ", ".join(f"{name} {version}" for name, version in versions.items())
+    hardware = result["hardware"]
+    settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
+    software = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
-        f"\n{numbers}{hardware['cpu']}, {hardware['cores']} cores, "
-        f"{hardware['threads']} threads, {hardware['system']}; {software}; {result['date']}. "
-        f"Settings: {settings}.\n"
+        f"\n{'Median (quartiles) of n runs. ' if table.timed else ''}{hardware['cpu']}, "
+        f"{hardware['cores']} cores, {hardware['threads']} threads, {hardware['system']}; "
+        f"{software}; {result['date']}. Settings: {settings}.\n"
     )
 
 
@@ -288,8 +229,8 @@ def rendered(name: str) -> str:
     path = RESULTS / f"{paper_tables.FILES.get(name, name)}.json"
     if not path.exists():
         return ABSENT
-    result = json.loads(path.read_text())
-    return "\n" + TABLES[name](result) + conditions(result) + "\n"
+    result: Any = json.loads(path.read_text())
+    return f"\n{TABLES[name].render(result)}{conditions(TABLES[name], result)}\n"
 
 
 def main() -> None:

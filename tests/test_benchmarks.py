@@ -81,12 +81,6 @@ def test_a_network_whose_training_diverges_has_a_row_that_says_so(
     assert experiment.done(job, tmp_path, "cpu")["error"] == "the loss is nan in epoch 1"
 
 
-def test_what_is_held_out_is_measured_on_and_not_trained_on(experiment):
-    job = experiment.Job("residual-fc4", RECIPE, "mnist:here", held_out=24)
-    assert len(experiment.images(job, "train")) == 40
-    assert len(experiment.images(job, "test")) == 24
-
-
 def test_curves_are_those_of_removing_in_every_order(paper):
     removal = paper("removal")
     whole = draw("gated-residual-fc6,width=8")

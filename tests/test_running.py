@@ -21,7 +21,7 @@ from conftest import bright_images, drawn
 from gatepruner.errors import TrainingError
 from gatepruner.files.storage import load_state, save_state
 from gatepruner.learning import gates as gates_module
-from gatepruner.learning import running
+from gatepruner.learning import learner, running
 from gatepruner.learning.gates import add_gates, choose, learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
@@ -171,6 +171,23 @@ def test_what_is_recorded_of_a_removal_is_never_copied(tmp_path, monkeypatch):
         for mine, removal in zip(removals, learned.path.removals, strict=False):
             assert mine["weights"].keys() == removal.weights.keys()
             assert all(it is removal.weights[key] for key, it in mine["weights"].items())
+
+
+def test_learning_that_breaks_down_returns_to_its_last_removal(tmp_path, monkeypatch):
+    """Though later states were on the disk: what led to infinity may be in them already."""
+    distance, calls, state = learner.distance, [], tmp_path / "it.state"
+
+    def breaking(*logits):
+        calls.append(1)
+        return distance(*logits) * (math.nan if len(calls) >= 10 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "SAVE_EVERY", -1.0)
+        patch.setattr(learner, "distance", breaking)
+        with pytest.raises(TrainingError, match="NaN or infinite after 1 blocks"):
+            gated(state=state)
+    assert load_state(state)["done"] == 7
+    assert same(gated(state=state, resume=True), gated())
 
 
 def test_a_state_of_an_earlier_format_is_refused(tmp_path, run):

@@ -7,43 +7,38 @@ usage: python benchmarks/paper/blocks_removed.py --data imagefolder:DIR
 
 from __future__ import annotations
 
-import convolutional
+from dataclasses import replace
+from typing import Any
+
 import experiment
 import record
 import removal
-
-from gatepruner.report.style import save_figure
-
-SHOWN = {convolutional.TWELVE_BLOCKS: "twelve_blocks", convolutional.RESNET56: "resnet56"}
+from convolutional import RECIPE, RESNET56, TWELVE_BLOCKS, parser, trained
 
 
 def main() -> None:
-    options = convolutional.parser(__doc__)
+    options = parser(__doc__)
     options.add_argument("--large", type=int, default=1, help="networks of the larger kind")
     options.add_argument("--orders", type=int, default=10, help="random ones, for each network")
     chosen = options.parse_args()
-    test, rows = convolutional.unseen(chosen), []
-    seeds = {convolutional.TWELVE_BLOCKS: chosen.seeds, convolutional.RESNET56: chosen.large}
-    for network, shown in SHOWN.items():
-        trained, checkpoints = convolutional.trained(chosen, network, seeds[network])
-        found = []
-        for seed, checkpoint in enumerate(checkpoints):
-            blocks = len(checkpoint.network.blocks)
-            counts = range(0, blocks + 1, 1 if blocks < 20 else 3)  # 12 and 27 blocks
-            curves = removal.measured(checkpoint, test, counts, chosen.orders, chosen.device)
-            found += [{"kind": network, "seed": seed, **row} for row in curves]
-            found[-1]["gates"] = trained[seed]["gates"]
-        drawn = removal.figure(found, len(test), 1, "blocks")
-        save_figure(drawn, record.folder(chosen.quick) / f"paper_blocks_removed_{shown}")
-        rows += found
-    settings = {
-        **experiment.described(convolutional.RECIPE),
-        "epochs": chosen.epochs,
-        "seeds": list(seeds.values()),
-        "random orders": chosen.orders,
-        "images": len(test),
-    }
-    record.write("paper_blocks_removed", settings, rows, quick=chosen.quick)
+    test = experiment.unseen(chosen.data, 200 if chosen.quick else None)
+    rows: list[dict[str, Any]] = []
+    for network, name, seeds, step in (
+        (TWELVE_BLOCKS, "twelve_blocks", chosen.seeds, 1),
+        (RESNET56, "resnet56", chosen.large, 3),
+    ):
+        curves = []
+        for row, checkpoint in zip(*trained(chosen, network, seeds), strict=True):
+            counts = range(0, len(checkpoint.network.blocks) + 1, step)
+            found = removal.measured(checkpoint, test, counts, chosen.orders, chosen.device)
+            curves += [{"kind": network, "seed": row["seed"], **one} for one in found]
+            curves[-1]["gates"] = row["gates"]
+        stem = record.folder(chosen.quick) / f"paper_blocks_removed_{name}"
+        removal.draw(curves, "blocks", len(test), stem)
+        rows += curves
+    recipe = replace(RECIPE, epochs=chosen.epochs)
+    more = {"large": chosen.large, "random orders": chosen.orders, "images": len(test)}
+    experiment.write("paper_blocks_removed", chosen, recipe, rows, more)
 
 
 if __name__ == "__main__":

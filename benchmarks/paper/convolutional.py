@@ -18,31 +18,20 @@ import gatepruner
 DATA = "imagefolder:DIR"
 TWELVE_BLOCKS = "gated-wrn-28-1,stem=8"
 RESNET56 = "gated-resnet56"
-RECIPE = gatepruner.Recipe(epochs=10)  # chosen with cifar_trials.py
-
-
-def job(network: str, seed: int, chosen: argparse.Namespace) -> experiment.Job:
-    epochs, limit = (1, 512) if chosen.quick else (chosen.epochs, None)
-    recipe = replace(RECIPE, seed=seed, epochs=epochs)
-    return experiment.Job(network, recipe, chosen.data, limit)
+RECIPE = gatepruner.Recipe(epochs=10)  # the defaults: trials gave no reason to change them
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    found = experiment.parser(description, DATA)
-    found.add_argument("--epochs", type=int, default=RECIPE.epochs, help="of training")
-    return found
+    options = experiment.parser(description, DATA)
+    options.add_argument("--epochs", type=int, default=RECIPE.epochs, help="of training")
+    return options
 
 
 def trained(
     chosen: argparse.Namespace, network: str, seeds: int
 ) -> tuple[list[dict[str, Any]], list[gatepruner.Checkpoint]]:
     """A row and a network for every seed; what is not there is trained."""
-    jobs = [job(network, seed, chosen) for seed in range(seeds)]
-    folder = experiment.work(chosen.quick)
-    rows = experiment.train(jobs, folder, device=chosen.device)
-    return rows, [experiment.checkpoint(each, folder) for each in jobs]
-
-
-def unseen(chosen: argparse.Namespace) -> gatepruner.Images:
-    """val and test together."""
-    return experiment.unseen(chosen.data).spread(200 if chosen.quick else None)
+    epochs, limit = (1, 512) if chosen.quick else (chosen.epochs, None)
+    recipes = [replace(RECIPE, seed=seed, epochs=epochs) for seed in range(seeds)]
+    jobs = [experiment.Job(network, recipe, chosen.data, limit) for recipe in recipes]
+    return experiment.train(jobs, chosen), experiment.checkpoints(jobs, chosen)

@@ -24,7 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     FIXED: {"gate_learning_rate": 0.0},
 }
 DEPTHS = (2, 10, 20, 50, 100, 200)
-RECIPE = gatepruner.Recipe(  # chosen with mnist_trials.py
+DEEP = 100  # the depth whose blocks are looked at one by one
+RECIPE = gatepruner.Recipe(  # chosen by trials: docs/paper.md
     epochs=6,
     batch_size=256,
     optimizer="adam",
@@ -37,9 +38,7 @@ RECIPE = gatepruner.Recipe(  # chosen with mnist_trials.py
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    found = experiment.parser(description, "mnist:DIR")
-    found.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    return found
+    return experiment.parser(description, "mnist:DIR", workers=os.cpu_count() or 1)
 
 
 def job(kind: str, depth: int, seed: int, chosen: argparse.Namespace) -> experiment.Job:
@@ -60,30 +59,16 @@ def trained(
         for kind in kinds
         for seed in range(chosen.seeds)
     ]
-    folder = experiment.work(chosen.quick)
-    jobs = [job(*each, chosen) for each in wanted]
-    rows = experiment.train(jobs, folder, device=chosen.device, workers=chosen.workers)
-    found = dict(zip(wanted, rows, strict=True))
-    return [
-        {"kind": kind, "depth": depth, **found[kind, depth, seed]}
-        for kind in kinds
-        for depth in depths
-        for seed in range(chosen.seeds)
+    found = experiment.train([job(*each, chosen) for each in wanted], chosen)
+    rows = [
+        {"kind": kind, "depth": depth, **row}
+        for (kind, depth, _), row in zip(wanted, found, strict=True)
     ]
+    return sorted(rows, key=lambda row: (kinds.index(row["kind"]), row["depth"], row["seed"]))
 
 
 def checkpoints(chosen: argparse.Namespace, kind: str, depth: int) -> list[gatepruner.Checkpoint]:
     """The trained networks of one kind and depth, one for each seed."""
     trained(chosen, [kind], [depth])
-    folder = experiment.work(chosen.quick)
     jobs = [job(kind, depth, seed, chosen) for seed in range(chosen.seeds)]
-    return [experiment.checkpoint(each, folder) for each in jobs]
-
-
-def depths(chosen: argparse.Namespace) -> tuple[int, ...]:
-    return (2, 6) if chosen.quick else DEPTHS
-
-
-def deepest(chosen: argparse.Namespace) -> int:
-    """The depth whose blocks are looked at one by one."""
-    return 6 if chosen.quick else 100
+    return experiment.checkpoints(jobs, chosen)

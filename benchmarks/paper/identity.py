@@ -39,23 +39,14 @@ FLOOR = 1e-8  # what is less is drawn as this: many losses are 0 exactly
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of stack, and how its gates are learned.
-
-    Attributes:
-        block: what it is made of.
-        gates: mode of its gates, if it has some.
-        shortcuts: whether it has them.
-        first: k at first.
-        rate: learning rate of the gates; that of the weights by default.
-        alone: whether nothing but the gates is learned.
-    """
+    """A kind of stack, and how its gates are learned."""
 
     block: Callable[[int], nn.Module] = ResidualBlock
-    gates: str | None = None
+    gates: str | None = None  # their mode
     shortcuts: bool = True
-    first: float = 1.0
-    rate: float | None = None
-    alone: bool = False
+    first: float = 1.0  # k at first
+    rate: float | None = None  # of the gates; that of the weights by default
+    alone: bool = False  # nothing but the gates is learned
 
 
 KINDS = {
@@ -80,8 +71,8 @@ class Stack(nn.Module):
         self.blocks = nn.Sequential(*(block(WIDTH) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.blocks(x.flatten(1))
-        return found
+        y: Tensor = self.blocks(x.flatten(1))
+        return y
 
 
 def stack(kind: Kind, blocks: int) -> gatepruner.Checkpoint:
@@ -89,7 +80,7 @@ def stack(kind: Kind, blocks: int) -> gatepruner.Checkpoint:
     module = Stack(blocks, kind.block)
     network, drawn = gatepruner.Network.of(module, SHAPE), module.state_dict()
     if not kind.shortcuts:
-        network = network.without_shortcuts([it.name for it in network.blocks])
+        network = network.without_shortcuts([block.name for block in network.blocks])
     elif kind.gates:
         network = network.with_gates(kind.gates)
     weights = {key: drawn.get(key, torch.tensor(kind.first)) for key in network.state()}
@@ -102,29 +93,36 @@ def losses(kind: Kind, blocks: int, seed: int, steps: int, rate: float) -> list[
         torch.manual_seed(seed)
         start = stack(kind, blocks)
         module = start.build().train()
-        gates = {start.network.gate_key(name) for name in start.network.edits.gated}
-        groups: list[dict[str, Any]] = [{"params": [], "lr": rate}, {"params": []}]
-        for key, parameter in module.named_parameters():
-            if key in gates or not kind.alone:
-                groups[key in gates]["params"].append(parameter)
-        groups[1]["lr"] = rate if kind.rate is None else kind.rate
-        taking = torch.optim.Adam([group for group in groups if group["params"]])
-        found = torch.empty(steps)
+        optimizer = torch.optim.Adam(parameter_groups(kind, start.network, module, rate))
+        curve = torch.empty(steps)
         for step in range(steps):
             x = torch.rand(BATCH, *SHAPE)
             loss = (module(x) - x.flatten(1)).square().mean()
             module.zero_grad()
             loss.backward()
-            taking.step()
-            found[step] = loss.detach()
-    return [float(it) for it in found]
+            optimizer.step()
+            curve[step] = loss.detach()
+    return [float(loss) for loss in curve]
+
+
+def parameter_groups(
+    kind: Kind, network: gatepruner.Network, module: nn.Module, rate: float
+) -> list[dict[str, Any]]:
+    """Weights and gates with their learning rates; only the gates if they learn alone."""
+    keys = {network.gate_key(name) for name in network.edits.gated}
+    parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for key, parameter in module.named_parameters():
+        parts[key in keys].append(parameter)
+    groups = [{"params": parts[True], "lr": rate if kind.rate is None else kind.rate}]
+    groups += [] if kind.alone else [{"params": parts[False], "lr": rate}]
+    return [group for group in groups if group["params"]]
 
 
 def best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs of the learning rate that ends with the lowest mean loss."""
-    by_rate = {row["rate"]: [it for it in rows if it["rate"] == row["rate"]] for row in rows}
-    ends = {rate: sum(row["end"] for row in runs) for rate, runs in by_rate.items()}
-    return by_rate[min(ends, key=lambda rate: (not math.isfinite(ends[rate]), ends[rate]))]
+    ends = {rate: sum(row["end"] for row in rows if row["rate"] == rate) for rate in RATES}
+    rate = min(RATES, key=lambda rate: (not math.isfinite(ends[rate]), ends[rate]))
+    return [row for row in rows if row["rate"] == rate]
 
 
 def main() -> None:
@@ -135,20 +133,20 @@ def main() -> None:
     chosen = options.parse_args()
     depths, steps = ([4], 20) if chosen.quick else (chosen.depths, chosen.steps)
     torch.set_num_threads(1)  # layers of 50 units are too small for more
-    start, rows, kinds = time.perf_counter(), [], []
+    start, rows, curves = time.perf_counter(), [], []
     every = max(steps // 100, 1)
     for depth, (name, kind) in itertools.product(depths, KINDS.items()):
-        found = []
+        runs = []
         for rate, seed in itertools.product(RATES, range(chosen.seeds)):
             curve = losses(kind, depth // 2, seed, steps, rate)
-            named = {"kind": name, "depth": depth, "rate": rate, "seed": seed}
+            run = {"kind": name, "depth": depth, "rate": rate, "seed": seed, "first": curve[0]}
             end = statistics.fmean(curve[-LAST:])
-            found.append({**named, "first": curve[0], "end": end, "losses": curve[::every]})
-        rows += best(found)
+            runs.append({**run, "end": end, "losses": curve[::every]})
+        rows += best(runs)
         print(f"{name}, {depth} layers, {rows[-1]['rate']}: {rows[-1]['end']:.2g}", flush=True)
         if depth == depths[-1] and name in DRAWN:
-            runs = [[max(it, FLOOR) for it in row["losses"]] for row in best(found)]
-            kinds.append(Curves(name, range(0, steps, every), runs))
+            drawn = [[max(loss, FLOOR) for loss in row["losses"]] for row in best(runs)]
+            curves.append(Curves(name, range(0, steps, every), drawn))
     settings = {
         "width": WIDTH,
         "steps": steps,
@@ -159,10 +157,9 @@ def main() -> None:
         "seconds": round(time.perf_counter() - start),
     }
     record.write("paper_identity", settings, rows, quick=chosen.quick)
-    drawn = comparison_figure(
-        kinds, "steps", "mean squared error", logarithmic="y", marked=False, height=4.4
-    )
-    save_figure(drawn, record.folder(chosen.quick) / "paper_identity")
+    label = "mean squared error"
+    figure = comparison_figure(curves, "steps", label, logarithmic="y", marked=False, height=4.4)
+    save_figure(figure, record.folder(chosen.quick) / "paper_identity")
 
 
 if __name__ == "__main__":

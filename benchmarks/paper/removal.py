@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
-
-from matplotlib.figure import Figure
 
 import gatepruner
 from gatepruner.report.comparison import Curves, comparison_figure
+from gatepruner.report.style import save_figure
 
 LOWEST, HIGHEST, RANDOM = "lowest gate first", "highest gate first", "at random"
 
@@ -16,7 +16,7 @@ LOWEST, HIGHEST, RANDOM = "lowest gate first", "highest gate first", "at random"
 def orders(
     checkpoint: gatepruner.Checkpoint, count: int
 ) -> Iterator[tuple[str, int, gatepruner.Ranking]]:
-    """Every order in which the blocks go: what it is, its number, the ranking."""
+    """Every order in which the blocks are removed: what it is, its number, the ranking."""
     if len(set(checkpoint.known_gates.values())) > 1:  # equal gates tell no order
         yield LOWEST, 0, gatepruner.rank(checkpoint)
         yield HIGHEST, 0, gatepruner.rank(checkpoint).reversed()
@@ -38,13 +38,13 @@ def measured(
         yield {"order": order, "number": number, "removed": list(counts), "accuracy": accuracy}
 
 
-def figure(rows: Sequence[dict[str, Any]], images: int, factor: int, what: str) -> Figure:
-    """Accuracy against what is removed, `factor` of it with every block; a line for every order."""
-    kinds = []
+def draw(rows: Sequence[dict[str, Any]], what: str, images: int, stem: Path) -> None:
+    """Accuracy against blocks or layers (two of a block) removed; a line for every order."""
+    curves, factor = [], 2 if what == "layers" else 1
     for key in dict.fromkeys((row["kind"], row["order"]) for row in rows):
         found = [row for row in rows if (row["kind"], row["order"]) == key]
-        curves = [[100 * it for it in row["accuracy"]] for row in found]
+        runs = [[100 * accuracy for accuracy in row["accuracy"]] for row in found]
         x = [factor * removed for removed in found[0]["removed"]]
-        kinds.append(Curves(", ".join(key), x, curves))
+        curves.append(Curves(", ".join(key), x, runs))
     label = f"top-1 accuracy (%), n = {images:,} images"
-    return comparison_figure(kinds, f"{what} removed", label, height=4.4)
+    save_figure(comparison_figure(curves, f"{what} removed", label, height=4.4), stem)

@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import convolutional
 import experiment
-import record
 
 import gatepruner
 
@@ -36,20 +35,13 @@ def main() -> None:
         for seed in range(chosen.seeds)
         for prefix in ("", "gated-")
     ]
-    rows = experiment.train(jobs, experiment.work(chosen.quick), device=chosen.device)
-    whole = gatepruner.count(gatepruner.Network.named(chosen.network))
-    settings = {
-        "network": chosen.network,
-        **experiment.described(recipe),
-        "seeds": chosen.seeds,
-        "images": experiment.tested(rows),
-        "parameters": whole.params,
-        "MACs": whole.macs,
-        "device": chosen.device,
-    }
+    rows = experiment.train(jobs, chosen)
+    cost = gatepruner.count(gatepruner.Network.named(chosen.network))
+    more = {"images": experiment.tested(rows), "parameters": cost.params, "MACs": cost.macs}
     kind = chosen.data.partition(":")[0].replace("imagefolder", "cifar10")
-    stem = re.sub(r"\W+", "_", f"paper_wide_{chosen.network}_{kind}")
-    record.write(stem, settings, rows, quick=chosen.quick)
+    name = re.sub(r"\W+", "_", f"paper_wide_{chosen.network}_{kind}")
+    more |= {"network": chosen.network, "device": chosen.device}
+    experiment.write(name, chosen, recipe, rows, more)
 
 
 if __name__ == "__main__":

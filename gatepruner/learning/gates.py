@@ -125,7 +125,7 @@ class _Run(Learner[GateMoment]):
         super().__init__(start, data, recipe, mirrored if recipe.mirror else None, **options)
         self.saved = saved
         self.removals: list[Removal] = []
-        self.good: dict[str, Any] | None = None  # to return to where numbers become infinite
+        self.good: dict[str, Any] = {}  # the snapshot to return to if numbers become infinite
         named = dict(self.root.named_parameters(remove_duplicate=False))
         for parameter in named.values():
             parameter.requires_grad_(False)
@@ -167,7 +167,7 @@ class _Run(Learner[GateMoment]):
 
     def step(self) -> GateMoment | None:
         """Take one step, after a removal if one is due."""
-        if self.done == self.until or self.good is None:
+        if self.done == self.until or not self.good:
             self.good = self._copy()
         if self.done == self.until:
             self._remove_next()
@@ -213,7 +213,7 @@ class _Run(Learner[GateMoment]):
 
     def _completed(self) -> GateMoment | None:
         """Keep what was learned without the block removed last, if there is one."""
-        if not self.sound() and self.good is not None:
+        if not self.sound():
             done = max(len(self.removals) - 1, 0)
             self.restore(self.good)
             raise TrainingError(
