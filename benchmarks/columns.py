@@ -17,11 +17,12 @@ def means(form: str = ".1f", scale: float = 1.0) -> Write:
 
     def write(values: Sequence[float]) -> str:
         scaled = [scale * value for value in values if not math.isnan(value)]
-        failed = f", {len(values) - len(scaled)} diverged" if len(scaled) < len(values) else ""
-        if len(scaled) < 2:
-            return "".join(f"{value:{form}}" for value in scaled) + failed
-        low, high = f"{min(scaled):{form}}", f"{max(scaled):{form}}"
-        return f"{average(scaled):{form}} ({low} to {high}){failed}"
+        parts = [f"{average(scaled):{form}}"] if scaled else []
+        if len(scaled) > 1:
+            parts[0] += f" ({min(scaled):{form}} to {max(scaled):{form}})"
+        if len(scaled) < len(values):
+            parts.append(f"{len(values) - len(scaled)} diverged")
+        return ", ".join(parts)
 
     return write
 
