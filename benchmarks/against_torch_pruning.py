@@ -53,7 +53,7 @@ from matplotlib.figure import Figure
 
 import gatepruner
 from gatepruner.images.normalization import IMAGENET
-from gatepruner.report.figures import STYLE, save_figure
+from gatepruner.report.style import STYLE, save_figure
 
 NAME = "against_torch_pruning"
 METHODS = ("gatepruner", *channels.METHODS, "random", "scratch")

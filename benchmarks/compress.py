@@ -14,7 +14,7 @@ import record
 
 import gatepruner
 from gatepruner.report.compression import tradeoff_figure
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from columns import grouped
 
 import gatepruner
 from gatepruner.report.comparison import Curves, comparison_figure
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 STATISTICS = 2000  # training images that statistics are estimated on
 COUNTS = (1, 2, 3, 5, 8, 10, 13)  # removals that are measured

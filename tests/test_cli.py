@@ -286,14 +286,14 @@ def test_train_shows_progress_on_stderr_unless_it_is_to_be_quiet(run, folder):
 
 
 def interrupt(monkeypatch) -> None:
-    step = gatepruner.learning.training._Run._step
+    step = gatepruner.learning.training._Run.step
 
-    def interrupted(self, pixels, labels):
+    def interrupted(self):
         if self.done == 5:
             raise KeyboardInterrupt
-        step(self, pixels, labels)
+        return step(self)
 
-    monkeypatch.setattr(gatepruner.learning.training._Run, "_step", interrupted)
+    monkeypatch.setattr(gatepruner.learning.training._Run, "step", interrupted)
 
 
 def test_an_interrupted_training_says_how_to_go_on_and_does(run, folder, monkeypatch):

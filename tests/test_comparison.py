@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gatepruner.report.comparison import COLORS, LINES, Curves, comparison_figure
+from gatepruner.report.comparison import Curves, comparison_figure
+from gatepruner.report.style import COLORS, LINES
 
 RUNS = [[1.0, 2.0, 4.0], [3.0, 2.0, 8.0]]
 KINDS = [Curves("with", [2, 10, 100], RUNS), Curves("without", [2, 10, 100], [[5.0, 6.0, 7.0]])]

@@ -28,8 +28,7 @@ from torchvision.models.convnext import CNBlockConfig
 from gatepruner.errors import DataError, PlanError, TrainingError
 from gatepruner.files.storage import load_state
 from gatepruner.images.images import Images
-from gatepruner.learning import gates as gates_module
-from gatepruner.learning import running
+from gatepruner.learning import learner, running
 from gatepruner.learning.gates import GateMoment, GateRecipe, add_gates, learn_gates
 from gatepruner.learning.training import Recipe, finetune
 from gatepruner.measuring.accuracy import accuracy
@@ -186,13 +185,13 @@ def test_only_gates_norms_and_statistics_differ_in_the_states(name, norms):
 @pytest.mark.parametrize("norms", [0.005, 0.0])
 def test_no_other_gradient_is_computed(monkeypatch, norms):
     built: list[nn.Module] = []
-    place = gates_module.place
+    place = learner.place
 
     def placing(module, *rest):
         built.append(module)
         return place(module, *rest)
 
-    monkeypatch.setattr(gates_module, "place", placing)
+    monkeypatch.setattr(learner, "place", placing)
     whole = plain()
     learned = learn(whole, replace(FAST, norm_learning_rate=norms))
     wanted = set().union(*(state.weights for state in learned.path.removals))
@@ -232,7 +231,7 @@ def test_only_blocks_that_vanish_go_where_that_is_asked_for():
     identity = [it.name for it in whole.network.blocks if it.identity]
     learned = learn(whole, replace(FAST, identity_only=True))
     assert sorted(gone_of(learned)) == sorted(identity) != sorted(removable(whole.network))
-    with pytest.raises(PlanError, match=f"{len(identity) + 1} blocks are to go"):
+    with pytest.raises(PlanError, match=f"cannot remove {len(identity) + 1} blocks"):
         learn(whole, replace(FAST, identity_only=True, blocks=len(identity) + 1))
 
 
@@ -479,7 +478,7 @@ def test_a_run_interrupted_at_any_step_is_resumed_to_the_same_path(tmp_path, uni
     interrupted(stop, state=state)
     steps: list[int] = []
     again = learn(plain(), state=state, resume=True, watch=lambda it: steps.append(it.step))
-    assert steps[0] > stop or stop in (3, 7, 15)
+    assert steps[0] > stop if stop < 15 else not steps
     assert same_path(again, uninterrupted)
     assert again.notes == uninterrupted.notes
     finished = learn(plain(), state=state, resume=True)
@@ -501,6 +500,11 @@ def test_a_run_killed_at_any_moment_is_resumed_to_the_same_path(
         assert same_path(learn(plain(), state=state, resume=True), uninterrupted)
 
 
+def kept_removals(state) -> int:
+    """Removals in a state without which the other blocks have adapted."""
+    return sum(not math.isnan(record["loss"]) for record in load_state(state)["removals"])
+
+
 def kept_in(state) -> bytes:
     return state.read_bytes() if state.exists() else b""
 
@@ -513,11 +517,11 @@ def test_the_state_of_another_run_is_refused_and_kept(tmp_path, recipe, named):
     state = tmp_path / "it.state"
     interrupted(5, state=state)
     content = state.read_bytes()
-    with pytest.raises(TrainingError, match=f"is of another run, its {named} differ"):
+    with pytest.raises(TrainingError, match=f"another run .different {named}"):
         learn(plain(), recipe, state=state, resume=True)
-    with pytest.raises(TrainingError, match="its network differ"):
+    with pytest.raises(TrainingError, match="different network"):
         learn(plain(seed=1), state=state, resume=True)
-    with pytest.raises(TrainingError, match="its images differ"):
+    with pytest.raises(TrainingError, match="different images"):
         learn(plain(), data=bright_images(49, COLOUR), state=state, resume=True)
     assert state.read_bytes() == content
     with pytest.raises(TrainingError, match="no run to resume"):
@@ -529,14 +533,14 @@ def test_the_state_of_another_run_is_refused_and_kept(tmp_path, recipe, named):
 
 def broken(at: int, recipe: GateRecipe = FAST, **options) -> str:
     """A run whose loss is no number from step `at` of this process on; what it says."""
-    distance, calls = gates_module.distance, []
+    distance, calls = learner.distance, []
 
     def breaking(*logits):
         calls.append(1)
         return distance(*logits) * (math.nan if len(calls) >= at else 1.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gates_module, "distance", breaking)
+        patch.setattr(learner, "distance", breaking)
         with pytest.raises(TrainingError) as told:
             learn(plain(), recipe, **options)
     return str(told.value)
@@ -547,9 +551,8 @@ def test_a_run_that_breaks_down_keeps_the_last_good_state(tmp_path, uninterrupte
     state = tmp_path / "it.state"
     message = broken(at, state=state)
     assert f"after {states} blocks" in message
-    assert "--resume" in message
-    assert f"a lower --learning-rate ({FAST.learning_rate}) or --norm-learning-rate" in message
-    assert len(load_state(state)["states"]) == states
+    assert f"resume with a lower learning rate ({FAST.learning_rate}) or norm learning" in message
+    assert kept_removals(state) == states
     slower = learn(
         plain(),
         replace(FAST, learning_rate=1e-3, norm_learning_rate=1e-4),
@@ -572,7 +575,7 @@ def test_what_broke_down_by_chance_goes_on_as_if_nothing_had_been(tmp_path, unin
 
 def test_a_rate_that_is_far_too_high_is_told(tmp_path):
     state = tmp_path / "it.state"
-    with pytest.raises(TrainingError, match=r"no number any more after .*\(1e\+30\)"):
+    with pytest.raises(TrainingError, match=r"is NaN or infinite after .*\(1e\+30\)"):
         learn(plain(), replace(FAST, norm_learning_rate=1e30), state=state)
     assert len(learn(plain(), state=state, resume=True).path) == 3
 
@@ -580,9 +583,9 @@ def test_a_rate_that_is_far_too_high_is_told(tmp_path):
 def test_a_resumed_run_that_breaks_down_loses_nothing_of_what_was_kept(tmp_path):
     state = tmp_path / "it.state"
     interrupted(9, state=state)  # two steps into the second block
-    assert len(load_state(state)["states"]) == 1
     assert "after 1 blocks" in broken(1, state=state, resume=True)
-    assert len(load_state(state)["states"]) == 1
+    assert load_state(state)["done"] == 9
+    assert kept_removals(state) == 1
 
 
 def test_a_state_that_is_no_number_is_never_on_the_disk(tmp_path, monkeypatch):
@@ -605,7 +608,7 @@ def test_whether_norms_are_learned_does_not_change_in_the_middle_of_a_run(tmp_pa
     state = tmp_path / "it.state"
     broken(9, replace(FAST, norm_learning_rate=first), state=state)
     content = state.read_bytes()
-    with pytest.raises(TrainingError, match="is of another run, its learning of norms differ"):
+    with pytest.raises(TrainingError, match="different learning of norms"):
         learn(plain(), replace(FAST, norm_learning_rate=then), state=state, resume=True)
     assert state.read_bytes() == content
     slower = replace(FAST, norm_learning_rate=first / 2)
@@ -625,9 +628,9 @@ def test_when_every_gate_has_closed_the_run_ends_and_says_what_to_lower(tmp_path
 
 def test_what_does_not_fit_is_refused():
     whole = plain()
-    with pytest.raises(PlanError, match="4 blocks are to go: gated-resnet8 has 3 that can"):
+    with pytest.raises(PlanError, match=r"cannot remove 4 blocks: .* has only 3 removable ones"):
         learn(whole, replace(FAST, blocks=4))
-    with pytest.raises(TrainingError, match=r"has 15 images: a batch of 16 .*--batch-size"):
+    with pytest.raises(TrainingError, match=r"has 15 images, fewer than one batch of 16"):
         learn(whole, FAST, bright_images(15, COLOUR))
     with pytest.raises(DataError, match=r"has images of \(3, 9, 9\)"):
         learn(whole, FAST, bright_images(50, (3, 9, 9)))

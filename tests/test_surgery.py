@@ -26,7 +26,7 @@ from gatepruner.errors import PlanError
 from gatepruner.files.checkpoints import save
 from gatepruner.models.fully_connected import HighwayBlock, ResidualBlock
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.pruning.surgery import fold_gates, remove, remove_shortcuts
+from gatepruner.pruning.surgery import fold_gates, follow, remove, remove_shortcuts
 
 # ------------------------------------------------------------------- blocks, against masking
 
@@ -378,3 +378,12 @@ def test_what_was_done_is_noted_oldest_first():
         {"shortcuts_removed": ["blocks.2"]},
         {"folded": ["blocks.1", "blocks.2"], "constants": []},
     ]
+
+
+def test_a_single_name_is_one_block():
+    whole = draw("gated-resnet14", input_shape=(3, 8, 8))
+    for verb in (remove, follow, remove_shortcuts):
+        alone, listed = verb(whole, "layer2.1"), verb(whole, ["layer2.1"])
+        assert fingerprint(alone) == fingerprint(listed)
+    with pytest.raises(PlanError, match=r"cannot remove layer9\.1 "):
+        remove(whole, "layer9.1")

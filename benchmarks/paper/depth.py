@@ -23,7 +23,7 @@ import fully_connected
 import record
 
 from gatepruner.report.comparison import Curves, comparison_figure
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 KINDS = (*fully_connected.KINDS, fully_connected.FIXED)
 GATED = ("gated-plain", "gated-residual", fully_connected.FROM_ONE)

@@ -20,7 +20,7 @@ from convolutional import RECIPE, TWELVE_BLOCKS, parser, trained
 
 import gatepruner
 from gatepruner.report.comparison import Curves, comparison_figure
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 BRANCHES, SHORTCUT = "branches of 1, 5, 9", "shortcut of the last"
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import gatepruner
 from gatepruner.models.fully_connected import HighwayBlock, ResidualBlock
 from gatepruner.report.comparison import Curves, comparison_figure
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the other benchmarks share `record`, too
 import record

@@ -8,7 +8,7 @@ from typing import Any
 
 import gatepruner
 from gatepruner.report.comparison import Curves, comparison_figure
-from gatepruner.report.figures import save_figure
+from gatepruner.report.style import save_figure
 
 LOWEST, HIGHEST, RANDOM = "lowest gate first", "highest gate first", "at random"
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, PlanError, listed
+from gatepruner.files.foreign import state_dict_in, without_prefixes
 from gatepruner.files.recognition import COUNTER, recognise
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
@@ -30,12 +31,6 @@ FORMAT = 3
 
 
 READS = (1, 2, 3)  # 2 brought the path, 3 its records in the header
-
-
-NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
-
-
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Path:
@@ -139,7 +134,7 @@ def load(
     content, header = _read(path)
     if header is None:
         known = module.state_dict().keys() if module is not None else frozenset()
-        state = _strip_prefixes(_state_dict(content, path), known)
+        state = without_prefixes(state_dict_in(content, path), known)
         if module is not None:
             network = Network.of(module, input_shape or (3, 224, 224), leaves)
         else:
@@ -190,39 +185,6 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     if not (isinstance(header, dict) and isinstance(content, dict)):
         raise CheckpointError(f"{path} is damaged: a header and weights were expected")
     return content, header
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a foreign file holds."""
-    if isinstance(content, dict):
-        for nest in NESTS:
-            if isinstance(content.get(nest), Mapping):
-                content = content[nest]
-                break
-        tensors = {str(key): it for key, it in content.items() if isinstance(it, Tensor)}
-        if tensors:
-            return tensors
-        found = f"a dictionary with {listed(map(str, content))}"
-    else:
-        found = f"a {type(content).__name__}"
-    raise CheckpointError(
-        f"{path} holds {found}: a state dict was expected, alone or under {', '.join(NESTS)}"
-    )
-
-
-def _strip_prefixes(state: dict[str, Tensor], known: Set[str] = frozenset()) -> dict[str, Tensor]:
-    """Without the prefixes that wrappers put before every name, and AveragedModel's counter.
-
-    A name that is among the `known` ones is as it should be.
-    """
-    if "n_averaged" not in known:
-        state = {key: tensor for key, tensor in state.items() if key != "n_averaged"}
-    for prefix in PREFIXES * 2:
-        if known & state.keys():
-            return state
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    return state
 
 
 def _fitted(

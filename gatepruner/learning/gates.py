@@ -9,6 +9,7 @@ small.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -124,6 +125,7 @@ class _Run(Learner[GateMoment]):
         super().__init__(start, data, recipe, mirrored if recipe.mirror else None, **options)
         self.saved = saved
         self.removals: list[Removal] = []
+        self.good: dict[str, Any] = {}  # the snapshot to return to if numbers become infinite
         named = dict(self.root.named_parameters(remove_duplicate=False))
         for parameter in named.values():
             parameter.requires_grad_(False)
@@ -165,6 +167,8 @@ class _Run(Learner[GateMoment]):
 
     def step(self) -> GateMoment | None:
         """Take one step, after a removal if one is due."""
+        if self.done == self.until or not self.good:
+            self.good = self._copy()
         if self.done == self.until:
             self._remove_next()
         self.compute_gradients()
@@ -210,10 +214,12 @@ class _Run(Learner[GateMoment]):
     def _completed(self) -> GateMoment | None:
         """Keep what was learned without the block removed last, if there is one."""
         if not self.sound():
+            done = max(len(self.removals) - 1, 0)
+            self.restore(self.good)
             raise TrainingError(
-                f"the loss or a gate is NaN or infinite after {max(len(self.removals) - 1, 0)} "
-                f"blocks: resume with a lower learning rate ({self.recipe.learning_rate}) or norm "
-                f"learning rate ({self.recipe.norm_learning_rate})"
+                f"the loss or a gate is NaN or infinite after {done} blocks: resume with a lower "
+                f"learning rate ({self.recipe.learning_rate}) or norm learning rate "
+                f"({self.recipe.norm_learning_rate})"
             )
         if not self.removals:
             return None
@@ -247,6 +253,12 @@ class _Run(Learner[GateMoment]):
         removals = [{**it.record(), "weights": dict(it.weights)} for it in self.removals]
         own = {"slopes": self.slopes, "costs": self.costs, "removals": removals}
         return {**super().snapshot(), **own}
+
+    def _copy(self) -> dict[str, Any]:
+        """A snapshot that no step changes; the removals, which none can, are not copied."""
+        snapshot = self.snapshot()
+        removals = snapshot.pop("removals")
+        return {**copy.deepcopy(snapshot), "removals": removals}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Return to a snapshot of the same run."""

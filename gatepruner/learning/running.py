@@ -6,6 +6,7 @@ A run can be interrupted or killed at any moment and resumed; it ends as if it h
 from __future__ import annotations
 
 import contextlib
+import copy
 import signal
 import threading
 import time
@@ -117,4 +118,4 @@ def _restore(learner: Learner[Any], path: Path | None) -> None:
             f"{path} is the state of another run (different {' and '.join(other)}): resume it "
             "with the options of that run, or start anew"
         )
-    learner.restore(snapshot)
+    learner.restore(copy.deepcopy(snapshot))  # out of the file, which will be replaced

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatepruner import models
-from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
+from gatepruner.errors import PlanError, listed, nearest
 from gatepruner.models import Shape
 from gatepruner.networks.base import SOURCES, Base, traced, without_weights
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
+from gatepruner.networks.names import parse
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Block:
 NO_EDITS = Edits()
 
 
+def listed_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Block names, of which one may stand alone."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 @dataclass(frozen=True)
 class Network:
     """A base and the edits made to it."""
@@ -67,34 +72,19 @@ class Network:
         """A network from a name such as `gated-resnet56` or `torchvision:vit_b_32`.
 
         Args:
-            text: `[gated-][SOURCE:]NAME[,argument=value...]`; the own names are in
-                `gatepruner.models`, and `plain-fc100` is `residual-fc100` without shortcuts.
+            text: as `gatepruner.networks.names.parse` takes it.
             num_classes: number of logits, where not the source's default.
             input_shape: `(C, H, W)`, where not the network's usual one.
 
         Raises:
             ArchitectureError: the source, name or an argument is unknown.
         """
-        name, *pairs = text.split(",")
-        gated, plain = name.startswith("gated-"), False
-        source, _, name = name.removeprefix("gated-").rpartition(":")
-        source = source or "gatepruner"
-        if source not in SOURCES or source == "caller":
-            raise ArchitectureError(
-                f"unknown source {source!r} in {text!r}: expected torchvision:NAME, timm:NAME "
-                f"or a name like {', '.join(models.EXAMPLES)}"
-            )
-        if source == "gatepruner" and name.startswith("plain-fc"):
-            name, plain = "residual-fc" + name.removeprefix("plain-fc"), True
-        arguments = dict(_argument(pair, text) for pair in pairs)
-        if num_classes is not None:
-            arguments["num_classes"] = num_classes
-        shape = input_shape or _usual_shape(source, name)
-        network = cls(Base(source, name, shape, tuple(sorted(arguments.items()))))
-        traced(network.base)  # refuses a name or an argument that the source does not know
-        if plain and not gated:
-            return network.without_shortcuts([block.name for block in network.blocks])
-        return network.with_gates("plain" if plain else "residual") if gated else network
+        base, gate, shortcuts = parse(text, num_classes=num_classes, input_shape=input_shape)
+        traced(base)  # refuses a name or an argument that the source does not know
+        network = cls(base)
+        if gate:
+            return network.with_gates(gate)
+        return network if shortcuts else network.without_shortcuts(network.removable)
 
     @classmethod
     def of(
@@ -196,14 +186,11 @@ class Network:
     @property
     def num_classes(self) -> int:
         """Number of logits for one image."""
-        module = self.build_blank().to("meta")
-        with torch.no_grad():
-            logits = module(torch.empty(2, *self.base.input_shape, device="meta"))
-        return int(logits.shape[-1])
+        return _classes(self.base)
 
-    def _checked(self, names: Iterable[str], what: str) -> tuple[str, ...]:
+    def _checked(self, names: str | Iterable[str], what: str) -> tuple[str, ...]:
         """The names, if each block has both its branch and its shortcut."""
-        names = tuple(names)
+        names = listed_names(names)
         blocks = {block.name: block for block in self.blocks}
         unknown = [f"{name}{nearest(name, list(blocks))}" for name in names if name not in blocks]
         if unknown:
@@ -223,7 +210,7 @@ class Network:
             raise PlanError(f"cannot remove the {what} of {'; of '.join(left)}")
         return names
 
-    def without(self, names: Sequence[str]) -> Network:
+    def without(self, names: str | Iterable[str]) -> Network:
         """The network without these blocks; of one that changes shape the shortcut stays.
 
         Raises:
@@ -232,7 +219,7 @@ class Network:
         gone = {*self._checked(names, "branch"), *self.edits.removed}
         return self._with(replace(self.edits.forgetting(gone), removed=self.in_order(gone)))
 
-    def without_shortcuts(self, names: Sequence[str]) -> Network:
+    def without_shortcuts(self, names: str | Iterable[str]) -> Network:
         """The network without the shortcuts of these blocks; their branches stay."""
         gone = {*self._checked(names, "shortcut"), *self.edits.shortcuts_removed}
         scaled = tuple(name for name in self.edits.scaled_shortcuts if name not in gone)
@@ -340,32 +327,23 @@ class Network:
         }
 
 
+@functools.lru_cache(maxsize=32)
+def _classes(base: Base) -> int:
+    """Number of logits, which no edit changes."""
+    module = Network(base).build_blank().to("meta")
+    with torch.no_grad():
+        logits = module(torch.empty(2, *base.input_shape, device="meta"))
+    return int(logits.shape[-1])
+
+
 @functools.lru_cache(maxsize=64)
 def _edited(base: Base, edits: Edits) -> Edited:
     """The edited graph to look at; what is built gets one of its own."""
     return edited(traced(base), edits)
 
 
-def _argument(pair: str, text: str) -> tuple[str, Any]:
-    """`key=value` of a name, the value as a number or truth value where it reads as one."""
-    key, equals, value = pair.partition("=")
-    if not equals:
-        raise ArchitectureError(f"{pair!r} in {text!r}: expected argument=value")
-    for read in (int, float):
-        try:
-            return key, read(value)
-        except ValueError:
-            continue
-    return key, {"true": True, "false": False}.get(value.lower(), value)
-
-
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _usual_shape(source: str, name: str) -> Shape:
-    """The `(C, H, W)` a network is usually given: its own for ours, else 224 x 224."""
-    return models.family_of(name)[0].input_shape if source == "gatepruner" else (3, 224, 224)
 
 
 def _span(names: Sequence[str]) -> str:

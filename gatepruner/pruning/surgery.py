@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -10,7 +10,7 @@ import torch
 
 from gatepruner.errors import PlanError
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.networks.network import Network
+from gatepruner.networks.network import Network, listed_names
 from gatepruner.pruning.ranking import Ranking
 
 
@@ -35,7 +35,7 @@ def add_gates(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, network=network, weights=MappingProxyType(weights), notes=notes)
 
 
-def remove(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
+def remove(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
     """Remove residual blocks.
 
     A block with an identity shortcut vanishes; of one that changes shape the shortcut stays.
@@ -45,11 +45,12 @@ def remove(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
     Raises:
         PlanError: a block is not there, or has only its branch or its shortcut left.
     """
+    blocks = listed_names(blocks)
     network = checkpoint.network.without(blocks)
     return _kept(checkpoint, network, removed=list(blocks))
 
 
-def follow(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
+def follow(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
     """Remove residual blocks with what was learned when they went.
 
     Of the checkpoint's path as much is followed as the plan holds, from the beginning and without
@@ -59,6 +60,7 @@ def follow(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
     Raises:
         PlanError: a block is not there, or has only its branch or its shortcut left.
     """
+    blocks = listed_names(blocks)
     followed = checkpoint.path.followed(blocks)
     if not followed:
         return remove(checkpoint, blocks)
@@ -87,12 +89,13 @@ def prune(checkpoint: Checkpoint, ranking: Ranking, count: int) -> Checkpoint:
     return (follow if ranking.learned else remove)(checkpoint, ranking.first(count))
 
 
-def remove_shortcuts(checkpoint: Checkpoint, blocks: Sequence[str]) -> Checkpoint:
+def remove_shortcuts(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
     """Remove the shortcuts of residual blocks; their branches stay, and so do their gates.
 
     Raises:
         PlanError: a block is not there, or has only its branch or its shortcut left.
     """
+    blocks = listed_names(blocks)
     network = checkpoint.network.without_shortcuts(blocks)
     return _kept(checkpoint, network, shortcuts_removed=list(blocks))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullLocator
 
-from gatepruner.report.figures import COLORS, LINES, STYLE, WIDE
+from gatepruner.report.style import COLORS, LINES, STYLE, WIDE
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,42 @@ class Curves:
         label: what they are of.
         x: where they were measured `(points,)`.
         runs: what was found in every run `(runs, points)`.
+        marker: of every point, if any.
     """
 
     label: str
     x: Sequence[float]
     runs: Sequence[Sequence[float]]
+    marker: str | None = "o"
+
+
+def draw(
+    axes: Axes, curves: Curves, *, color: str, line: Any, band: Any = None, alpha: float = 0.15
+) -> None:
+    """Draw the mean of the runs, and their range where there are several, or another band.
+
+    Args:
+        axes: where.
+        curves: the runs.
+        color: of line and band.
+        line: its style.
+        band: `(2, points)`, lower and upper end, instead of the range.
+        alpha: opacity of the band.
+    """
+    found = np.array(curves.runs, dtype=float)
+    axes.plot(
+        curves.x,
+        found.mean(0),
+        color=color,
+        ls=line,
+        marker=curves.marker,
+        ms=3,
+        label=curves.label,
+    )
+    if band is None and len(found) > 1:
+        band = (found.min(0), found.max(0))
+    if band is not None:
+        axes.fill_between(curves.x, *band, color=color, alpha=alpha, linewidth=0)
 
 
 def comparison_figure(
@@ -59,15 +92,10 @@ def comparison_figure(
         figure = Figure(figsize=(WIDE, height), layout="constrained")
         axes = figure.add_subplot()
         for curves, color, line in zip(kinds, COLORS, LINES, strict=False):
-            found, runs = np.array(curves.runs, dtype=float), len(curves.runs)
+            runs = len(curves.runs)
             label = curves.label if runs == 1 else f"{curves.label} (n = {runs})"
-            marker = "o" if marked else None
-            axes.plot(
-                curves.x, found.mean(0), color=color, ls=line, marker=marker, ms=3, label=label
-            )
-            if runs > 1:
-                low, high = found.min(0), found.max(0)
-                axes.fill_between(curves.x, low, high, color=color, alpha=0.15, linewidth=0)
+            shown = replace(curves, label=label, marker=curves.marker if marked else None)
+            draw(axes, shown, color=color, line=line)
         if "x" in logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(FixedLocator(sorted({x for it in kinds for x in it.x})))

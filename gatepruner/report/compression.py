@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from gatepruner.compression.record import Compressed, StepRecord
-from gatepruner.report.figures import GONE, OURS, STYLE, WIDE, save_figure
 from gatepruner.report.files import versions
+from gatepruner.report.style import GONE, OURS, STYLE, WIDE, save_figure
 
 
 def write_compression(compressed: Compressed, directory: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,24 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from gatepruner.networks.network import Block
 from gatepruner.pruning.curve import Point
 from gatepruner.pruning.orders import Order
-
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "gatepruner",
-}
-# Told apart in grey and by the colour-blind, too (Okabe and Ito, 2008,
-# https://jfly.uni-koeln.de/color/); each has a line style of its own.
-COLORS = ("#0072B2", "#D55E00", "#6b6b6b", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-OURS, GONE = "#0b5fa5", "#d1661a"
-WIDE = 5.6  # inches, a column and a half
+from gatepruner.report.comparison import Curves, draw
+from gatepruner.report.style import COLORS, GONE, LINES, OURS, STYLE, WIDE
 
 
 def curve_figure(orders: Sequence[Order], removed: int | None = None) -> Figure:
@@ -77,15 +60,13 @@ def curve_figure(orders: Sequence[Order], removed: int | None = None) -> Figure:
 
 def _draw_order(axes: Axes, order: Order, *, color: str, line: Any, interval: bool) -> None:
     x = [point.removed for point in order.points]
-    accuracy = 100 * np.array([order.accuracies(index) for index in range(len(x))])
-    label, low, high = order.label, accuracy.min(1), accuracy.max(1)
+    runs = 100 * np.array([order.accuracies(index) for index in range(len(x))]).T
+    label, band = order.label, None
     if len(order.runs) == 1 and interval:
-        low, high = 100 * np.array([point.accuracy.interval for point in order.points]).T
+        band = 100 * np.array([point.accuracy.interval for point in order.points]).T
         label = f"{label}, 95 % interval"
-    if len(order.runs) > 1 or interval:
-        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
-    marker = "o" if len(x) < 40 else None
-    axes.plot(x, accuracy.mean(1), color=color, ls=line, marker=marker, ms=3, label=label)
+    curves = Curves(label, x, runs.tolist(), "o" if len(x) < 40 else None)
+    draw(axes, curves, color=color, line=line, band=band)
 
 
 def _add_macs_axis(axes: Axes, points: Sequence[Point]) -> None:
@@ -142,10 +123,3 @@ def _mark_stages(axes: Axes, blocks: Sequence[Block]) -> None:
         middle = ((start + end + 1) / 2, 1.01)
         place = ("data", "axes fraction")
         axes.annotate(stages[start], middle, xycoords=place, ha="center", va="bottom", fontsize=8)
-
-
-def save_figure(figure: Figure, stem: Path) -> None:
-    """Write a figure as `stem.png` (200 dpi) and `stem.svg`."""
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stem.with_suffix(".png"), dpi=200)
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})

@@ -18,7 +18,8 @@ from gatepruner import __version__
 from gatepruner.errors import CheckpointError
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.orders import NOISE, Order
-from gatepruner.report.figures import curve_figure, gates_figure, save_figure
+from gatepruner.report.figures import curve_figure, gates_figure
+from gatepruner.report.style import save_figure
 
 FILES = (
     *("curve.png", "curve.svg", "gates.png", "gates.svg"),

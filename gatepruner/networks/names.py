@@ -1,0 +1,63 @@
+"""Names of networks, such as `gated-resnet56` or `torchvision:vit_b_32`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gatepruner import models
+from gatepruner.errors import ArchitectureError
+from gatepruner.models import Shape
+from gatepruner.networks.base import SOURCES, Base
+
+
+def parse(
+    text: str, *, num_classes: int | None = None, input_shape: Shape | None = None
+) -> tuple[Base, str, bool]:
+    """The base that a name means, the kind of its gates or `""`, and whether it has shortcuts.
+
+    Args:
+        text: `[gated-][SOURCE:]NAME[,argument=value...]`; the own names are in
+            `gatepruner.models`, and `plain-fc100` is `residual-fc100` without shortcuts.
+        num_classes: number of logits, where not the source's default.
+        input_shape: `(C, H, W)`, where not the network's usual one.
+
+    Raises:
+        ArchitectureError: the source is unknown, or an argument has no value.
+    """
+    name, *pairs = text.split(",")
+    gated = name.startswith("gated-")
+    source, _, name = name.removeprefix("gated-").rpartition(":")
+    source = source or "gatepruner"
+    if source not in SOURCES or source == "caller":
+        raise ArchitectureError(
+            f"unknown source {source!r} in {text!r}: expected torchvision:NAME, timm:NAME "
+            f"or a name like {', '.join(models.EXAMPLES)}"
+        )
+    plain = source == "gatepruner" and name.startswith("plain-fc")
+    if plain:
+        name = "residual-fc" + name.removeprefix("plain-fc")
+    arguments = dict(_argument(pair, text) for pair in pairs)
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    shape = input_shape or _usual_shape(source, name)
+    base = Base(source, name, shape, tuple(sorted(arguments.items())))
+    gate = ("plain" if plain else "residual") if gated else ""
+    return base, gate, not plain
+
+
+def _argument(pair: str, text: str) -> tuple[str, Any]:
+    """`key=value` of a name, the value as a number or truth value where it reads as one."""
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise ArchitectureError(f"{pair!r} in {text!r}: expected argument=value")
+    for read in (int, float):
+        try:
+            return key, read(value)
+        except ValueError:
+            continue
+    return key, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _usual_shape(source: str, name: str) -> Shape:
+    """The `(C, H, W)` a network is usually given: its own for ours, else 224 x 224."""
+    return models.family_of(name)[0].input_shape if source == "gatepruner" else (3, 224, 224)
