@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gatepruner.images.images import Images
     from gatepruner.measuring.accuracy import Accuracy
     from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.networks.network import Network
     from gatepruner.pruning.curve import Point
     from gatepruner.pruning.meter import Meter
     from gatepruner.pruning.ranking import Ranking
@@ -66,6 +67,7 @@ def recalibrated(
     terminal: Terminal,
     *,
     augment: bool | None = None,
+    whole: Checkpoint | None = None,
 ) -> Checkpoint:
     """The network with the batch-norm statistics of these images."""
     from gatepruner.measuring.recalibration import recalibrate
@@ -77,17 +79,18 @@ def recalibrated(
         batch_size=how.batch_size,
         normalization=how.chosen,
         augment=augment,
+        whole=whole,
         track=terminal.track("recalibrating"),
     )
 
 
-def meter_of(whole: Checkpoint, how: Data, batch: int, terminal: Terminal) -> Meter:
+def meter_of(whole: Network, how: Data, batch: int, terminal: Terminal) -> Meter:
     """What tells the costs of a network and of what is left of it."""
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.meter import Meter
 
     device, track = pick_device(how.device), terminal.track("measuring latency")
-    return Meter(whole.network, device, batch, track=track)
+    return Meter(whole, device, batch, track=track)
 
 
 def latencies(meter: Meter, small: Checkpoint) -> dict[str, dict[str, Any]]:

@@ -122,14 +122,15 @@ def prune(
         refuse_name(target)
     whole = read(source, data, problems)
     sets = _Sets.read(whole, data, held, goals, after, call.terminal)
-    meter = meter_of(whole, data, after.latency_batch, call.terminal)
+    kept = whole.network.without_gates() if choice.fold else whole.network
+    meter = meter_of(kept, data, after.latency_batch, call.terminal)
     ranking = _ranking(whole, goals, choice, criterion, data, meter, call.terminal)
     plan = _plan(whole, ranking, goals, choice, sets, data, meter, call.terminal)
     if call.dry_run:
         return foretell(call, whole, [target], _works(whole, plan, sets), data)
     small, document = _pruned(whole, plan, choice, ranking, criterion, data, call.terminal)
     if sets.statistics is not None and small.network != whole.network:
-        small = recalibrated(small, sets.statistics, data, call.terminal)
+        small = recalibrated(small, sets.statistics, data, call.terminal, whole=whole)
     if sets.test is not None:
         document |= _accuracies(whole, small, sets.test, data, call.terminal)
     if after.latency:
@@ -212,12 +213,12 @@ def _ranking(
 ) -> Ranking | None:
     """The order of removal, if blocks are not named; for a cost, by what each block saves."""
     from gatepruner.pruning.goals import COSTS
+    from gatepruner.pruning.ranking import path_of
 
     goal = goals.goal
     if goal is None and choice.keep is None and choice.threshold is None:
         return None
-    learned = set(whole.path.blocks) if criterion.by == "gate" else set()
-    known = learned.issuperset(whole.network.removable)
+    known = set(path_of(whole, criterion.by).blocks).issuperset(whole.network.removable)
     saved = meter.savings(goal.kind) if goal and goal.kind in COSTS and not known else None
     return criterion.ranking(whole, data, terminal, saved)
 
@@ -246,7 +247,7 @@ def _plan(
         assert ranking is not None
         return curve(whole, ranking, sets.held_out, data, terminal, statistics=sets.statistics)
 
-    reach = blocks_for(goal, whole.network, ranking, meter, held_out)
+    reach = blocks_for(goal, meter.whole, ranking, meter, held_out)
     if goal.kind != "blocks":
         terminal.say(reached_text(reach))
     return ranking.first(reach.removed)

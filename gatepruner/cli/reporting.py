@@ -213,7 +213,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
 
     small = fold_gates(remove(whole, plan))
     accuracy = measured(small, images, how, terminal, "evaluating")
-    times = latencies(meter_of(whole, how, 1, terminal), small)
+    times = latencies(meter_of(whole.network, how, 1, terminal), small)
     before, after = ((one.network.depth, count(one.network)) for one in (whole, small))
     terminal.say("\nwithout these ten, the other gates folded into the weights")
     terminal.say(tables.change_table(before, after))
