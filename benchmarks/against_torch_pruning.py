@@ -177,8 +177,8 @@ def pick(task: Task, method: str, seed: int, batch: int, share: int) -> dict[str
     for number in numbers[first:]:  # the long measurement has the last word
         found = measure(number, long)
         if found["kept"] <= limit + TOLERANCE:
-            break
-    return {"number": number, **found}
+            return {"number": number, **found}
+    return {"number": None, "kept": found["kept"]}
 
 
 @functools.lru_cache(1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-Record = Mapping[str, Any]
-Result = Mapping[str, Any]  # the document of a benchmark
+Record = Mapping[str, Any]  # a measurement, or the document of a benchmark
 Write = Callable[[Sequence[Any]], str]
 
 
@@ -17,18 +17,19 @@ def means(form: str = ".1f", scale: float = 1.0) -> Write:
 
     def write(values: Sequence[float]) -> str:
         scaled = [scale * value for value in values if not math.isnan(value)]
-        failed = f", {len(values) - len(scaled)} diverged" if len(scaled) < len(values) else ""
-        if len(scaled) < 2:
-            return "".join(f"{value:{form}}" for value in scaled) + failed
-        low, high = f"{min(scaled):{form}}", f"{max(scaled):{form}}"
-        return f"{average(scaled):{form}} ({low} to {high}){failed}"
+        parts = [f"{fmean(scaled):{form}}"] if scaled else []
+        if len(scaled) > 1:
+            parts[0] += f" ({min(scaled):{form}} to {max(scaled):{form}})"
+        if len(scaled) < len(values):
+            parts.append(f"{len(values) - len(scaled)} diverged")
+        return ", ".join(parts)
 
     return write
 
 
 def mean(form: str) -> Write:
     """Writes the mean alone."""
-    return lambda values: f"{average(values):{form}}" if values else ""
+    return lambda values: f"{fmean(values):{form}}" if values else ""
 
 
 def quartiles(digits: int = 2, scale: float = 1.0) -> Write:
@@ -49,10 +50,6 @@ PERCENT, PERCENTS = means(".1f", 100), means(".2f", 100)
 def text(values: Sequence[Any]) -> str:
     """Writes the first value as it is."""
     return str(values[0]) if values else ""
-
-
-def average(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 @dataclass(frozen=True)
@@ -105,12 +102,12 @@ class Table:
     """
 
     columns: Sequence[Column]
-    records: Callable[[Result], Iterable[Record]] = lambda result: result["rows"]
+    records: Callable[[Record], Iterable[Record]] = lambda result: result["rows"]
     keys: int = 1
     split: str = ""
     timed: bool = False
 
-    def render(self, result: Result) -> str:
+    def render(self, result: Record) -> str:
         """The table in markdown, its first column to the left and the others to the right."""
         parts = grouped(self.records(result), lambda record: record.get(self.split))
         return "\n".join(self._part(part) for part in parts.values())

@@ -5,36 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import nan
 from operator import itemgetter
+from statistics import fmean
 
-from columns import (
-    PERCENT,
-    PERCENTS,
-    Column,
-    Record,
-    Result,
-    Table,
-    average,
-    grouped,
-    mean,
-    means,
-    table,
-)
+from columns import PERCENT, PERCENTS, Column, Record, Table, grouped, mean, means, table
 
 
-def trials(result: Result) -> Iterator[Record]:
+def trials(result: Record) -> Iterator[Record]:
     """Short trainings, each in words: accuracy and mean gate."""
     for row in result["rows"]:
-        gate = f", k {average(row['gates']):.2f}" if row.get("gates") else ""
+        gate = f", k {fmean(row['gates']):.2f}" if row.get("gates") else ""
         said = f"{100 * row['accuracy']:.1f}{gate}" if "accuracy" in row else "diverged"
         yield {**row, "said": said}
 
 
-def by_depth(result: Result) -> list[Record]:
+def by_depth(result: Record) -> list[Record]:
     """Networks, the shallow ones first."""
     return sorted(result["rows"], key=lambda row: int(row["depth"]))
 
 
-def fifths(result: Result) -> Iterator[Record]:
+def fifths(result: Record) -> Iterator[Record]:
     """The mean gate of every fifth of the blocks of every network."""
     for kind, rows in grouped(result["rows"], itemgetter("kind")).items():
         blocks = len(rows[0]["gates"])
@@ -43,7 +32,7 @@ def fifths(result: Result) -> Iterator[Record]:
         for start in range(0, blocks, size):
             part = f"{start + 1}-{min(start + size, blocks)}"
             for row in rows:
-                yield {"kind": kind, "part": part, "gate": average(row["gates"][start:][:size])}
+                yield {"kind": kind, "part": part, "gate": fmean(row["gates"][start:][:size])}
 
 
 def lowest(gates: Sequence[float]) -> str:
@@ -52,7 +41,7 @@ def lowest(gates: Sequence[float]) -> str:
     return f"{closed} at 0" if closed > 1 else str(gates.index(min(gates)) + 1)
 
 
-def curves(result: Result, parts: int, layers: int = 1) -> Iterator[Record]:
+def curves(result: Record, parts: int, layers: int = 1) -> Iterator[Record]:
     """The points of all orders at some counts, and what half of the removals leaves."""
     for (kind, order), rows in grouped(result["rows"], itemgetter("kind", "order")).items():
         named = {"kind": kind, "order": f"{kind}, {order} (n = {len(rows)})"}
@@ -64,7 +53,7 @@ def curves(result: Result, parts: int, layers: int = 1) -> Iterator[Record]:
                 yield {**named, "removed": layers * removed, "accuracy": accuracy}
 
 
-def blocks(result: Result) -> Iterator[Record]:
+def blocks(result: Record) -> Iterator[Record]:
     """Every block of every network: its gate, and accuracy without a part of it."""
     for block in range(1, len(result["rows"][0]["gates"]) + 1):
         for row in result["rows"]:
@@ -75,7 +64,7 @@ def blocks(result: Result) -> Iterator[Record]:
             yield {"block": block, "gate": row["gates"][block - 1], **without}
 
 
-def plans(result: Result) -> Iterator[Record]:
+def plans(result: Record) -> Iterator[Record]:
     """Accuracy of every network after every removal."""
     for plan in result["rows"][0]["recalibrated"]:
         for row in result["rows"]:
@@ -83,7 +72,7 @@ def plans(result: Result) -> Iterator[Record]:
             yield {"plan": plan, **found}
 
 
-def losses(result: Result) -> Iterator[Record]:
+def losses(result: Record) -> Iterator[Record]:
     """First and last loss of every run at every depth, and the learning rate of these."""
     for (kind, depth), rows in grouped(result["rows"], itemgetter("kind", "depth")).items():
         for title, key in (("first loss", "first"), ("last", "end")):
@@ -111,7 +100,7 @@ TABLES: dict[str, Table] = {
     ),
     "paper_mean_gate": table(
         Column("mean gate at depth", KIND),
-        Column("{}", lambda row: average(row["gates"]), means(".2f"), over="depth"),
+        Column("{}", lambda row: fmean(row["gates"]), means(".2f"), over="depth"),
         records=by_depth,
     ),
     "paper_gate_of_every_block": table(

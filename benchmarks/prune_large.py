@@ -27,7 +27,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,23 +41,15 @@ SUFFIXES = (".pt", ".safetensors")
 
 def watched(command: Sequence[str]) -> dict[str, float]:
     """Run a command to its end: seconds, peak resident and peak anonymous memory in bytes."""
-    peak = 0
+    peak = pid = 0
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output)
-        ended = threading.Event()
-
-        def sample() -> None:
-            nonlocal peak
-            while not ended.wait(0.005):
-                peak = max(peak, anonymous(process.pid))
-
-        watcher = threading.Thread(target=sample)
-        watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
+        while not pid:
+            peak = max(peak, anonymous(process.pid))
+            time.sleep(0.005)
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         taken = time.perf_counter() - start
-        ended.set()
-        watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)

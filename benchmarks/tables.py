@@ -10,28 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import paper_tables
-from columns import (
-    PERCENT,
-    PERCENTS,
-    Column,
-    Record,
-    Result,
-    Table,
-    average,
-    grouped,
-    mean,
-    means,
-    quartiles,
-    table,
-)
+from columns import PERCENT, PERCENTS, Column, Record, Table, grouped, mean, means, quartiles, table
 from record import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -39,49 +26,49 @@ REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABSENT = "Not measured yet.\n"
 
 
-def above_torch(result: Result) -> Iterator[Record]:
+def above_torch(result: Record) -> Iterator[Record]:
     """Times of commands, and their medians above that of importing torch."""
     rows = result["rows"]
     torch = next(it["seconds"]["median"] for it in rows if "import torch" in it["command"])
     return ({**it, "above": it["seconds"]["median"] - torch} for it in rows)
 
 
-def points(result: Result) -> Iterator[Record]:
+def points(result: Record) -> Iterator[Record]:
     """The points of all curves."""
     return ({**row, **point} for row in result["rows"] for point in row["points"])
 
 
-def along_orders(result: Result) -> Iterator[Record]:
+def along_orders(result: Record) -> Iterator[Record]:
     """The whole network, then the points of every order; the first has the mean time of all."""
     whole = result["settings"]["whole"]
     yield {"label": "whole network", "removed": 0, "accuracy": whole}
     for method, rows in grouped(result["rows"], itemgetter("method")).items():
         last = {row["seed"]: row["seconds"] for row in rows}
         named = {"label": f"{method} (n = {len(last)})"}
-        yield {**named, "time": average(list(last.values()))}
+        yield {**named, "time": fmean(last.values())}
         yield from ({**row, **named} for row in rows)
 
 
-def shares_of_whole(result: Result) -> Iterator[Record]:
+def shares_of_whole(result: Record) -> Iterator[Record]:
     """Every step, and the share of the whole network's cost that it leaves."""
     whole, costs = result["rows"][0], ("macs", "params", "latency")
     for row in result["rows"]:
         yield {**row, **{f"{cost}_kept": row[cost] / whole[cost] for cost in costs}}
 
 
-def by_default(result: Result) -> Iterator[Record]:
+def by_default(result: Record) -> Iterator[Record]:
     """The measurements, and how many of a way's were taken by default."""
     for rows in grouped(result["rows"], itemgetter("way")).values():
         share = f"{sum(row['by default'] for row in rows)} of {len(rows)}"
         yield from ({**row, "default": share} for row in rows)
 
 
-def at_targets(result: Result) -> Iterator[Record]:
+def at_targets(result: Record) -> Iterator[Record]:
     """A cell for every target and method, and the best methods of the target."""
     for rows in grouped(result["rows"], itemgetter("epochs", "batch", "share")).values():
         methods = grouped(rows, itemgetter("method"))
         reached = {
-            name: average([row["accuracy"] for row in of])
+            name: fmean(row["accuracy"] for row in of)
             for name, of in methods.items()
             if all(row["reached"] for row in of)
         }
@@ -92,16 +79,16 @@ def at_targets(result: Result) -> Iterator[Record]:
 
 def target_cell(rows: Sequence[Record], best: bool) -> str:
     """`accuracy ± deviation over seeds (share of the latency)`."""
-    kept = f"{100 * average([row['kept'] for row in rows]):.0f} %"
+    kept = f"{100 * fmean(row['kept'] for row in rows):.0f} %"
     if not all(row["reached"] for row in rows):
         return f"not reached ({kept})"
     values = [100 * row["accuracy"] for row in rows]
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    number = f"{average(values):.2f}{deviation}"
+    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    number = f"{fmean(values):.2f}{deviation}"
     return f"{f'**{number}**' if best else number} ({kept})"
 
 
-RUNS = Column("n", lambda row: row["seconds"]["n"])
+RUNS = Column("n", "{seconds[n]}")
 TIME = Column("time (s)", "seconds", quartiles())
 TABLES: dict[str, Table] = {
     "accuracy": table(
@@ -203,14 +190,14 @@ TABLES: dict[str, Table] = {
         Column("one by one (s)", "one_by_one_seconds", quartiles()),
         Column("ratio of times", "time_ratio", quartiles()),
         Column("ratio of MACs", "{macs_ratio:.2f}"),
-        Column("n", lambda row: row["shared_seconds"]["n"]),
+        Column("n", "{shared_seconds[n]}"),
         timed=True,
     ),
     **paper_tables.TABLES,
 }
 
 
-def conditions(table: Table, result: Result) -> str:
+def conditions(table: Table, result: Record) -> str:
     """One line on what the numbers of a table depend on."""
     hardware = result["hardware"]
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -44,6 +46,50 @@ def test_tables_in_the_documents_are_those_of_the_results():
     script = [sys.executable, str(BENCHMARKS / "tables.py"), "--check"]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+SCRIPTS = sorted(BENCHMARKS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_finds_what_it_takes_from_the_library(paper, path):
+    assert paper(path.stem).__file__ == str(path)
+
+
+def test_a_table_is_its_columns_over_records_and_a_missing_cell_is_empty(paper):
+    columns = paper("columns")
+    table = columns.table(
+        columns.Column("error at depth, {unit}", "{kind}!"),
+        columns.Column("{}", lambda row: row.get("error"), columns.means(".1f"), over="depth"),
+        columns.Column("n", "runs"),
+    )
+    rows = [
+        {"kind": "plain", "unit": "%", "depth": 10, "error": 1.0, "runs": 2},
+        {"kind": "plain", "unit": "%", "depth": 10, "error": 2.0, "runs": 2},
+        {"kind": "plain", "unit": "%", "depth": 20, "error": math.nan, "runs": 2},
+        {"kind": "gated", "unit": "%", "depth": 20, "error": 3.0, "runs": 1},
+    ]
+    assert table.render({"rows": rows}) == (
+        "| error at depth, % | 10 | 20 | n |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| plain! | 1.5 (1.0 to 2.0) | 1 diverged | 2 |\n"
+        "| gated! |  | 3.0 | 1 |\n"
+    )
+
+
+def test_what_is_kept_is_not_worked_out_again(paper, tmp_path):
+    once, calls = paper("record").once, []
+    for _ in range(2):
+        assert once(tmp_path / "a.json", lambda: calls.append(0) or {"n": 1}) == {"n": 1}
+    assert len(calls) == 1
+
+
+def test_calls_are_timed_in_turns_and_the_first_rounds_are_not_counted(paper):
+    order = []
+    work = {name: functools.partial(order.append, name) for name in "ab"}
+    times = paper("record").in_turns(work, 2, uncounted=1)
+    assert order == list("ababab")
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
 
 
 def test_a_network_is_trained_measured_and_kept_and_not_trained_again(
