@@ -282,6 +282,17 @@ def test_finetune_writes_what_the_library_learns(run, folder):
     assert document["history"] == str(folder / f"{written}.history.jsonl")
 
 
+@pytest.mark.parametrize("student", ["gated.pt", "plain.pth"])
+def test_arch_says_what_a_teacher_is_whose_file_does_not(run, folder, student):
+    torch.save(dict(plain("resnet14").weights), folder / "plain.pth")
+    options = ("--teacher", folder / "plain.pth", "--arch", "resnet14", "--input-size", 8)
+    options += ("--epochs", 1, "--batch-size", 16, "--normalize", "0.5,0.5,0.5/0.25,0.25,0.25")
+    command = with_data("finetune", folder / student, *options, "--json", folder=folder)
+    assert run(*command).document["epoch"] == 1
+    own = with_data("finetune", folder / "gated.pt", "--arch", "resnet14", folder=folder)
+    assert "leave out the architecture" in run(*own, "--teacher", folder / "whole.pt").err
+
+
 def test_an_interrupted_finetune_is_resumed_to_the_same_weights(run, folder, monkeypatch):
     options = ("--epochs", 3, "--batch-size", 16, "--teacher", folder / "whole.pt")
     command = with_data("finetune", folder / "whole.pt", *options, folder=folder)

@@ -10,7 +10,6 @@ import typer
 
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
-from gatepruner.cli.measuring import recalibrated
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -45,14 +44,12 @@ def recalibrate(
     Example: `gatepruner recalibrate small.pt --data imagefolder:cifar10`
     """
     from gatepruner.files.checkpoints import save
-    from gatepruner.files.storage import refuse_existing, refuse_name
     from gatepruner.images.readers import has_split
+    from gatepruner.measuring.recalibration import recalibrate as estimated
 
     target = call.target(source.ckpt, "recalibrated")
     problems = Problems()
-    with problems:
-        refuse_existing(target, force=call.force)
-        refuse_name(target)
+    call.check([target], problems)
     with problems:
         if not has_split(data.data, "train"):
             raise DataError(f"{data.data} has no train split: statistics are of training images")
@@ -64,7 +61,8 @@ def recalibrate(
     images = data.training(checkpoint.network.base.input_shape, call.terminal, statistics.images)
     assert images is not None  # refused above
     data.normalization(checkpoint, images, call.terminal)
-    done = recalibrated(checkpoint, images, data, call.terminal, augment=statistics.augment)
+    track, augment = call.terminal.track("recalibrating"), statistics.augment
+    done = estimated(checkpoint, images, **data.how, augment=augment, track=track)
     if done is checkpoint:
         raise PlanError(f"{checkpoint.network} has no batch norm: there is nothing to estimate")
     save(done, target, force=call.force)
@@ -98,13 +96,10 @@ def export(
 
     Example: `gatepruner export resnet50-drop4.pt --to torchvision -o small.pth`
     """
-    from gatepruner.files.storage import refuse_existing, refuse_name
-
     target = call.target(source.ckpt, "")
     problems = Problems()
+    call.check([target], problems)
     with problems:
-        refuse_existing(target, force=call.force)
-        refuse_name(target)
         if form.to == "safetensors" and target.suffix != ".safetensors":
             raise CheckpointError(f"cannot write {target}: expected a name ending in .safetensors")
     with problems:

@@ -101,7 +101,7 @@ def compress(
     outputs = [output, *([steps.export] if steps.export else [])]
     folder = output.with_name(f"{output.stem}-compress")
     problems = Problems()
-    _refuse_outputs(outputs, folder, call, problems)
+    call.check(outputs, problems, resume=call.resume)
     whole = read(source, data, problems)
     train, held_out, test = _images(whole, data, held, steps, gating, call.terminal, problems)
     recipe = steps.recipe(gating, tuning)
@@ -137,19 +137,6 @@ def compress(
     done = {"output": str(output), "removed": list(result.removed)}
     records = [asdict(record) for record in result.steps]
     return call.finish({**done, "steps": records, "configuration": dict(result.configuration)})
-
-
-def _refuse_outputs(outputs: list[Path], folder: Path, call: Resumable, problems: Problems) -> None:
-    """Collect what cannot be written."""
-    from gatepruner.files.storage import refuse_existing, refuse_name
-
-    for file in outputs:
-        with problems:
-            refuse_name(file)
-            refuse_existing(file, force=call.force or call.resume)
-    with problems:
-        if folder.is_file():
-            refuse_existing(folder, force=False)
 
 
 def _images(

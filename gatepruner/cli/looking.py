@@ -11,7 +11,6 @@ import typer
 
 from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.learning import read
-from gatepruner.cli.measuring import measured
 from gatepruner.cli.options import COMMON, Call, Data, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -70,7 +69,7 @@ class Criterion:
             rich_help_panel=COMMON,
             metavar="CRITERION",
             autocompletion=criterion_words,
-            help=f"Criterion that blocks are ranked by: {', '.join(CRITERIA)}.",
+            help=f"Criterion: {', '.join(CRITERIA)}; for sweep several, with commas.",
         ),
     ] = "gate"
     criterion_images: Annotated[int, typer.Option(min=1)] = 1000
@@ -94,9 +93,7 @@ class Criterion:
             images,
             seed=self.seed,
             saved=saved,
-            normalization=data.chosen,
-            device=data.device,
-            batch_size=data.batch_size,
+            **data.how,
             track=terminal.track(f"ranking by {self.by}"),
         )
 
@@ -145,14 +142,15 @@ def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("
 
     Example: `gatepruner evaluate resnet56.th --data imagefolder:cifar10`
     """
+    from gatepruner.measuring.accuracy import accuracy
     from gatepruner.report.tables import accuracy_text
 
     problems = Problems()
     checkpoint = read(source, data, problems)
     images = data.images(checkpoint.network.base.input_shape, call.terminal)
     normalization = data.normalization(checkpoint, images, call.terminal)
-    accuracy = measured(checkpoint, images, data, call.terminal, "evaluating")
-    call.terminal.say(accuracy_text(accuracy))
+    counted = accuracy(checkpoint, images, **data.how, track=call.terminal.track("evaluating"))
+    call.terminal.say(accuracy_text(counted))
     chosen = {
         "mean": normalization.mean,
         "std": normalization.std,
@@ -163,6 +161,6 @@ def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("
             "input": str(source.ckpt),
             "data": images.source,
             "normalize": chosen,
-            **accuracy.to_json(),
+            **counted.to_json(),
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 
 from gatepruner.cli.completion import data_words, device_words
 from gatepruner.cli.configuration import read_configuration, write_configuration
+from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import EVERYTHING
 
 if TYPE_CHECKING:
@@ -120,6 +121,12 @@ class Data:
 
         return parse_normalization(self.normalize) if self.normalize else None
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """How to compute, as the library's verbs take it."""
+        batch, chosen = self.batch_size, self.chosen
+        return {"device": self.device, "batch_size": batch, "normalization": chosen}
+
     def normalization(
         self, checkpoint: Checkpoint, images: Images, terminal: Terminal
     ) -> Normalization:
@@ -194,6 +201,15 @@ class Writing(Call):
         seeded = f"-seed{seed}" if seed else ""
         name = f"{path.stem}-{what}{seeded}{kept if suffix is None else suffix}"
         return self.output or path.with_name(name)
+
+    def check(self, outputs: Sequence[Path], problems: Problems, *, resume: bool = False) -> None:
+        """Collect which of these files cannot be written."""
+        from gatepruner.files.storage import refuse_existing, refuse_name
+
+        for output in outputs:
+            with problems:
+                refuse_existing(output, force=self.force or resume)
+                refuse_name(output)
 
     def record(self, output: Path) -> None:
         """Write the options of this call beside what it wrote, or into the folder."""

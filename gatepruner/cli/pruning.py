@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,14 +13,13 @@ from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion
-from gatepruner.cli.measuring import curve, latencies, measured, meter_of, recalibrated
+from gatepruner.cli.measuring import change, latencies, meter_of
 from gatepruner.cli.options import Data, HoldOut, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.errors import DataError, PlanError
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
-    from gatepruner.measuring.cost import Cost
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.pruning.curve import Point
     from gatepruner.pruning.meter import Meter
@@ -110,36 +110,29 @@ def prune(
     Example: `gatepruner prune resnet56.th --blocks layer1.2,layer1.5 --data imagefolder:cifar10`
     """
     from gatepruner.files.checkpoints import save
-    from gatepruner.files.storage import refuse_existing, refuse_name
-    from gatepruner.measuring.cost import count
     from gatepruner.report.tables import loading_text
 
-    name = _name(goals, choice, data)
+    name, terminal = _name(goals, choice, data), call.terminal
     target = call.target(source.ckpt, name, seed=criterion.seed)
     problems = Problems()
-    with problems:
-        refuse_existing(target, force=call.force)
-        refuse_name(target)
+    call.check([target], problems)
     whole = read(source, data, problems)
-    sets = _Sets.read(whole, data, held, goals, after, call.terminal)
-    kept = whole.network.without_gates() if choice.fold else whole.network
-    meter = meter_of(kept, data, after.latency_batch, call.terminal)
-    ranking = _ranking(whole, goals, choice, criterion, data, meter, call.terminal)
-    plan = _plan(whole, ranking, goals, choice, sets, data, meter, call.terminal)
+    sets = _Sets.read(whole, data, held, goals, after, terminal)
+    request = _Request(whole, goals, choice, criterion, data, sets, after.latency_batch, terminal)
+    plan = request.plan()
     if call.dry_run:
         return foretell(call, whole, [target], _works(whole, plan, sets), data)
-    small, document = _pruned(whole, plan, choice, ranking, criterion, data, call.terminal)
+    small, document = request.pruned(plan)
     if sets.statistics is not None and small.network != whole.network:
-        small = recalibrated(small, sets.statistics, data, call.terminal, whole=whole)
+        small = request.recalibrated(small, sets.statistics)
     if sets.test is not None:
-        document |= _accuracies(whole, small, sets.test, data, call.terminal)
+        document |= _accuracies(whole, small, sets.test, data, terminal)
     if after.latency:
-        document["latency"] = latencies(meter, small)
+        document["latency"] = latencies(request.meter, small)
     save(small, target, force=call.force)
     call.record(target)
-    costs = count(whole.network), count(small.network)
-    _show(document, costs, call.terminal)
-    call.terminal.say(f"wrote {target}\n{loading_text(str(target))}")
+    _show(document, terminal)
+    terminal.say(f"wrote {target}\n{loading_text(str(target))}")
     return call.finish({"input": str(source.ckpt), "output": str(target), **document})
 
 
@@ -202,90 +195,96 @@ class _Sets:
         return cls(test, statistics, held_out)
 
 
-def _ranking(
-    whole: Checkpoint,
-    goals: Goals,
-    choice: Choice,
-    criterion: Criterion,
-    data: Data,
-    meter: Meter,
-    terminal: Terminal,
-) -> Ranking | None:
-    """The order of removal, if blocks are not named; for a cost, by what each block saves."""
-    from gatepruner.pruning.goals import COSTS
-    from gatepruner.pruning.ranking import path_of
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of a removal, and with what."""
 
-    goal = goals.goal
-    if goal is None and choice.keep is None and choice.threshold is None:
-        return None
-    known = set(path_of(whole, criterion.by).blocks).issuperset(whole.network.removable)
-    saved = meter.savings(goal.kind) if goal and goal.kind in COSTS and not known else None
-    return criterion.ranking(whole, data, terminal, saved)
+    whole: Checkpoint
+    goals: Goals
+    choice: Choice
+    criterion: Criterion
+    data: Data
+    sets: _Sets
+    latency_batch: int
+    terminal: Terminal
 
+    @functools.cached_property
+    def meter(self) -> Meter:
+        """What tells costs, each found out once."""
+        network = self.whole.network.without_gates() if self.choice.fold else self.whole.network
+        return meter_of(network, self.data, self.latency_batch, self.terminal)
 
-def _plan(
-    whole: Checkpoint,
-    ranking: Ranking | None,
-    goals: Goals,
-    choice: Choice,
-    sets: _Sets,
-    data: Data,
-    meter: Meter,
-    terminal: Terminal,
-) -> tuple[str, ...]:
-    """The blocks to remove."""
-    from gatepruner.pruning.goals import blocks_for
+    @functools.cached_property
+    def ranking(self) -> Ranking | None:
+        """The order of removal, if blocks are not named; for a cost, by what each block saves."""
+        from gatepruner.pruning.goals import COSTS
+        from gatepruner.pruning.ranking import path_of
 
-    goal = goals.goal
-    if ranking is None:
-        return choice.names
-    if goal is None:
-        return choice.plan(ranking)
+        goal, network = self.goals.goal, self.whole.network
+        if goal is None and self.choice.keep is None and self.choice.threshold is None:
+            return None
+        learned = path_of(self.whole, self.criterion.by).blocks
+        known = set(learned).issuperset(network.removable)
+        saved = self.meter.savings(goal.kind) if goal and goal.kind in COSTS and not known else None
+        return self.criterion.ranking(self.whole, self.data, self.terminal, saved)
 
-    def held_out() -> list[Point]:
-        assert sets.held_out is not None
-        assert ranking is not None
-        return curve(whole, ranking, sets.held_out, data, terminal, statistics=sets.statistics)
+    def plan(self) -> tuple[str, ...]:
+        """The blocks to remove."""
+        from gatepruner.pruning.goals import blocks_for
 
-    reach = blocks_for(goal, meter.whole, ranking, meter, held_out)
-    if goal.kind != "blocks":
-        terminal.say(reached_text(reach))
-    return ranking.first(reach.removed)
+        goal, ranking = self.goals.goal, self.ranking
+        if ranking is None:
+            return self.choice.names
+        if goal is None:
+            return self.choice.plan(ranking)
+        reach = blocks_for(goal, self.meter.whole, ranking, self.meter, self._curve)
+        if goal.kind != "blocks":
+            self.terminal.say(reached_text(reach))
+        return ranking.first(reach.removed)
 
+    def _curve(self) -> list[Point]:
+        """Accuracy on held-out images of every network that might be written."""
+        from gatepruner.pruning.curve import sweep
 
-def _pruned(
-    whole: Checkpoint,
-    plan: Sequence[str],
-    choice: Choice,
-    ranking: Ranking | None,
-    criterion: Criterion,
-    data: Data,
-    terminal: Terminal,
-) -> tuple[Checkpoint, dict[str, Any]]:
-    """The network without the blocks of the plan, and what was done to it."""
-    from gatepruner.measuring.cost import count
-    from gatepruner.pruning import surgery
+        assert self.sets.held_out is not None
+        assert self.ranking is not None
+        points = sweep(
+            self.whole,
+            self.sets.held_out,
+            self.ranking,
+            statistics=self.sets.statistics,
+            **self.data.how,
+            track=self.terminal.track("measuring the loss of accuracy"),
+        )
+        return list(points)
 
-    small = surgery.prune(whole, ranking, len(plan)) if ranking else surgery.follow(whole, plan)
-    loose: tuple[str, ...] = ()
-    if choice.shortcuts:
-        loose = criterion.ranking(small, data, terminal).last(choice.shortcuts)
-        small = surgery.remove_shortcuts(small, loose)
-    folded = len(small.network.edits.gated) if choice.fold else 0
-    small = surgery.fold_gates(small) if folded else small
-    edits = small.network.edits
-    document: dict[str, Any] = {
-        "removed": list(plan),
-        "shortcuts_removed": list(loose),
-        "folded": folded,
-        "constants": [*edits.scaled_branches, *edits.scaled_shortcuts],
-        "blocks_before": whole.network.depth,
-        "blocks_after": small.network.depth,
-    }
-    for name, checkpoint in (("before", whole), ("after", small)):
-        cost = count(checkpoint.network)
-        document |= {f"params_{name}": cost.params, f"macs_{name}": cost.macs}
-    return small, document
+    def pruned(self, plan: Sequence[str]) -> tuple[Checkpoint, dict[str, Any]]:
+        """The network without the blocks of a plan, and what was done to it."""
+        from gatepruner.pruning import surgery
+
+        whole, ranking, loose = self.whole, self.ranking, tuple[str, ...]()
+        small = surgery.prune(whole, ranking, len(plan)) if ranking else surgery.follow(whole, plan)
+        if self.choice.shortcuts:
+            order = self.criterion.ranking(small, self.data, self.terminal)
+            loose = order.last(self.choice.shortcuts)
+            small = surgery.remove_shortcuts(small, loose)
+        folded = len(small.network.edits.gated) if self.choice.fold else 0
+        small = surgery.fold_gates(small) if folded else small
+        edits = small.network.edits
+        return small, {
+            "removed": list(plan),
+            "shortcuts_removed": list(loose),
+            "folded": folded,
+            "constants": [*edits.scaled_branches, *edits.scaled_shortcuts],
+            **change(whole, small),
+        }
+
+    def recalibrated(self, small: Checkpoint, images: Images) -> Checkpoint:
+        """The smaller network with the statistics of images as the whole one saw them."""
+        from gatepruner.measuring.recalibration import recalibrate
+
+        track = self.terminal.track("recalibrating")
+        return recalibrate(small, images, **self.data.how, whole=self.whole, track=track)
 
 
 def _works(whole: Checkpoint, plan: Sequence[str], sets: _Sets) -> list[Work]:
@@ -308,17 +307,19 @@ def _accuracies(
     whole: Checkpoint, small: Checkpoint, images: Images, data: Data, terminal: Terminal
 ) -> dict[str, Any]:
     """Accuracy before and after, on the same images."""
+    from gatepruner.measuring.accuracy import accuracy
     from gatepruner.report.tables import accuracy_text
 
     document: dict[str, Any] = {"images": len(images), "data": images.source}
     for name, checkpoint in (("before", whole), ("after", small)):
-        accuracy = measured(checkpoint, images, data, terminal, f"accuracy {name}")
-        document[f"accuracy_{name}"] = accuracy.accuracy
-        terminal.say(f"accuracy {name}: {accuracy_text(accuracy)}")
+        track = terminal.track(f"accuracy {name}")
+        counted = accuracy(checkpoint, images, **data.how, track=track)
+        document[f"accuracy_{name}"] = counted.accuracy
+        terminal.say(f"accuracy {name}: {accuracy_text(counted)}")
     return document
 
 
-def _show(document: dict[str, Any], costs: tuple[Cost, Cost], terminal: Terminal) -> None:
+def _show(document: dict[str, Any], terminal: Terminal) -> None:
     from gatepruner.report import tables
 
     if document["removed"]:
@@ -329,7 +330,6 @@ def _show(document: dict[str, Any], costs: tuple[Cost, Cost], terminal: Terminal
         terminal.say(f"{document['folded']} gates folded into the weights")
     if document["constants"]:
         terminal.say(f"a constant factor stays in {', '.join(document['constants'])}")
-    before, after = (document[f"blocks_{name}"] for name in ("before", "after"))
-    terminal.say(tables.change_table((before, costs[0]), (after, costs[1])))
+    terminal.say(tables.change_table(document))
     if "latency" in document:
         terminal.say(tables.latency_text(document["latency"]))

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
-from gatepruner.cli.looking import criterion_images
-from gatepruner.cli.measuring import latencies, measured, meter_of
-from gatepruner.cli.options import COMMON, Data, Source, Writing
+from gatepruner.cli.looking import Criterion, criterion_images
+from gatepruner.cli.measuring import change, latencies, meter_of
+from gatepruner.cli.options import Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
-from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
@@ -31,32 +29,19 @@ or step by step:
 
 
 @dataclass(frozen=True)
-class Curves:
+class Curves(Criterion):
     """Curves.
 
     Attributes:
-        criterion_images: training images that criteria look at, if they need any.
         random: random orders.
         step: blocks from one point to the next.
         recalibrate: training images to estimate batch-norm statistics from for every point, as
             prune does; 0 keeps the checkpoint's.
-        seed: seed of all random choices.
     """
 
-    by: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=COMMON,
-            metavar="CRITERIA",
-            autocompletion=criterion_words,
-            help=f"Criteria to compare, with commas between them: {', '.join(CRITERIA)}.",
-        ),
-    ] = "gate,random"
-    criterion_images: Annotated[int, typer.Option(min=1)] = 1000
     random: Annotated[int, typer.Option(min=1)] = 3
     step: Annotated[int, typer.Option(min=1)] = 1
     recalibrate: Annotated[int, typer.Option(min=0)] = 2000
-    seed: Annotated[int, typer.Option(rich_help_panel=COMMON)] = 0
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -77,10 +62,13 @@ class Curves:
         return len(self.criteria) + ("random" in self.criteria) * (self.random - 1)
 
 
+GATE_AND_RANDOM = Curves(by="gate,random")
+
+
 def sweep(
     source: Source,
     *,
-    curves: Curves,
+    curves: Curves = GATE_AND_RANDOM,
     call: Writing,
     data: Annotated[Data, Group(needs=("data",))],
 ) -> None:
@@ -126,9 +114,7 @@ def sweep(
         statistics=statistics,
         counts=counts,
         seeds=range(curves.seed, curves.seed + curves.random),
-        device=data.device,
-        batch_size=data.batch_size,
-        normalization=data.chosen,
+        **data.how,
         track=call.terminal.track,
     )
     configuration = {
@@ -178,7 +164,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     from gatepruner.demo import demo_checkpoint, demo_images
     from gatepruner.files.checkpoints import save
     from gatepruner.files.storage import refuse_existing
-    from gatepruner.measuring.cost import count
+    from gatepruner.measuring.accuracy import accuracy
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.orders import compare
     from gatepruner.pruning.ranking import rank
@@ -203,8 +189,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
         images,
         ("gate", "random"),
         seeds=range(3),
-        device=device,
-        batch_size=how.batch_size,
+        **how.how,
         track=terminal.track,
     )
     orders = list(compared)
@@ -212,13 +197,12 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     terminal.say(tables.curve_table(orders))
 
     small = fold_gates(remove(whole, plan))
-    accuracy = measured(small, images, how, terminal, "evaluating")
+    counted = accuracy(small, images, **how.how, track=terminal.track("evaluating"))
     times = latencies(meter_of(whole.network, how, 1, terminal), small)
-    before, after = ((one.network.depth, count(one.network)) for one in (whole, small))
     terminal.say("\nwithout these ten, the other gates folded into the weights")
-    terminal.say(tables.change_table(before, after))
+    terminal.say(tables.change_table(change(whole, small)))
     terminal.say(f"accuracy before: {tables.accuracy_text(orders[0].points[0].accuracy)}")
-    terminal.say(f"accuracy after:  {tables.accuracy_text(accuracy)}")
+    terminal.say(f"accuracy after:  {tables.accuracy_text(counted)}")
     terminal.say(tables.latency_text(times))
 
     chosen = str(pick_device(device))
@@ -227,4 +211,4 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     write_report(report, output, force=call.force)
     save(small, smaller, force=call.force)
     terminal.say(f"\nwrote {smaller} and the report {output / 'report.md'}\n{NEXT}")
-    call.finish(report.to_json() | {"output": str(smaller), "after": accuracy.to_json()})
+    call.finish(report.to_json() | {"output": str(smaller), "after": counted.to_json()})

@@ -17,7 +17,6 @@ from gatepruner.cli.signature import Group
 from gatepruner.learning.recipes import CHOICES, FINE_TUNING, Recipe
 
 if TYPE_CHECKING:
-    from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.networks.network import Network
 
 ALL = Data(split="train")
@@ -58,7 +57,12 @@ def finetune(
     problems = Problems()
     with problems:
         kept = Kept.beside(target, call)
-    known = _read_teacher(source, teacher.teacher, problems)
+    known = None
+    if teacher.teacher is not None:
+        with problems:
+            described = _described(source, teacher.teacher)
+            known = described.read()
+            source = source if described.arch is None else _described(source, source.ckpt)
     whole = read(source, data, problems)
     images, held_out = read_images(whole.network, data, held, call, problems)
     check(whole.network, images, recipe.batch_size, problems)
@@ -86,20 +90,12 @@ def finetune(
     return finish(tuned, target, kept, call, {"input": str(source.ckpt)})
 
 
-def _read_teacher(source: Source, path: Path | None, problems: Problems) -> Checkpoint | None:
-    """The teacher; the options for foreign files hold where its own file does not say."""
-    from gatepruner.errors import CheckpointError
+def _described(source: Source, path: Path) -> Source:
+    """A file with the options for foreign files, unless it says itself what it is."""
+    from gatepruner.files.storage import read_file
 
-    if path is None:
-        return None
-    with problems:
-        try:
-            return replace(source, ckpt=path, arch=None).read()
-        except CheckpointError:
-            if source.arch is None or not path.is_file():
-                raise
-            return replace(source, ckpt=path).read()
-    return None
+    own = path.is_file() and read_file(path)[1] is not None
+    return replace(source, ckpt=path, arch=None if own else source.arch)
 
 
 @dataclass(frozen=True)

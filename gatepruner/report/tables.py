@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gatepruner.compression.record import StepRecord
     from gatepruner.measuring.accuracy import Accuracy
-    from gatepruner.measuring.cost import Cost
     from gatepruner.networks.network import Block
     from gatepruner.pruning.orders import Order
     from gatepruner.pruning.ranking import Ranking
@@ -107,19 +106,13 @@ def accuracy_text(measured: Accuracy) -> str:
     )
 
 
-def change_table(before: tuple[int, Cost], after: tuple[int, Cost]) -> str:
+def change_table(document: Mapping[str, Any]) -> str:
     """Blocks, parameters and MACs before and after."""
-    return table(
-        ("what", "before", "after", "kept"),
-        (
-            (what, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else "")
-            for what, old, new in (
-                ("blocks", before[0], after[0]),
-                ("parameters", before[1].params, after[1].params),
-                ("MACs", before[1].macs, after[1].macs),
-            )
-        ),
-    )
+    rows = []
+    for what, key in (("blocks", "blocks"), ("parameters", "params"), ("MACs", "macs")):
+        old, new = document[f"{key}_before"], document[f"{key}_after"]
+        rows.append((what, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else ""))
+    return table(("what", "before", "after", "kept"), rows)
 
 
 def latency_text(measured: Mapping[str, Mapping[str, Any]]) -> str:
