@@ -520,7 +520,7 @@ BAD = {
     "criterion": ("rank gated.pt --by size", "unknown criterion 'size': expected gate, "),
     "too many": ("prune gated.pt --drop 7", "cannot remove 7 blocks: .* has 6 removable"),
     "keep too many": ("prune gated.pt --keep 7", "cannot keep 7 blocks: .* has 6"),
-    "no block": ("prune gated.pt --blocks blocks.9,block.3", r"blocks\.9.*near: blocks\."),
+    "no block": ("prune gated.pt --blocks blocks.9,block.3", r"blocks\.9.*did you mean blocks\."),
     "twice": ("prune gated.pt --blocks blocks.1,blocks.1", "twice"),
     "shortcuts": ("prune gated.pt --drop 4 --shortcuts 3", "cannot remove 3 blocks"),
     "no folder": ("evaluate gated.pt --data imagefolder:nowhere", "there is no folder nowhere"),
@@ -765,7 +765,7 @@ def test_what_is_wrong_with_a_file_of_options_is_told_at_once(run, folder):
     told = run("prune", folder / "gated.pt", "--config", file, "--json")
     message = json.loads(told.out)["error"]["message"]
     assert told.code == 2
-    assert "unknown option dropp (near: drop" in message
+    assert "unknown option dropp (did you mean drop" in message
     assert "unknown option force" in message
     assert "blocks: expected a single value" in message
     file.write_text("drop: [")
