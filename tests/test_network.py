@@ -228,7 +228,7 @@ def test_gates_are_in_every_block_and_begin_open():
 def test_gates_of_another_kind_are_refused():
     network = Network.named("gated-resnet8")
     assert network.with_gates() == network
-    with pytest.raises(PlanError, match="gated-resnet8 has residual gates already"):
+    with pytest.raises(PlanError, match="gated-resnet8 already has residual gates"):
         network.with_gates("plain")
     with pytest.raises(PlanError, match="unknown gate 'soft': expected residual or plain"):
         network.with_gates("soft")
@@ -293,8 +293,14 @@ def test_a_wrong_name_is_refused_at_once(text):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["layer1.9"], r"cannot remove layer1\.9 \(did you mean .*layer1\.\d.*resnet14 has no such"),
-        (["nothing", "layer1.0", "nobody"], r"cannot remove nothing, nobody: .* its 5 are layer1"),
+        (
+            ["layer1.9"],
+            r"cannot remove layer1\.9 \(did you mean .*layer1\.\d.*resnet14 has no such",
+        ),
+        (
+            ["nothing", "layer1.0", "nobody"],
+            r"cannot remove nothing, nobody: .* its 5 blocks are layer1",
+        ),
         (["layer1.0", "layer1.1", "layer1.0"], r"cannot remove layer1\.0 twice"),
         (["layer2.0"], r"of layer2\.0: only its shortcut is left"),
         (["layer3.1"], r"of layer3\.1: only its branch is left"),

@@ -164,7 +164,9 @@ def test_folded_gates_still_rank_their_blocks():
 
 @pytest.mark.parametrize("k", [float("nan"), float("inf"), float("-inf")])
 def test_a_gate_that_is_no_finite_number_is_refused_by_name(k):
-    with pytest.raises(CheckpointError, match=r"not finite: .*layer1\.1 \(k = (nan|-?inf)\); learn them again"):
+    with pytest.raises(
+        CheckpointError, match=r"not finite: .*layer1\.1 \(k = (nan|-?inf)\); learn them again"
+    ):
         rank(gated(1.0, k, 1.0, 1.0, 1.0, 1.0))
 
 
