@@ -1,1 +1,1 @@
-"""Gates and weights learned; every run can be resumed at any step."""
+"""Learning gates and training weights; every run can be resumed at any step."""

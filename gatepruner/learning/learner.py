@@ -1,7 +1,7 @@
-"""One learner for gates and weights alike: a network that follows the gradient of a loss.
+"""The learner: what learning gates and training weights have in common.
 
-All that is random in a step is drawn from the seed and the number of that step, so a run that
-was interrupted and resumed ends with the very weights of one that was not.
+The random numbers of a step depend only on the seed and the number of the step, so an interrupted
+and resumed run ends with exactly the weights of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ Shown = TypeVar("Shown")
 
 
 class Learner(ABC, Generic[Shown]):
-    """A network that learns from images, step by step: what changes in a run changes here.
+    """A run that trains a network on images, step by step.
 
-    A subclass sets the tensors that steps change, by their state-dict keys, and the optimizer.
+    A subclass sets `module`, `optimizer`, and `tensors`: the tensors that steps change, by
+    state-dict key.
     """
 
     recipe: GateRecipe | Recipe
@@ -52,12 +53,12 @@ class Learner(ABC, Generic[Shown]):
         check_batch(data, recipe.batch_size)
         self.start, self.recipe, self.view, self.teacher = start, recipe, view, teacher
         self.normalization = normalization_of(start.notes, data.shape[0], normalization)
-        self.device = pick_device(device) if isinstance(device, str) else device
+        self.device = pick_device(device)
         self.fast = learns_fast(self.device, count(start.network).macs)
         self.data = data.to(self.device)
         self.root = self._placed(start)
-        self.teaching = None if teacher is None else self._placed(teacher)
-        # loss, share of right answers and number of steps, since they were last cleared
+        self.teacher_module = None if teacher is None else self._placed(teacher)
+        # sums of loss, accuracy and 1 over the steps since they were last cleared
         self.sums = torch.zeros(3, device=self.device)
         self.done = 0
         self.batches = self._batches()
@@ -69,18 +70,18 @@ class Learner(ABC, Generic[Shown]):
         return module
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of every step that is left, epoch after epoch, for ever.
+        """Pixels and labels of all further steps, without end.
 
-        Each epoch has an order of its own; an incomplete last batch is dropped.
+        Each epoch has its own random order; an incomplete last batch is dropped.
         """
-        size, done = self.recipe.batch_size, self.done
+        size, step = self.recipe.batch_size, self.done
         per_epoch = len(self.data) // size
         while True:
-            epoch, first = divmod(done, per_epoch)
+            epoch, first = divmod(step, per_epoch)
             generator = torch.Generator().manual_seed(_mixed(self.recipe.seed, epoch))
             order = torch.randperm(len(self.data), generator=generator)
             yield from self.data.batches(order[first * size : per_epoch * size], size)
-            done = (epoch + 1) * per_epoch
+            step = (epoch + 1) * per_epoch
 
     @property
     @abstractmethod
@@ -89,14 +90,14 @@ class Learner(ABC, Generic[Shown]):
 
     @abstractmethod
     def step(self) -> Shown | None:
-        """Take one step; returns the moment if it completes something: an epoch, a removal."""
+        """Take one step; returns the moment if the step completes an epoch or a removal."""
 
     @abstractmethod
     def moment(self) -> Shown:
-        """Where the run is; waits for the device."""
+        """The progress of the run; waits for the device."""
 
     def compute_gradients(self, penalty: Tensor | float = 0.0) -> None:
-        """Begin a step: the gradients of the next batch's loss, and of a penalty."""
+        """Begin a step: compute the gradients of the next batch's loss plus a penalty."""
         pixels, labels = next(self.batches)
         torch.manual_seed(_mixed(self.recipe.seed, -1 - self.done))
         viewed = pixels if self.view is None else self.view(pixels)
@@ -104,22 +105,22 @@ class Learner(ABC, Generic[Shown]):
         logits = self._logits(self.module, images)
         loss = self._loss(logits, images, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # not if every gate is gone and norms are frozen
+        if loss.requires_grad:  # it does not if no gate is left and norms are frozen
             torch.autograd.backward(loss + penalty)
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        self.sums += torch.stack([loss.detach(), right, torch.ones_like(right)])
+        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        self.sums += torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)])
 
     def _loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss by the labels, by the teacher's logits, or by both in shares."""
+        """The weighted sum of the distillation loss and the cross-entropy."""
         share = self.recipe.distillation
-        if self.teaching is None or not share:
+        if self.teacher_module is None or not share:
             return F.cross_entropy(logits, labels)
         with torch.no_grad():
-            taught = self._logits(self.teaching, images)
-        apart = distance(logits, taught, self.recipe.temperature)
-        if share == 1:  # the labels may be those of other classes
-            return apart
-        return share * apart + (1 - share) * F.cross_entropy(logits, labels)
+            target = self._logits(self.teacher_module, images)
+        distilled = distance(logits, target, self.recipe.temperature)
+        if share == 1:  # the labels may not fit the network
+            return distilled
+        return share * distilled + (1 - share) * F.cross_entropy(logits, labels)
 
     def _logits(self, module: nn.Module, images: Tensor) -> Tensor:
         with precision(self.device, self.fast):
@@ -127,24 +128,24 @@ class Learner(ABC, Generic[Shown]):
         return logits.float()
 
     def update(self) -> None:
-        """End a step: change the tensors by their gradients."""
+        """End a step: let the optimizer change the tensors."""
         self.optimizer.step()
         self.done += 1
 
     def sound(self) -> bool:
-        """Whether losses and all that was finite at the start are, so that learning can go on."""
+        """Whether the losses, and all tensors that were finite at the start, are finite."""
         start = self.start.weights
         return _finite(self.sums) and all(
             _finite(tensor) or not _finite(start[key]) for key, tensor in self.tensors.items()
         )
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for a run to be resumed."""
+        """What must be equal for a run to be resumed, as plain JSON."""
         images = [self.data.source, len(self.data)]
         return {"format": FORMAT, "images": images, "normalization": self.normalize}
 
     def snapshot(self) -> dict[str, Any]:
-        """The run as tensors and plain values; later steps change the tensors."""
+        """The state of the run, as tensors, which later steps change, and plain values."""
         return {
             "done": self.done,
             "sums": self.sums,
@@ -153,7 +154,7 @@ class Learner(ABC, Generic[Shown]):
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Return to a snapshot of the same run."""
+        """Restore a snapshot of the same run."""
         self.done = snapshot["done"]
         self.batches = self._batches()
         self.sums.copy_(snapshot["sums"])
@@ -164,18 +165,19 @@ class Learner(ABC, Generic[Shown]):
 
     @property
     def normalize(self) -> dict[str, list[float]]:
-        """The normalisation as checkpoints note it."""
+        """The normalisation as checkpoints record it."""
         return {"mean": list(self.normalization.mean), "std": list(self.normalization.std)}
 
 
-def distance(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Mean Kullback-Leibler divergence of softened logits `(N, K)` from a teacher's.
+def distance(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Mean Kullback-Leibler divergence of softened logits `(N, K)` from the teacher's.
 
-    Times the temperature squared, so that its gradients have the same size at every temperature
-    (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531).
+    Multiplied by the squared temperature, so that gradients have the same size at every
+    temperature (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531).
     """
-    ours, theirs = (F.log_softmax(it / temperature, 1) for it in (logits, taught))
-    return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+    softened = F.log_softmax(logits / temperature, 1)
+    teachers = F.log_softmax(target / temperature, 1)
+    return temperature**2 * F.kl_div(softened, teachers, log_target=True, reduction="batchmean")
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -183,5 +185,5 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _mixed(seed: int, index: int) -> int:
-    """A seed for every index (numbers below 0 too), far from those of its neighbours."""
+    """A seed for every index, negative ones included, far from those of its neighbours."""
     return (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9) % 2**63

@@ -1,4 +1,4 @@
-"""Moments: where a run is, as values; what a progress bar shows, and a history records."""
+"""Moments: the progress of a run as a value, for progress bars and histories."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GateMoment:
-    """Where the learning of gates is.
+    """The progress of learning gates.
 
     Attributes:
         step: steps done.
-        steps: steps in all.
-        gone: blocks removed and recorded so far.
-        blocks: blocks to remove in all.
+        steps: steps in total.
+        gone: blocks removed and recorded.
+        blocks: blocks to remove in total.
         loss: mean since the last removal, without the penalty.
-        seconds: since the run began, or was resumed.
-        block: the block whose removal has just been recorded, if one has.
+        seconds: since the run was started or resumed.
+        block: the block whose removal has just been recorded, if any.
         gate: its gate when it was removed.
     """
 
@@ -33,19 +33,19 @@ class GateMoment:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a training run is: at the end of an epoch also its record.
+    """The progress of a training run.
 
     Attributes:
         step: steps done.
-        steps: steps in all.
-        epoch: the epoch they belong to, from 1.
+        steps: steps in total.
+        epoch: the current epoch, from 1.
         loss: mean over the epoch so far, without the penalty.
-        accuracy: on the training images of the epoch so far, as they were shown.
-        gate: mean of all gates; `None` where there are none.
+        accuracy: on the augmented training images of the epoch so far.
+        gate: mean of all gates; `None` without gates.
         learning_rate: of the weights.
-        seconds: since the run began, or was resumed.
+        seconds: since the run was started or resumed.
         validation: accuracy on held-out images at the end of an epoch, if there are any.
-        ends_epoch: whether the epoch is over.
+        ends_epoch: whether the step is the last of its epoch.
     """
 
     step: int
@@ -60,6 +60,6 @@ class Moment:
     ends_epoch: bool = False
 
     def record(self) -> dict[str, Any]:
-        """What a history keeps of an epoch."""
+        """The moment as an entry of a history."""
         left_out = ("step", "steps", "ends_epoch")
         return {key: value for key, value in asdict(self).items() if key not in left_out}

@@ -1,7 +1,7 @@
-"""Recipes: everything that decides how a network learns, as values that check themselves.
+"""Recipes: how a network learns, as values that check themselves.
 
-Torch is not imported here: the command line takes its options, their defaults and their help from
-these classes.
+The command line takes its options, their defaults and their help from these classes, so torch is
+not imported here.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ SCHEDULES = ("onecycle", "step", "cosine")
 
 CHOICES = {"cost": COSTS, "optimizer": tuple(LEARNING_RATES), "schedule": SCHEDULES}
 LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1}
-LEAST["batch_size"] = 2  # the least that batch norm can normalise
+LEAST["batch_size"] = 2  # batch norm needs at least two images
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
 
 
 class _Checked:
-    """A recipe, of which every number is what it can be."""
+    """A recipe that checks its fields."""
 
     def __post_init__(self) -> None:
-        problems = [one for field in vars(self).items() if (one := _problem(*field))]
-        if problems:
-            raise TrainingError("; ".join(problems))
+        problems = filter(None, (_problem(name, value) for name, value in vars(self).items()))
+        if text := "; ".join(problems):
+            raise TrainingError(text)
 
 
 def _problem(name: str, value: Any) -> str | None:
-    """What is wrong with a field of a recipe, if anything; `None` stands for a default."""
+    """What is wrong with a field of a recipe, if anything; a value of `None` is a default."""
     if value is None:
         return None
     if name in CHOICES and value not in CHOICES[name]:
@@ -42,7 +42,7 @@ def _problem(name: str, value: Any) -> str | None:
     if name in LEAST and value < LEAST[name]:
         return f"{name} is {value}: expected at least {LEAST[name]}"
     if name in FROM_0 and not 0 <= value < math.inf:
-        return f"{name} is {value:g}: expected a number from 0 up"
+        return f"{name} is {value:g}: expected a number of at least 0"
     if name in ABOVE_0 and not 0 < value < math.inf:
         return f"{name} is {value:g}: expected a number above 0"
     if name in SHARES and not 0 <= value <= 1:
@@ -55,22 +55,22 @@ class GateRecipe(_Checked):
     """How gates are learned while the network's own weights stay frozen.
 
     Attributes:
-        blocks: Blocks to remove along the path; by default all that can be removed.
-        identity_only: Remove only blocks whose shortcut is the identity, so that torchvision's
-            stock ResNet can load the result.
-        warmup: Steps before the first block is removed.
-        steps: Steps after each removal, in which the other blocks adapt.
+        blocks: Blocks to remove along the path; by default all removable ones.
+        identity_only: Remove only blocks with an identity shortcut, so that torchvision's own
+            ResNet can load the result.
+        warmup: Steps before the first removal.
+        steps: Steps after each removal, for the other blocks to adapt.
         batch_size: Images per step.
         learning_rate: Learning rate of the gates (Adam).
         norm_learning_rate: Learning rate of the scales and shifts of normalisation layers, times
             the share of blocks removed so far; 0 freezes them.
         penalty: Weight of the sum of all open gates in the loss.
-        cost: What a block costs, none, params, macs or latency; weighs the penalty and the order.
+        cost: Cost of a block: none, params, macs or latency; weights the penalty and the order.
         latency_batch: Images per pass when latency is measured.
         labels: Learn from labels instead of the whole network's logits.
-        temperature: Temperature that softens the logits before they are compared.
+        temperature: Temperature that softens the logits for distillation.
         mirror: Mirror colour images at random.
-        seed: Seed of the order of images and of everything else that is random.
+        seed: Seed of the order of images and of all other random numbers.
     """
 
     blocks: int | None = None
@@ -90,7 +90,7 @@ class GateRecipe(_Checked):
 
     @property
     def distillation(self) -> float:
-        """The share of the loss that comes from the whole network's logits."""
+        """The share of the distillation loss: all, unless gates are learned from labels."""
         return 0.0 if self.labels else 1.0
 
 
@@ -99,23 +99,23 @@ class Recipe(_Checked):
     """How weights and gates are trained together.
 
     The one-cycle schedule is that of Smith and Topin, 2017, https://arxiv.org/abs/1708.07120; the
-    cosine that of Loshchilov and Hutter, 2017, https://arxiv.org/abs/1608.03983. At the learning
-    rate of the weights gates hardly move, and at an initial gate of 0.1, say, a new network is
-    close to the identity.
+    cosine that of Loshchilov and Hutter, 2017, https://arxiv.org/abs/1608.03983. Gates have their
+    own learning rate, since they hardly move at that of the weights. With a low initial gate, such
+    as 0.1, a new network is close to the identity.
 
     Attributes:
         epochs: Passes over the training images.
         batch_size: Images per step; an incomplete last batch of an epoch is dropped.
-        optimizer: Optimizer, sgd (with Nesterov momentum of 0.9), adam or adamw.
+        optimizer: Optimizer: sgd (with Nesterov momentum of 0.9), adam or adamw.
         learning_rate: Peak learning rate of the weights; by default 0.1 for SGD, 0.001 for Adam.
-        schedule: Learning rate schedule, onecycle, step (divided by 10 after a half and again
-            after three quarters of the steps) or cosine (from the peak to 0).
+        schedule: Learning rate schedule: onecycle, step (divided by 10 after half and after three
+            quarters of the steps) or cosine (from the peak to 0).
         weight_decay: Weight decay of the weights; gates have none.
         gate_learning_rate: Peak learning rate of the gates.
         gate_penalty: Weight of the sum of all gates in the loss.
         augment: Shift images at random by up to an eighth of their width, and mirror colour ones.
-        distillation: Share of the loss that comes from the teacher, if there is one; the rest
-            comes from the labels.
+        distillation: Share of the distillation loss if there is a teacher; the rest is the
+            cross-entropy with the labels.
         temperature: Temperature that softens the logits of network and teacher.
         initial_gate: Initial value k of every gate.
         seed: Seed of initial weights, order of images, augmentation and dropout.
@@ -137,7 +137,7 @@ class Recipe(_Checked):
 
     @property
     def peak(self) -> float:
-        """The learning rate of the weights at its peak."""
+        """The peak learning rate of the weights."""
         return self.learning_rate or LEARNING_RATES[self.optimizer]
 
 

@@ -1,6 +1,6 @@
-"""Running: steps taken until all are done or a signal comes, with the state kept on the disk.
+"""Running a learner until it has finished or a signal arrives, with its state on the disk.
 
-A run can be interrupted or killed at any moment and resumed; it ends as if it had not been.
+A run can be interrupted or killed at any time; resumed, it ends as if it had not been.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gatepruner.errors import TrainingError, differences
 from gatepruner.files.storage import load_state, save_state
 from gatepruner.learning.learner import Learner, Shown
 
-SAVE_EVERY = 60.0  # seconds between two states on the disk
-SHOW_EVERY = 0.5  # seconds between two moments that are shown
+SAVE_EVERY = 60.0  # seconds between two saved states
+SHOW_EVERY = 0.5  # seconds between two shown moments
 
 
 def carry_out(
@@ -32,18 +32,18 @@ def carry_out(
     watch: Callable[[Shown], None],
     on_stop: Callable[[], None],
 ) -> None:
-    """Take all steps of a run, keeping its state on the disk.
+    """Take all steps of a run and keep its state on the disk.
 
-    SIGINT and SIGTERM wait for the end of the step under way, since half a step cannot be
-    resumed; then the state is written, and `KeyboardInterrupt` raised with the signal's number.
+    When SIGINT or SIGTERM arrives, the run finishes its step, since half a step cannot be
+    resumed, writes its state and raises `KeyboardInterrupt` with the number of the signal.
 
     Args:
-        learner: what takes the steps.
-        state: file to keep the run's state in: from the very beginning, at every epoch or removal,
-            once a minute, and when the run is interrupted or fails.
+        learner: takes the steps.
+        state: file for the run's state, written at the start, after every epoch or removal, once a
+            minute, and when the run is interrupted or fails.
         resume: whether to continue from that state.
-        watch: called with where the run is, at every epoch or removal and now and then.
-        on_stop: called as soon as a signal has come.
+        watch: called with a moment after every epoch or removal, and regularly in between.
+        on_stop: called as soon as a signal arrives.
 
     Raises:
         TrainingError: there is no such run to resume, or the run failed.
@@ -54,16 +54,16 @@ def carry_out(
     else:
         _save(learner, path)
     cuda = [learner.device] if learner.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _signals(on_stop) as came:
+    with torch.random.fork_rng(devices=cuda), _signals(on_stop) as signals:
         try:
-            _take_steps(learner, path, watch, came)
+            _take_steps(learner, path, watch, signals)
         except (KeyboardInterrupt, TrainingError):
             _save(learner, path)
             raise
 
 
 def _take_steps(
-    learner: Learner[Shown], path: Path | None, watch: Callable[[Shown], None], came: list[int]
+    learner: Learner[Shown], path: Path | None, watch: Callable[[Shown], None], signals: list[int]
 ) -> None:
     shown = saved = time.monotonic()
     while not learner.finished:
@@ -77,45 +77,45 @@ def _take_steps(
         if completed is not None or now - saved > SAVE_EVERY:
             _save(learner, path)
             saved = now
-        if came:
-            raise KeyboardInterrupt(came[0])
+        if signals:
+            raise KeyboardInterrupt(signals[0])
 
 
 @contextlib.contextmanager
 def _signals(on_stop: Callable[[], None]) -> Iterator[list[int]]:
-    """The signals that have come; while they are kept here, they stop nothing by themselves."""
-    came: list[int] = []
+    """Collect the numbers of arriving signals instead of letting them stop the process."""
+    arrived: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        came.append(number)
-        if len(came) == 1:
+    def handle(number: int, frame: object) -> None:
+        arrived.append(number)
+        if len(arrived) == 1:
             on_stop()
 
-    main = threading.current_thread() is threading.main_thread()  # no other gets signals
-    kept = (signal.SIGINT, signal.SIGTERM) if main else ()
-    before = {number: signal.signal(number, note) for number in kept}
+    main = threading.current_thread() is threading.main_thread()  # others receive no signals
+    handled = (signal.SIGINT, signal.SIGTERM) if main else ()
+    previous = {number: signal.signal(number, handle) for number in handled}
     try:
-        yield came
+        yield arrived
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _save(learner: Learner[Any], path: Path | None) -> None:
-    """Write the state of a run, if it can be resumed."""
+    """Write the state of a run, unless it has become useless."""
     if path is not None and learner.sound():
         save_state({"identity": learner.identity(), **learner.snapshot()}, path)
 
 
 def _restore(learner: Learner[Any], path: Path | None) -> None:
     if path is None or not path.is_file():
-        missing = f"{path} does not exist" if path else "it was given no state file"
-        raise TrainingError(f"there is no run to resume: {missing}")
+        reason = f"{path} does not exist" if path else "no state file was given"
+        raise TrainingError(f"there is no run to resume: {reason}")
     snapshot = load_state(path)
     changed = differences(snapshot["identity"], learner.identity())
     if changed:
         raise TrainingError(
             f"{path} is the state of another run ({'; '.join(changed)}): resume it with the "
-            "options of that run, or start anew"
+            "options of that run, or start a new one"
         )
-    learner.restore(copy.deepcopy(snapshot))  # out of the file, which will be replaced
+    learner.restore(copy.deepcopy(snapshot))  # copies memory-mapped tensors: the file is replaced

@@ -1,6 +1,6 @@
-"""Training: weights and gates together, from fresh weights or from given ones.
+"""Training and fine-tuning: weights and gates learn together.
 
-Repeatable, and resumable at any step; see `gatepruner.learning.running`.
+Runs are deterministic and can be resumed at any step; see `gatepruner.learning.running`.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ def train(
     watch: Callable[[Moment], None] = lambda moment: None,
     on_stop: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
-    """Train a network from fresh weights.
+    """Train a network from scratch.
 
     Args:
-        network: what to train, gates included if it has any.
+        network: the network, with or without gates.
         data: training images of the network's size and classes.
         recipe: how to train.
-        validation: held-out images; their accuracy is recorded after every epoch.
+        validation: held-out images to measure accuracy on after every epoch.
         normalization: of the images; by default that of the training set.
-        device: where to compute; in bf16 where that is faster.
-        state: file to keep the run's state in, so that it can be resumed; at the end it holds the
-            whole run, for the caller to remove once the result is safe.
+        device: where to compute; uses bf16 where that is faster.
+        state: file for the run's state, so that the run can be resumed; delete it when the result
+            has been saved.
         resume: whether to continue from that state.
-        watch: called now and then, and after every epoch.
-        on_stop: called as soon as SIGINT or SIGTERM asks the run to stop; it stops after the step
-            under way, with `KeyboardInterrupt`.
+        watch: called after every epoch, and regularly in between.
+        on_stop: called as soon as SIGINT or SIGTERM arrives; the run then finishes its step and
+            raises `KeyboardInterrupt`.
 
     Returns:
-        The trained network; its notes hold recipe, normalisation, classes and every epoch.
+        The trained network; its notes contain recipe, normalisation, classes and every epoch.
 
     Raises:
         DataError: the images do not fit the network.
@@ -97,24 +97,24 @@ def finetune(
     watch: Callable[[Moment], None] = lambda moment: None,
     on_stop: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
-    """Train all weights of a network further, gates included if it has any.
+    """Fine-tune all weights of a network, including its gates.
 
     Args:
-        checkpoint: where to start from.
+        checkpoint: a network with its weights.
         data: training images of the network's size and classes.
         recipe: how to train.
-        teacher: a network whose softened logits are learned, too, usually the whole one
-            (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531).
-        normalization: instead of the one that the checkpoint records.
-        validation, device, state, resume, watch, on_stop: as for `train`.
+        teacher: a network to distil from, usually the whole one (Hinton, Vinyals, Dean, 2015,
+            https://arxiv.org/abs/1503.02531).
+        normalization: replaces the one that the checkpoint records.
+        validation, device, state, resume, watch, on_stop: see `train`.
 
     Returns:
-        The network with its new weights and without a path.
+        The network with new weights and without a path.
 
     Raises:
         DataError: the images do not fit the network.
-        TrainingError: the teacher has other classes or takes other images, the loss is not
-            finite, or there is no such run to resume.
+        TrainingError: the teacher has other classes or takes images of another size, the loss is
+            not finite, or there is no such run to resume.
     """
     if teacher is not None:
         check_teacher(checkpoint.network, teacher)
@@ -132,22 +132,22 @@ def finetune(
 
 
 def check_teacher(network: Network, teacher: Checkpoint) -> None:
-    """Raise a `TrainingError` if a network cannot learn from a teacher's logits."""
-    ours, theirs = network, teacher.network
-    if theirs.num_classes != ours.num_classes:
+    """Raise a `TrainingError` if a teacher has other classes or takes images of another size."""
+    classes, shape = teacher.network.num_classes, teacher.network.base.input_shape
+    if classes != network.num_classes:
         raise TrainingError(
-            f"the teacher {theirs} has {theirs.num_classes} classes, {ours} has "
-            f"{ours.num_classes}: choose a teacher with the same classes"
+            f"the teacher {teacher.network} has {classes} classes, {network} has "
+            f"{network.num_classes}: choose a teacher with the same classes"
         )
-    if theirs.base.input_shape != ours.base.input_shape:
+    if shape != network.base.input_shape:
         raise TrainingError(
-            f"the teacher {theirs} takes images of {theirs.base.input_shape}, {ours} of "
-            f"{ours.base.input_shape}: choose a teacher that takes the same images"
+            f"the teacher {teacher.network} takes images of {shape}, {network} of "
+            f"{network.base.input_shape}: choose a teacher that takes the same images"
         )
 
 
 class _Run(Learner[Moment]):
-    """A training run under way."""
+    """A run that trains weights and gates."""
 
     recipe: Recipe
 
@@ -171,21 +171,19 @@ class _Run(Learner[Moment]):
         keys = {start.network.gate_key(name) for name in start.network.edits.gated}
         named = dict(self.root.named_parameters())
         self.gates = [parameter for key, parameter in named.items() if key in keys]
-        others = [parameter for key, parameter in named.items() if key not in keys]
+        weights = [parameter for key, parameter in named.items() if key not in keys]
         self.per_epoch = len(data) // recipe.batch_size
         self.steps = self.per_epoch * recipe.epochs
-        self.optimizer = _optimizer(recipe, others, self.gates)
+        self.optimizer = _optimizer(recipe, weights, self.gates)
         self.scheduler = _scheduler(recipe, self.optimizer, self.steps)
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are over."""
         return self.done >= self.steps
 
     def step(self) -> Moment | None:
-        """Take one step; the last one of an epoch is recorded."""
         weight = self.recipe.gate_penalty
-        penalty = weight * self._open().sum() if self.gates and weight else 0.0
+        penalty = weight * self._relu_gates().sum() if self.gates and weight else 0.0
         self.compute_gradients(penalty)
         self.update()
         self.scheduler.step()
@@ -196,34 +194,31 @@ class _Run(Learner[Moment]):
         self.sums.zero_()
         return moment
 
-    def _open(self) -> Tensor:
-        """The gates `(blocks,)`."""
+    def _relu_gates(self) -> Tensor:
+        """The gates g = relu(k), `(blocks,)`."""
         return torch.stack(tuple(self.gates)).relu()
 
     def moment(self) -> Moment:
-        """The epoch so far; waits for the device."""
-        done, sums = self.done, self.sums
-        epoch = (done - 1) // self.per_epoch + 1
-        loss, right, _ = (sums / sums[2]).tolist()
+        epoch = (self.done - 1) // self.per_epoch + 1
+        loss, accuracy, _ = (self.sums / self.sums[2]).tolist()
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} in epoch {epoch}: lower the learning rate "
                 f"({self.recipe.peak}) or that of the gates ({self.recipe.gate_learning_rate})"
             )
-        gate = self._open().mean().item() if self.gates else None
+        gate = self._relu_gates().mean().item() if self.gates else None
         rate, seconds = float(self.scheduler.get_last_lr()[0]), time.monotonic() - self.started
-        return Moment(done, self.steps, epoch, loss, right, gate, rate, seconds)
+        return Moment(self.done, self.steps, epoch, loss, accuracy, gate, rate, seconds)
 
     def _validated(self) -> float | None:
         """Accuracy on the held-out images, if there are any."""
         if self.validation is None:
             return None
-        (counted,) = tally(self.module, self.validation, self.normalization, self.device, 256)
+        (measured,) = tally(self.module, self.validation, self.normalization, self.device, 256)
         self.module.train()
-        return counted.accuracy
+        return measured.accuracy
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for the run to be resumed."""
         return {
             "network": self.start.network.to_json(),
             "recipe": asdict(self.recipe),
@@ -233,24 +228,21 @@ class _Run(Learner[Moment]):
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """The run as tensors and plain values; later steps change the tensors."""
         own = {"history": self.history, "scheduler": self.scheduler.state_dict()}
         return {**super().snapshot(), **own}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Return to a snapshot of the same run."""
         super().restore(snapshot)
         self.history = snapshot["history"]
         self.scheduler.load_state_dict(snapshot["scheduler"])
 
     def result(self) -> Checkpoint:
-        """What was learned, with what was done."""
+        """The network with its new weights and notes."""
         verb = "trained" if self.fresh else "finetuned"
-        done = {verb: self.data.source, "images": len(self.data)}
         network, tensors = self.start.network, self.tensors
         weights = {key: tensors[key].detach().cpu().contiguous() for key in network.state()}
         notes = {
-            **self.start.noting(**done),
+            **self.start.noting(**{verb: self.data.source, "images": len(self.data)}),
             "normalize": self.normalize,
             "classes": list(self.data.classes),
             "recipe": asdict(self.recipe),
