@@ -493,7 +493,7 @@ def test_another_compression_is_not_resumed(run, shallow, quick):
     before = files_in(shallow)
     others = [
         (("--drop", 2, "--seed", 1), "seed was 0, is 1"),
-        (("--drop", 3), "goal was drop2, is drop3"),
+        (("--drop", 3), "goal was drop2, is now drop3"),
         (("--drop", 2, "--gate-steps", 3), "gate steps was 2, is 3"),
     ]
     for options, named in others:

@@ -235,7 +235,7 @@ def test_what_is_done_is_not_done_again(kept, whole, train, test, monkeypatch):
 def test_another_request_is_not_resumed_and_what_differs_is_named(kept, whole, train, test):
     _, folder, _ = kept
     recipe = replace(RECIPE, gating=replace(GATING, batch_size=8))
-    told = r"goal was drop2, is drop3; batch size was 16, is 8"
+    told = r"goal was drop2, is now drop3; batch size was 16, is now 8"
     with pytest.raises(CheckpointError, match=told):
         compressed(whole, train, test, Goal("blocks", 3), recipe, folder=folder, resume=True)
 
@@ -243,7 +243,7 @@ def test_another_request_is_not_resumed_and_what_differs_is_named(kept, whole, t
 def test_a_folder_with_something_else_in_it_is_left_alone(kept, whole, train, test, tmp_path):
     _, folder, _ = kept
     (tmp_path / "mine.txt").write_text("mine")
-    for there, told in ((folder, "holds a compression"), (tmp_path, "is not empty")):
+    for there, told in ((folder, "contains a compression"), (tmp_path, "is not empty")):
         with pytest.raises(CheckpointError, match=told):
             compressed(whole, train, test, Goal("blocks", 2), folder=there)
     assert (tmp_path / "mine.txt").read_text() == "mine"
@@ -265,7 +265,7 @@ def test_all_that_is_wrong_is_told_at_once(whole, train, test, tmp_path):
     few, other = train.take(torch.arange(5)), bright_images(8, (3, 9, 9))
     with pytest.raises(GatePrunerError) as told:
         compressed(whole, few, other, Goal("loss", 1), folder=tmp_path / "new")
-    for text in ("has 5 images", "made up has images of (3, 9, 9)", "held out"):
+    for text in ("has 5 images", "made up has images of (3, 9, 9)", "held-out"):
         assert text in str(told.value)
     assert not (tmp_path / "new").exists()
 
@@ -276,7 +276,7 @@ def test_all_that_is_wrong_is_told_at_once(whole, train, test, tmp_path):
         (Goal("blocks", 7), {}, PlanError, "cannot remove 7 blocks"),
         (Goal("blocks", 0), {}, PlanError, "cannot remove 0 blocks"),
         (Goal("macs", 0.01, True), {}, PlanError, "cannot reach"),
-        (Goal("loss", 1), {}, DataError, "held out"),
+        (Goal("loss", 1), {}, DataError, "held-out"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_learned(

@@ -141,9 +141,9 @@ def test_gates_that_are_there_stay_as_they_are():
 
 def test_where_nothing_can_be_removed_there_is_nothing_to_gate():
     bare = remove(plain(), removable(plain().network))
-    with pytest.raises(PlanError, match="no block with both branch and shortcut"):
+    with pytest.raises(PlanError, match="no block with both its branch and its shortcut"):
         add_gates(bare)
-    with pytest.raises(PlanError, match="nothing to gate"):
+    with pytest.raises(PlanError, match="cannot add gates"):
         learn(plain("plain-fc6"))
 
 

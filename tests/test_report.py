@@ -129,7 +129,7 @@ def test_the_same_report_is_the_same_files(report, written, tmp_path):
 def test_a_report_that_is_there_is_replaced_only_by_force(report, tmp_path, name):
     (tmp_path / name).write_text("older")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=f"has a report already .{name}.*force=True"):
+    with pytest.raises(CheckpointError, match=f"already has a report .{name}.*force=True"):
         write_report(report, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "notes.txt"])
     assert (tmp_path / name).read_text() == "older"
@@ -142,7 +142,7 @@ def test_a_report_that_is_there_is_replaced_only_by_force(report, tmp_path, name
 def test_a_file_in_the_place_of_the_folder_is_refused(report, tmp_path):
     (tmp_path / "it").write_text("mine")
     for force in (False, True):
-        with pytest.raises(CheckpointError, match="is a file: a folder was expected"):
+        with pytest.raises(CheckpointError, match="is a file: expected a folder"):
             write_report(report, tmp_path / "it", force=force)
     assert (tmp_path / "it").read_text() == "mine"
 

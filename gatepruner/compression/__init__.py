@@ -1,1 +1,1 @@
-"""Compression: from a trained network and a goal to a smaller network, step by step."""
+"""Compression: making a trained network smaller, step by step, to reach a goal."""

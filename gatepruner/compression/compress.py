@@ -1,4 +1,4 @@
-"""`compress`: gates learned, blocks removed, gates folded, the accuracy won back, all measured."""
+"""`compress`: learn gates, remove blocks, fold gates, recalibrate and fine-tune."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gatepruner.measuring.inputs import check_batch, check_fit, normalization_of
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-from gatepruner.pruning.goals import COSTS, Goal, check_reachable
+from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
 from gatepruner.pruning.meter import Meter
 
 
@@ -46,23 +46,23 @@ def compress(
 ) -> Compressed:
     """Make a trained network smaller: learn gates, remove blocks, fold, recalibrate, fine-tune.
 
-    Every step's network is evaluated on the test images. All that can be refused is refused
-    before anything is learned.
+    The network of every step is evaluated on the test images. Invalid input is refused before
+    anything is learned.
 
     Args:
         checkpoint: the trained network.
-        train: training images of its size and classes.
+        train: training images of the network's size and classes.
         goal: blocks to remove, a cost to reach, or a loss of accuracy to stay within.
-        recipe: how.
-        test: labelled images that nothing is learned from or chosen on.
+        recipe: how to compress.
+        test: labelled images to measure accuracy on; nothing is learned or chosen on them.
         held_out: training images that are not in `train`, for a goal of loss.
-        normalization: instead of the one that the checkpoint records.
-        device: where to compute, and to measure latency.
-        folder: where to keep the network of every step; nothing is kept by default.
-        resume: whether to continue with what is done in that folder, if anything is.
-        force: whether what is in that folder may be replaced.
-        watch: called with a `GateMoment`, `Moment`, `Reach` or `StepRecord` as each comes up.
-        track: makes, from a description, a wrapper of an iterable that shows progress.
+        normalization: replaces the one that the checkpoint records.
+        device: where to compute and to measure latency.
+        folder: where to keep the network of every step; by default none is kept.
+        resume: whether to continue from the steps in that folder, if there are any.
+        force: whether to replace what is in that folder.
+        watch: called with every `GateMoment`, `Moment`, `Reach` and `StepRecord`.
+        track: maps a description to a wrapper of an iterable that shows progress.
         on_stop: called when a signal asks a learning step to stop.
 
     Returns:
@@ -70,28 +70,28 @@ def compress(
 
     Raises:
         PlanError: the goal cannot be reached.
-        DataError: the images do not fit the network.
+        DataError: images are missing or do not fit the network.
         TrainingError: there are too few training images, or learning failed.
-        CheckpointError: the folder holds something else.
+        CheckpointError: the folder is not empty, or belongs to another compression.
     """
     recipe = recipe or CompressionRecipe()
-    device = pick_device(device) if isinstance(device, str) else device
+    device = pick_device(device)
     meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
     _refuse(checkpoint, train, goal, recipe, test, held_out)
-    chosen = normalization_of(checkpoint.notes, train.shape[0], normalization)
-    configuration = _configuration(checkpoint, train, goal, recipe, test, chosen)
-    kept = Folder(Path(folder) if folder is not None else None, configuration)
+    normalization = normalization_of(checkpoint.notes, train.shape[0], normalization)
+    configuration = _configuration(checkpoint, train, goal, recipe, test, normalization)
+    steps = Folder(Path(folder) if folder is not None else None, configuration)
     request = Request(
-        *(checkpoint, goal, recipe, train, held_out, chosen),
-        *(device, meter, kept, watch, track, on_stop),
+        *(checkpoint, goal, recipe, train, held_out, normalization),
+        *(device, meter, steps, watch, track, on_stop),
     )
     if goal.kind in COSTS:
-        check_reachable(goal, checkpoint.network, request.may_go, meter)
-    kept.begin(resume=resume, force=force)
-    meter.known.update(_latencies(kept.facts))
-    made = _carry_out(request, test)
-    records = _timed(request, made)
-    small = made[records[-1].name]
+        check_reachable(goal, checkpoint.network, request.candidates, meter)
+    steps.begin(resume=resume, force=force)
+    meter.known.update(_latencies(steps.facts))
+    networks = _carry_out(request, test)
+    records = _timed(request, networks)
+    small = networks[records[-1].name]
     removed = set(checkpoint.network.removable) - set(small.network.removable)
     return Compressed(
         checkpoint=small,
@@ -102,36 +102,38 @@ def compress(
 
 
 def _carry_out(request: Request, test: Images) -> dict[str, Checkpoint]:
-    """Take every step that is not done yet; the network of each, by its name."""
-    made, network = dict[str, Checkpoint](), request.whole
+    """Take every step that is not done yet; returns the network of each by its name."""
+    checkpoints, last = dict[str, Checkpoint](), request.whole
     for step in STEPS:
         if not step.wanted(request.recipe):
             continue
-        done = request.folder.done(step.name)
-        if done is None:
+        checkpoint = request.folder.done(step.name)
+        if checkpoint is None:
             start = time.monotonic()
-            done = step.make(request, network)
+            checkpoint = step.make(request, last)
             seconds = time.monotonic() - start
-            counted = accuracy(
-                done,
+            measured = accuracy(
+                checkpoint,
                 test,
                 device=request.device,
                 normalization=request.normalization,
                 track=request.track(f"accuracy, {step.name}"),
             )
-            record = StepRecord.of(step.name, done.network, counted, seconds, shown=step.shown)
+            record = StepRecord.of(
+                step.name, checkpoint.network, measured, seconds, shown=step.shown
+            )
             request.folder.facts["latencies"] = _plain(request.meter)
-            request.folder.keep(record, done)
-        made[step.name] = network = done
-        request.watch(next(it for it in request.folder.records if it.name == step.name))
-    return made
+            request.folder.keep(record, checkpoint)
+        checkpoints[step.name] = last = checkpoint
+        records = {record.name: record for record in request.folder.records}
+        request.watch(records[step.name])
+    return checkpoints
 
 
-def _timed(request: Request, made: Mapping[str, Checkpoint]) -> tuple[StepRecord, ...]:
-    """The records with latencies; those that are not known yet are measured in turns."""
-    networks = {name: checkpoint.network for name, checkpoint in made.items()}
-    latencies = request.meter.latencies(list(networks.values()))
-    times = dict(zip(networks, latencies, strict=True))
+def _timed(request: Request, checkpoints: Mapping[str, Checkpoint]) -> tuple[StepRecord, ...]:
+    """The records with latencies; unknown ones are measured in turns."""
+    networks = [checkpoint.network for checkpoint in checkpoints.values()]
+    times = dict(zip(checkpoints, request.meter.latencies(networks), strict=True))
     records = request.folder.records
     records[:] = [record.timed(times[record.name]) for record in records]
     request.folder.facts["latencies"] = _plain(request.meter)
@@ -144,7 +146,7 @@ def _plain(meter: Meter) -> dict[str, Any]:
 
 
 def _latencies(facts: Mapping[str, Any]) -> dict[str, Latency]:
-    return {key: Latency(**one) for key, one in facts.get("latencies", {}).items()}
+    return {key: Latency(**fields) for key, fields in facts.get("latencies", {}).items()}
 
 
 def _refuse(
@@ -155,7 +157,7 @@ def _refuse(
     test: Images,
     held_out: Images | None,
 ) -> None:
-    """Raise one error with all that is wrong, before anything is computed."""
+    """Raise one error that lists everything wrong with the request, before computing anything."""
     checks: list[Callable[[], object]] = [
         *(lambda images=images: check_fit(checkpoint.network, images) for images in (train, test)),
         lambda: _check_batch(train, recipe),
@@ -180,17 +182,14 @@ def _check_batch(train: Images, recipe: CompressionRecipe) -> None:
 
 def _check_held_out(goal: Goal, held_out: Images | None) -> None:
     if goal.kind == "loss" and held_out is None:
-        raise DataError(
-            "a loss of accuracy is measured on training images that are held out: hold some out"
-        )
+        raise DataError("a goal of loss is measured on held-out training images: pass some")
 
 
 def _check_count(goal: Goal, network: Network) -> None:
-    if goal.kind == "blocks" and not 1 <= goal.amount <= len(network.removable):
-        raise PlanError(
-            f"cannot remove {goal.amount:g} blocks: {network} has {len(network.removable)} "
-            "removable ones"
-        )
+    if goal.kind == "blocks" and goal.amount < 1:
+        raise PlanError(f"cannot remove {goal.amount:g} blocks: choose at least 1")
+    if goal.kind == "blocks":
+        check_count(goal.amount, network, network.removable)
 
 
 def _configuration(
@@ -201,7 +200,7 @@ def _configuration(
     test: Images,
     normalization: Normalization,
 ) -> dict[str, Any]:
-    """What has to be the same for a compression to be resumed; not the rates of learning gates."""
+    """What must be equal for a compression to be resumed; learning rates of gates may differ."""
     gating, tuning = recipe.gating, recipe.tuning
     return {
         "network": str(checkpoint.network),
@@ -222,7 +221,7 @@ def _configuration(
 
 
 def _facts(request: Request) -> dict[str, Any]:
-    """The conditions of the measurements."""
+    """The conditions under which latency was measured."""
     runs = [latency.runs for latency in request.meter.known.values()]
     return {
         "device": f"{request.device} ({description(request.device)})",

@@ -1,4 +1,4 @@
-"""The folder in which a compression keeps the network of every step, to continue from there."""
+"""The folder of a compression: the network of every step, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gatepruner.compression.record import StepRecord
-from gatepruner.errors import CheckpointError
+from gatepruner.errors import CheckpointError, differences
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.storage import write_text
 from gatepruner.networks.checkpoint import Checkpoint
@@ -19,13 +19,13 @@ STEPS = "steps.json"
 
 @dataclass
 class Folder:
-    """What is done of a compression, on the disk if it has a path.
+    """The finished steps of a compression, kept on the disk if there is a path.
 
     Attributes:
-        path: the folder, or `None` to keep nothing.
-        configuration: what has to be the same for the compression to be resumed.
-        records: of the steps that are done.
-        facts: what was measured on the way, and might come out differently if it were again.
+        path: the folder; `None` keeps nothing.
+        configuration: what must be equal for the compression to be resumed.
+        records: of the finished steps.
+        facts: measurements that a resumed compression must not repeat, such as latencies.
     """
 
     path: Path | None
@@ -34,10 +34,14 @@ class Folder:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def begin(self, *, resume: bool, force: bool) -> None:
-        """Make the folder, or read what was done in it.
+        """Create the folder, or read the steps in it.
+
+        Args:
+            resume: whether to continue from the steps in the folder, if there are any.
+            force: whether to replace what is in the folder.
 
         Raises:
-            CheckpointError: it holds something else, or the compression of another request.
+            CheckpointError: the folder is not empty, or belongs to another compression.
         """
         if self.path is None:
             return
@@ -46,9 +50,10 @@ class Folder:
             self._read(steps)
             return
         if not force and self.path.exists() and any(self.path.iterdir()):
-            what = "holds a compression" if steps.exists() else "is not empty"
+            problem = "contains a compression" if steps.exists() else "is not empty"
+            remedy = "continue or replace it" if steps.exists() else "replace its contents"
             raise CheckpointError(
-                f"{self.path} {what}: write to another folder, continue it or replace it",
+                f"{self.path} {problem}: write to another folder, or {remedy}",
                 **({"resume": True} if steps.exists() else {}),
                 force=True,
             )
@@ -59,46 +64,43 @@ class Folder:
 
     def _read(self, steps: Path) -> None:
         try:
-            kept = json.loads(steps.read_text())
-            before = kept["configuration"]
-            self.records = [StepRecord(**record) for record in kept["steps"]]
-            self.facts = dict(kept["facts"])
-        except (KeyError, TypeError, ValueError) as error:
+            document = json.loads(steps.read_text())
+            changed = differences(document["configuration"], self.configuration)
+            self.records = [StepRecord(**record) for record in document["steps"]]
+            self.facts = dict(document["facts"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{steps} is damaged ({type(error).__name__}: {error}): begin anew"
+                f"{steps} is damaged ({type(error).__name__}: {error}): start a new compression",
+                force=True,
             ) from None
-        differing = [
-            f"{key} was {before.get(key)}, is {value}"
-            for key, value in self.configuration.items()
-            if before.get(key) != value
-        ]
-        if differing:
+        if changed:
             raise CheckpointError(
-                f"cannot resume {self.path} with another request: {'; '.join(differing)}"
+                f"{self.path} contains another compression ({'; '.join(changed)}): resume it with "
+                "the options of that compression, or write to another folder"
             )
 
     def done(self, name: str) -> Checkpoint | None:
-        """The network of a step that is done."""
+        """The network of a step, if the step is done."""
         if self.path is None or name not in {record.name for record in self.records}:
             return None
         return load(self.path / f"{name}.pt")
 
-    def keep(self, record: StepRecord, made: Checkpoint) -> None:
-        """Keep what a step made."""
+    def keep(self, record: StepRecord, checkpoint: Checkpoint) -> None:
+        """Keep the record and the network of a step, and delete its state."""
         if self.path is not None:
-            save(made, self.path / f"{record.name}.pt", force=True)
+            save(checkpoint, self.path / f"{record.name}.pt", force=True)
         self.records.append(record)
         self.write()
         if (state := self.state(record.name)) is not None:
             state.unlink(missing_ok=True)
 
     def state(self, name: str) -> Path | None:
-        """Where the state of a step under way is kept."""
+        """The file for the state of a running step."""
         return None if self.path is None else self.path / f"{name}.pt.state"
 
     def write(self) -> None:
-        """Write down what is done, whole or not at all."""
+        """Write the records of the finished steps atomically."""
         if self.path is not None:
             steps = [asdict(record) for record in self.records]
-            kept = {"configuration": self.configuration, "facts": self.facts, "steps": steps}
-            write_text(self.path / STEPS, json.dumps(kept, indent=1) + "\n")
+            document = {"configuration": self.configuration, "facts": self.facts, "steps": steps}
+            write_text(self.path / STEPS, json.dumps(document, indent=1) + "\n")

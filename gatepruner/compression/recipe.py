@@ -1,4 +1,4 @@
-"""How a compression is carried out, as a value; torch is not imported here."""
+"""The recipe of a compression, as a value; torch is not imported here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class CompressionRecipe:
     """How a network is compressed.
 
     Attributes:
-        gating: how gates are learned; the goal decides how many blocks, and what they cost.
-        tuning: how the smaller network is fine-tuned; `None` leaves that out.
-        gate_images: training images to learn gates from, at most.
-        recalibrate: training images to estimate statistics of batch norm from; 0 leaves that out.
+        gating: how gates are learned; the goal replaces the number of blocks and their cost.
+        tuning: how the smaller network is fine-tuned; `None` skips fine-tuning.
+        gate_images: most training images to learn gates from.
+        recalibrate: training images to recalibrate batch norm on; 0 skips recalibration.
     """
 
     gating: GateRecipe = field(default_factory=GateRecipe)

@@ -1,4 +1,4 @@
-"""What a compression has done: a record of every step, and what came out."""
+"""The result of a compression, and the record of every step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from gatepruner.networks.network import Network
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What a step of a compression left.
+    """The network after a step of a compression, in numbers.
 
     Attributes:
         name: of the step.
-        accuracy: fraction of the test images that are right.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        images: test images.
-        blocks: blocks that have their branch.
-        params: parameters.
+        accuracy: fraction of the test images classified correctly.
+        low: lower end of the accuracy's 95 % interval.
+        high: upper end of the interval.
+        images: number of test images.
+        blocks: number of blocks with a branch.
+        params: number of parameters.
         macs: multiply-accumulates for one image.
-        seconds: that the step took, its evaluation left out.
-        latency: median, in seconds; measured at the end, all networks in turns.
+        seconds: time of the step, without its evaluation.
+        latency: median, in seconds; measured at the end, for all networks in turns.
         latency_low: first quartile.
         latency_high: third quartile.
         shown: whether figures show the step.
@@ -51,7 +51,7 @@ class StepRecord:
     def of(
         cls, name: str, network: Network, accuracy: Accuracy, seconds: float, *, shown: bool
     ) -> StepRecord:
-        """The record of a step that made a network."""
+        """The record of a step that resulted in a network."""
         cost, (low, high) = count(network), accuracy.interval
         return cls(
             name=name,
@@ -75,12 +75,12 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a compression made.
+    """The result of a compression.
 
     Attributes:
         checkpoint: the smaller network.
         steps: a record of every step.
-        removed: names of the blocks that were removed.
+        removed: names of the removed blocks.
         configuration: what the numbers depend on, as plain JSON: goal, images, settings, device.
     """
 

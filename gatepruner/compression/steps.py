@@ -1,4 +1,4 @@
-"""The steps of a compression, as data, and what each of them does."""
+"""The steps of a compression, as data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from gatepruner.compression.folder import Folder
 from gatepruner.compression.recipe import CompressionRecipe
-from gatepruner.errors import PlanError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.gates import learn_gates
@@ -23,26 +22,26 @@ from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import fold_gates, prune
 
-SPARE = 3  # blocks that a path goes beyond a latency, since what is measured scatters
+SPARE = 3  # more blocks on the path than a latency seems to need, since measurements vary
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a compression is asked for, and with what.
+    """What to compress, and how; see `compress`.
 
     Attributes:
         whole: the trained network.
-        goal: what is to be reached.
-        recipe: how.
+        goal: what to reach.
+        recipe: how to compress.
         train: training images.
-        held_out: training images that nothing is learned from, for a goal of loss.
+        held_out: training images that are not in `train`, for a goal of loss.
         normalization: of all images.
         device: where to compute.
-        meter: tells costs.
-        folder: keeps what is done.
-        watch: called with what happens.
-        track: makes wrappers that show progress.
-        on_stop: called when a signal asks to stop.
+        meter: measures costs.
+        folder: keeps the finished steps.
+        watch: called with every moment, reach and record.
+        track: maps a description to a wrapper of an iterable that shows progress.
+        on_stop: called when a signal asks a learning step to stop.
     """
 
     whole: Checkpoint
@@ -59,14 +58,14 @@ class Request:
     on_stop: Callable[[], None]
 
     @property
-    def may_go(self) -> tuple[str, ...]:
-        """The blocks that may be removed."""
+    def candidates(self) -> tuple[str, ...]:
+        """Names of the blocks that may be removed."""
         blocks = [block for block in self.whole.network.blocks if block.removable]
-        only = self.recipe.gating.identity_only
-        return tuple(block.name for block in blocks if block.identity or not only)
+        identity_only = self.recipe.gating.identity_only
+        return tuple(block.name for block in blocks if block.identity or not identity_only)
 
     def learning(self, step: str) -> dict[str, Any]:
-        """The options of a run of learning that a step makes."""
+        """Arguments of the learning run of a step."""
         state = self.folder.state(step)
         return {
             "normalization": self.normalization,
@@ -79,7 +78,7 @@ class Request:
 
 
 def _gate(request: Request, whole: Checkpoint) -> Checkpoint:
-    """With gates, and as much of a path as the goal can take."""
+    """Add gates and learn a path that is long enough for the goal."""
     cost = request.goal.kind if request.goal.kind in COSTS else "none"
     saved = request.meter.savings(cost) if cost != "none" else None
     recipe = replace(request.recipe.gating, cost=cost, blocks=_blocks(request))
@@ -93,28 +92,27 @@ def _gate(request: Request, whole: Checkpoint) -> Checkpoint:
 
 
 def _blocks(request: Request) -> int | None:
-    """The most blocks that may have to go; `None` for all."""
-    goal, meter, may_go = request.goal, request.meter, request.may_go
+    """The most blocks that the goal may need to remove; `None` for all."""
+    goal, meter, candidates = request.goal, request.meter, request.candidates
     if goal.kind == "blocks":
         return max(1, int(goal.amount))
     if goal.kind == "loss":
         return None
-    whole = meter.cost(goal.kind, meter.whole)
-    every = meter.savings(goal.kind)
-    needed = most_needed(whole, goal.limit(whole), {name: every[name] for name in may_go})
+    whole, savings = meter.cost(goal.kind, meter.whole), meter.savings(goal.kind)
+    saved = {name: savings[name] for name in candidates}
+    needed = most_needed(whole, goal.limit(whole), saved)
     needed += SPARE if goal.kind == "latency" else 0
-    return max(1, needed) if needed < len(may_go) else None
+    return max(1, needed) if needed < len(candidates) else None
 
 
 def _remove(request: Request, gated: Checkpoint) -> Checkpoint:
-    """Without the blocks that the goal asks for, with what was learned meanwhile."""
+    """Remove as many blocks as the goal needs, with the weights learned along the path."""
     goal = request.goal
     saved = request.meter.savings(goal.kind) if goal.kind in COSTS else None
-    ranking = rank(gated, saved=saved).among(request.may_go)
+    ranking = rank(gated, saved=saved).among(request.candidates)
 
     def curve() -> Sequence[Point]:
-        if request.held_out is None:
-            raise PlanError("a goal of loss is measured on held-out images: give some")
+        assert request.held_out is not None  # `compress` has checked it
         count = request.recipe.recalibrate
         points = sweep(
             gated,
@@ -132,13 +130,7 @@ def _remove(request: Request, gated: Checkpoint) -> Checkpoint:
     return prune(gated, ranking, reach.removed)
 
 
-def _fold(request: Request, removed: Checkpoint) -> Checkpoint:
-    """Without a gate."""
-    return fold_gates(removed)
-
-
 def _recalibrate(request: Request, small: Checkpoint) -> Checkpoint:
-    """With statistics of batch norm estimated anew."""
     return recalibrate(
         small,
         request.train.spread(request.recipe.recalibrate),
@@ -150,8 +142,8 @@ def _recalibrate(request: Request, small: Checkpoint) -> Checkpoint:
 
 
 def _tune(request: Request, small: Checkpoint) -> Checkpoint:
-    """With all weights trained further, the whole network being the teacher."""
-    assert request.recipe.tuning is not None
+    """Fine-tune all weights with the whole network as teacher."""
+    assert request.recipe.tuning is not None  # or the step is skipped
     return finetune(
         small,
         request.train,
@@ -166,11 +158,11 @@ class Step:
     """A step of a compression.
 
     Attributes:
-        name: of the step, and of the file that keeps what it makes.
-        make: from the network of the step before.
-        wanted: whether a recipe asks for it.
-        resumable: whether it is a long run that keeps a state of its own.
-        shown: whether figures show it; what costs nothing and changes nothing is left out.
+        name: of the step, and of the file of its network.
+        make: maps the request and the previous step's network to the step's network.
+        wanted: whether a recipe includes the step.
+        resumable: whether the step can be resumed from a state file.
+        shown: whether figures show the step.
     """
 
     name: str
@@ -184,7 +176,7 @@ STEPS = (
     Step("whole", lambda request, whole: whole),
     Step("gated", _gate, resumable=True, shown=False),
     Step("removed", _remove),
-    Step("folded", _fold, shown=False),
+    Step("folded", lambda request, removed: fold_gates(removed), shown=False),
     Step("recalibrated", _recalibrate, wanted=lambda recipe: recipe.recalibrate > 0),
     Step("fine-tuned", _tune, wanted=lambda recipe: recipe.tuning is not None, resumable=True),
 )

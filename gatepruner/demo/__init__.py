@@ -1,8 +1,9 @@
-"""The embedded demo: a trained gated network and images it has not seen.
+"""The embedded demo: a trained gated network and test images.
 
 `network.safetensors` is the 100-layer gated residual network for MNIST, trained by the command
-in `README.md` beside it. `images.png` holds every fifth image of MNIST's test set (LeCun, Cortes,
-Burges, CC BY-SA 3.0), 2,000 of them, 50 to a row; `labels.txt` their digits, one line a row.
+in `README.md` beside it. `images.png` contains every fifth image of MNIST's test set (LeCun,
+Cortes, Burges, CC BY-SA 3.0), 2,000 images, 50 per row; `labels.txt` has their digits, one line
+per row.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def demo_checkpoint() -> Checkpoint:
 
 
 def demo_images() -> Images:
-    """The embedded images, all ten digits among them."""
+    """The embedded test images, with all ten digits."""
     folder = files(__package__)
     with as_file(folder / "images.png") as path, Image.open(path) as opened:
         sheet = torch.from_numpy(np.array(opened.convert("L")))

@@ -1,1 +1,1 @@
-"""Reports: figures for a paper, files for a program, tables and progress for a terminal."""
+"""Reports: figures, files, and text and progress for a terminal."""

@@ -1,4 +1,4 @@
-"""The figure that compares: curves of several kinds, each a mean over runs with their range."""
+"""Figures that compare several kinds of curves, each a mean over runs with their range."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Curves:
     """Curves of one kind.
 
     Attributes:
-        label: what they are of.
-        x: where they were measured `(points,)`.
-        runs: what was found in every run `(runs, points)`.
-        marker: of every point, if any.
+        label: for the legend.
+        x: `(points,)`.
+        runs: the measured values `(runs, points)`.
+        marker: matplotlib's name of the points' marker; `None` for no marker.
     """
 
     label: str
@@ -35,28 +35,28 @@ class Curves:
 def draw(
     axes: Axes, curves: Curves, *, color: str, line: Any, band: Any = None, alpha: float = 0.15
 ) -> None:
-    """Draw the mean of the runs, and their range where there are several, or another band.
+    """Draw the mean of the runs, and a band: by default the range of several runs.
 
     Args:
-        axes: where.
+        axes: where to draw.
         curves: the runs.
         color: of line and band.
-        line: its style.
-        band: `(2, points)`, lower and upper end, instead of the range.
+        line: style of the line.
+        band: `(2, points)`, lower and upper end; replaces the range.
         alpha: opacity of the band.
     """
-    found = np.array(curves.runs, dtype=float)
+    values = np.array(curves.runs, dtype=float)
     axes.plot(
         curves.x,
-        found.mean(0),
+        values.mean(0),
         color=color,
         ls=line,
         marker=curves.marker,
         ms=3,
         label=curves.label,
     )
-    if band is None and len(found) > 1:
-        band = (found.min(0), found.max(0))
+    if band is None and len(values) > 1:
+        band = (values.min(0), values.max(0))
     if band is not None:
         axes.fill_between(curves.x, *band, color=color, alpha=alpha, linewidth=0)
 
@@ -70,24 +70,24 @@ def comparison_figure(
     logarithmic: str = "",
     height: float = 3.6,
 ) -> Figure:
-    """Means over runs, with their range where there are several.
+    """A line per kind: the mean over its runs, with their range if there are several.
 
-    Where a run has no number, its mean has none.
+    A mean is NaN where a run is.
 
     Args:
-        kinds: one line each.
-        x_label: what is on the lower axis.
-        y_label: what is on the left axis.
+        kinds: at most one for each colour.
+        x_label: of the x axis.
+        y_label: of the y axis.
         marked: whether every point has a marker.
-        logarithmic: the axes that are: `"x"`, `"y"` or `"xy"`; on such a lower axis the ticks are
-            where something was measured.
+        logarithmic: the logarithmic axes: `""`, `"x"`, `"y"` or `"xy"`; a logarithmic x axis has
+            its ticks at the measured points.
         height: of the figure, in inches.
 
     Raises:
-        ValueError: there are more kinds than lines that can be told apart.
+        ValueError: there are more kinds than colours.
     """
     if len(kinds) > len(COLORS):
-        raise ValueError(f"{len(kinds)} kinds: at most {len(COLORS)} can be told apart")
+        raise ValueError(f"cannot draw {len(kinds)} kinds: there are {len(COLORS)} colours")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, height), layout="constrained")
         axes = figure.add_subplot()
@@ -98,13 +98,14 @@ def comparison_figure(
             draw(axes, shown, color=color, line=line)
         if "x" in logarithmic:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(FixedLocator(sorted({x for it in kinds for x in it.x})))
+            ticks = sorted({x for curves in kinds for x in curves.x})
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             axes.xaxis.set_minor_locator(NullLocator())
         if "y" in logarithmic:
             axes.set_yscale("log")
             low, high = axes.get_ylim()
-            if high / low < 1000:  # else powers of ten are enough
+            if high / low < 1000:  # otherwise, powers of ten suffice
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
                 axes.yaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""The report on a compression: what every step did to accuracy, size, work and latency."""
+"""The report on a compression: accuracy, parameters, MACs and latency after every step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from gatepruner.compression.record import Compressed, StepRecord
-from gatepruner.report.files import versions
+from gatepruner.report.files import condition_lines, versions
 from gatepruner.report.style import GONE, OURS, STYLE, WIDE, save_figure
 
 
 def write_compression(compressed: Compressed, directory: Path) -> Path:
-    """Write `steps.csv`, `report.json`, `report.md` and the figure `tradeoff` (png, svg)."""
+    """Write `steps.csv`, `report.json`, `report.md` and the figure `tradeoff` (png, svg).
+
+    Args:
+        compressed: the result of a compression.
+        directory: an existing folder.
+
+    Returns:
+        The path of `report.md`.
+    """
     steps = compressed.steps
     document = {
         "steps": [asdict(step) for step in steps],
@@ -45,16 +53,16 @@ def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
         shown = [step for step in steps if step.shown]
         x = [1e3 * (step.latency or 0.0) for step in shown]
         y = [100 * step.accuracy for step in shown]
-        spread = [[100 * (it.accuracy - it.low) for it in shown]]
-        spread += [[100 * (it.high - it.accuracy) for it in shown]]
+        errors = [[100 * (step.accuracy - step.low) for step in shown]]
+        errors += [[100 * (step.high - step.accuracy) for step in shown]]
         axes.plot(x, y, color=GONE, linewidth=0.8, linestyle="--", zorder=1)
         label = f"95 % interval (n = {shown[0].images:,})"
-        axes.errorbar(x, y, yerr=spread, fmt="o", color=OURS, markersize=4, capsize=2, label=label)
-        for index, (step, at, height) in enumerate(zip(shown, x, y, strict=True)):
-            right = index == 1  # what is folded is faster: its bars are to the left of this one
+        axes.errorbar(x, y, yerr=errors, fmt="o", color=OURS, markersize=4, capsize=2, label=label)
+        for index, (step, *point) in enumerate(zip(shown, x, y, strict=True)):
+            right = index == 1  # later steps are faster: their bars are to the left of this one
             axes.annotate(
                 step.name,
-                (at, height),
+                (point[0], point[1]),
                 xytext=(7 if right else -7, -11 if right else 4),
                 textcoords="offset points",
                 ha="left" if right else "right",
@@ -79,7 +87,7 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         f"{100 * whole.accuracy:.2f} % before and {100 * last.accuracy:.2f} % after "
         f"(n = {last.images:,}).",
         "",
-        f"Removed, {len(document['removed'])} blocks: {', '.join(document['removed'])}.",
+        f"Removed {len(document['removed'])} blocks: {', '.join(document['removed'])}.",
         "",
         "![accuracy against latency](tradeoff.png)",
         "",
@@ -92,6 +100,4 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         f"| {1e3 * (step.latency or 0.0):.2f} | {step.seconds:.1f} |"
         for step in steps
     ]
-    lines += ["", "Computed with:", ""]
-    known = {**document["configuration"], **document["versions"]}
-    return "\n".join([*lines, *(f"- {key}: {value}" for key, value in known.items())]) + "\n"
+    return "\n".join([*lines, *condition_lines(document)]) + "\n"

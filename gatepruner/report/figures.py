@@ -1,4 +1,4 @@
-"""The two figures: accuracy against blocks removed, and the gate of every block."""
+"""Figures: accuracy against blocks removed, and the gate of every block."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from gatepruner.report.style import COLORS, GONE, LINES, OURS, STYLE, WIDE
 
 
 def curve_figure(orders: Sequence[Order], removed: int | None = None) -> Figure:
-    """Accuracy against blocks removed, with MACs kept on a second axis.
+    """Accuracy against blocks removed, with the share of MACs left on a second axis.
 
     Args:
-        orders: one line each: the mean of its runs, with their range; the first one, if it has
-            one run, with its 95 % interval.
-        removed: number of blocks to mark.
+        orders: one line each: the mean of its runs, with their range. If the first order has one
+            run, its band is the 95 % interval.
+        removed: number of removed blocks to mark.
 
     Raises:
-        ValueError: there are more orders than lines that can be told apart.
+        ValueError: there are more orders than colours.
     """
     if len(orders) > len(COLORS):
-        raise ValueError(f"{len(orders)} orders: at most {len(COLORS)} can be told apart")
+        raise ValueError(f"cannot draw {len(orders)} orders: there are {len(COLORS)} colours")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, 3.6 + 0.17 * len(orders)), layout="constrained")
         axes = figure.add_subplot()
@@ -70,34 +70,34 @@ def _draw_order(axes: Axes, order: Order, *, color: str, line: Any, interval: bo
 
 
 def _add_macs_axis(axes: Axes, points: Sequence[Point]) -> None:
-    """Above, what share of the MACs is left where the lower axis has its ticks."""
+    """Show the share of MACs left above the ticks of the x axis."""
     kept = {point.removed: 100 * point.cost.macs / points[0].cost.macs for point in points}
     above = axes.twiny()
     above.set_xlim(axes.get_xlim())
     above.grid(False)
     above.spines["top"].set_visible(True)
-    above.xaxis.set_major_locator(FixedLocator([at for at in axes.get_xticks() if at in kept]))
-    above.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{kept[round(at)]:.0f}"))
+    ticks = [tick for tick in axes.get_xticks() if tick in kept]
+    above.xaxis.set_major_locator(FixedLocator(ticks))
+    above.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{kept[round(tick)]:.0f}"))
     above.set_xlabel("MACs kept (%)")
 
 
 def gates_figure(
     blocks: Sequence[Block], gates: Mapping[str, float], removed: Sequence[str]
 ) -> Figure:
-    """The gate of every block in the order of depth, stages marked, removed ones shown."""
+    """The gate of every block in the order of depth, with stages and removed blocks marked."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, 2.8), layout="constrained")
         axes = figure.add_subplot()
-        x = range(1, len(blocks) + 1)
-        gone = [at for at, block in zip(x, blocks, strict=True) if block.name in removed]
-        kept = [at for at in x if at not in gone]
+        heights = {x: gates.get(block.name, np.nan) for x, block in enumerate(blocks, start=1)}
+        gone = [x for x, block in enumerate(blocks, start=1) if block.name in removed]
+        kept = [x for x in heights if x not in gone]
         for color, chosen in ((OURS, kept), (GONE, gone)):
-            heights = [gates.get(blocks[at - 1].name, np.nan) for at in chosen]
             label = f"kept ({len(kept)})" if chosen is kept else None
-            axes.bar(chosen, heights, color=color, width=0.75, label=label)
-        for at in gone:  # a closed gate has no bar
-            label = f"removed ({len(gone)})" if at == gone[0] else None
-            axes.axvspan(at - 0.5, at + 0.5, color=GONE, alpha=0.25, linewidth=0, label=label)
+            axes.bar(chosen, [heights[x] for x in chosen], color=color, width=0.75, label=label)
+        for x in gone:  # a closed gate has no bar
+            label = f"removed ({len(gone)})" if x == gone[0] else None
+            axes.axvspan(x - 0.5, x + 0.5, color=GONE, alpha=0.25, linewidth=0, label=label)
         _mark_stages(axes, blocks)
         axes.set_xlim(0.3, len(blocks) + 0.7)
         axes.set_ylim(bottom=0)
@@ -110,7 +110,7 @@ def gates_figure(
 
 
 def _mark_stages(axes: Axes, blocks: Sequence[Block]) -> None:
-    """A line where a stage begins and its name above it, where there are several."""
+    """Mark the start of each stage by a line and its name, if there are 2 to 12 stages."""
     stages = [block.stage for block in blocks]
     starts = [
         index for index, stage in enumerate(stages) if stages[index - 1] != stage or not index
@@ -120,6 +120,11 @@ def _mark_stages(axes: Axes, blocks: Sequence[Block]) -> None:
     for start, end in zip(starts, [*starts[1:], len(stages)], strict=True):
         if start:
             axes.axvline(start + 0.5, color="black", linewidth=0.6, linestyle=":")
-        middle = ((start + end + 1) / 2, 1.01)
-        place = ("data", "axes fraction")
-        axes.annotate(stages[start], middle, xycoords=place, ha="center", va="bottom", fontsize=8)
+        axes.annotate(
+            stages[start],
+            ((start + end + 1) / 2, 1.01),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+        )

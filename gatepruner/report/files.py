@@ -1,4 +1,4 @@
-"""The report on a removal curve, as a directory of figures, tables and one JSON document."""
+"""The report on removal curves: a folder of figures, tables and a JSON document."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ FILES = (
 
 @dataclass(frozen=True)
 class Report:
-    """What a report tells.
+    """The content of a report.
 
     Attributes:
         checkpoint: the whole network.
-        orders: removal curves at the same numbers of blocks, that of the report's subject first.
-        removed: blocks of the plan that was carried out, if one was.
-        latency: measured times by name, as `Latency` has them, if any were.
-        configuration: data, device, seed and what else the numbers depend on.
+        orders: removal curves at the same numbers of blocks; the report's subject comes first.
+        removed: names of removed blocks, if any.
+        latency: by name, the fields of each measured `Latency`.
+        configuration: data, device, seed and all else that the numbers depend on.
     """
 
     checkpoint: Checkpoint
@@ -54,14 +54,14 @@ class Report:
             "gates": {name: gates[name] for name in network.removable if name in gates},
             "orders": [order.to_json() for order in self.orders],
             "removed": list(self.removed),
-            "latency": {name: dict(one) for name, one in self.latency.items()},
+            "latency": {name: dict(time) for name, time in self.latency.items()},
             "configuration": dict(self.configuration),
             "versions": versions(),
         }
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were computed with."""
+    """Versions of the software and the machine."""
     return {
         "gatepruner": __version__,
         "torch": torch.__version__,
@@ -74,12 +74,15 @@ def write_report(report: Report, directory: str | Path, *, force: bool = False) 
     """Write `curve` and `gates` (png, svg), `curve.csv`, `report.json` and `report.md`.
 
     Args:
-        report: what to tell.
-        directory: where; made if it is not there.
-        force: whether files of an older report may be replaced; no other file is touched.
+        report: its content.
+        directory: where to write; created if it does not exist.
+        force: whether to replace the files of an existing report; no other file is touched.
+
+    Returns:
+        The path of the directory.
 
     Raises:
-        CheckpointError: there is a report already, or the disk is full.
+        CheckpointError: there is a report already, or it cannot be written.
     """
     directory = Path(directory)
     refuse_report(directory, force=force)
@@ -91,7 +94,7 @@ def write_report(report: Report, directory: str | Path, *, force: bool = False) 
             for file in sorted(Path(partial).iterdir()):
                 shutil.move(file, directory / file.name)
                 written.add(file.name)
-        for name in set(FILES) - written:  # of an older report, on a network with gates
+        for name in set(FILES) - written:  # of an earlier report on a network with gates
             (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write the report {directory}: {error.strerror}") from error
@@ -99,16 +102,16 @@ def write_report(report: Report, directory: str | Path, *, force: bool = False) 
 
 
 def refuse_report(directory: Path, *, force: bool) -> None:
-    """Raise a `CheckpointError` if there is a report already that may not be replaced."""
-    there = [name for name in FILES if (directory / name).exists()]
-    if there and not force:
+    """Raise a `CheckpointError` if the folder has a report that may not be replaced."""
+    existing = [name for name in FILES if (directory / name).exists()]
+    if existing and not force:
         raise CheckpointError(
-            f"{directory} has a report already ({there[0]}): write to another folder, or "
+            f"{directory} already has a report ({existing[0]}): write to another folder, or "
             "replace it",
             force=True,
         )
     if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"{directory} is a file: a folder was expected")
+        raise CheckpointError(f"{directory} is a file: expected a folder")
 
 
 def _write_all(report: Report, directory: Path) -> None:
@@ -139,7 +142,7 @@ def _rows(report: Report) -> list[dict[str, Any]]:
 
 
 def _markdown(report: Report, document: Mapping[str, Any]) -> str:
-    """The report for a reader."""
+    """The text of `report.md`."""
     whole = report.orders[0].points[0]
     low, high = whole.accuracy.interval
     lines = [
@@ -162,14 +165,22 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
             f"- ≈: within noise of {report.orders[0].criterion} (McNemar's test on the same "
             f"images, p ≥ {NOISE:g})"
         )
-    lines += ["", "Computed with:", ""]
-    known = {**document["configuration"], **document["versions"]}
-    lines += [f"- {key}: {value}" for key, value in known.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *condition_lines(document)]) + "\n"
+
+
+def condition_lines(document: Mapping[str, Any]) -> list[str]:
+    """Configuration and versions of a report's document, as lines of Markdown."""
+    conditions = {**document["configuration"], **document["versions"]}
+    return [
+        "",
+        "Computed with:",
+        "",
+        *(f"- {name}: {value}" for name, value in conditions.items()),
+    ]
 
 
 def _table(orders: Sequence[Order]) -> list[str]:
-    """Accuracy at every number of blocks removed, a column for each order."""
+    """Accuracy at every number of blocks removed, with a column per order."""
     columns = ["removed", "blocks", *(f"{order.criterion} (%)" for order in orders), "MACs kept"]
     columns += ["parameters"]
     lines = [f"| {' | '.join(columns)} |", "|" + "---:|" * len(columns)]
@@ -183,11 +194,11 @@ def _table(orders: Sequence[Order]) -> list[str]:
 
 
 def accuracy_cell(order: Order, first: Order, index: int) -> str:
-    """Accuracy at one point: with its 95 % interval, or the mean and range of several runs.
+    """Accuracy in percent with its 95 % interval, or the mean and range of several runs.
 
-    Marked with ≈ where it is within noise of the first order's.
+    Marked with ≈ if it is within noise of the first order's.
     """
-    accuracies = [100 * one for one in order.accuracies(index)]
+    accuracies = [100 * accuracy for accuracy in order.accuracies(index)]
     mean = sum(accuracies) / len(accuracies)
     low, high = min(accuracies), max(accuracies)
     if len(accuracies) == 1:
@@ -199,12 +210,12 @@ def accuracy_cell(order: Order, first: Order, index: int) -> str:
 def _plan_lines(report: Report) -> list[str]:
     lines = []
     if report.removed:
-        lines += [f"Removed, {len(report.removed)} blocks: {', '.join(report.removed)}.", ""]
-    for name, one in report.latency.items():
+        lines += [f"Removed {len(report.removed)} blocks: {', '.join(report.removed)}.", ""]
+    for name, time in report.latency.items():
         lines.append(
-            f"- latency of the {name} network: median {1e3 * one['median']:.2f} ms, quartiles "
-            f"{1e3 * one['low']:.2f} and {1e3 * one['high']:.2f} ms (batch size "
-            f"{one['batch']}, {one['device']}, {one['runs']} interleaved runs)"
+            f"- latency of the {name} network: median {1e3 * time['median']:.2f} ms, quartiles "
+            f"{1e3 * time['low']:.2f} and {1e3 * time['high']:.2f} ms (batch size "
+            f"{time['batch']}, {time['device']}, {time['runs']} interleaved runs)"
         )
     return [*lines, ""] if report.latency else lines
 

@@ -1,4 +1,4 @@
-"""How every figure looks: sizes, colours and line styles fit for a paper."""
+"""The style of all figures: sizes, colours and lines, suitable for a paper."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ STYLE: Any = {
 OURS, GONE = "#0b5fa5", "#d1661a"
 WIDE = 5.6  # inches, a column and a half
 
-# Told apart in grey and by the colour-blind, too (Okabe and Ito, 2008,
-# https://jfly.uni-koeln.de/color/); each has a line style of its own.
+# Safe for colour-blind readers (Okabe and Ito, 2008, https://jfly.uni-koeln.de/color/); line
+# styles tell the lines apart in grey.
 COLORS = ("#0072B2", "#D55E00", "#6b6b6b", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 

@@ -1,4 +1,4 @@
-"""Tables and sentences for a terminal or a pipe: plain text in which nothing is ever cut."""
+"""Tables and sentences for a terminal or a pipe, as plain text that is never truncated."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from gatepruner.pruning.orders import Order
     from gatepruner.pruning.ranking import Ranking
 
-LEFT = frozenset({"block", "stage", "shortcut", "branch", "step", "what"})  # columns of words
+LEFT = frozenset({"block", "stage", "shortcut", "branch", "step", ""})  # columns of words
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns under their titles, as wide as their longest entry."""
-    lines = [[("" if column == "what" else column) for column in columns], *map(list, rows)]
+    """Aligned columns with titles, as wide as their longest entries."""
+    lines = [list(columns), *map(list, rows)]
     widths = [max(map(len, entries)) for entries in zip(*lines, strict=True)]
 
     def padded(entry: str, column: str, width: int) -> str:
@@ -27,7 +27,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def path_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Blocks in the order of their removal, their gates then, and the loss without them."""
+    """The blocks of a path, with the gate of each at its removal and the loss after it."""
     return table(
         ("#", "block", "gate", "loss"),
         (
@@ -38,7 +38,7 @@ def path_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def block_table(blocks: Sequence[Block], gates: Mapping[str, float]) -> str:
-    """Every block in the order of depth and what is left of it."""
+    """All blocks in the order of depth, with shortcut, branch and gate."""
     rows = []
     for block in blocks:
         shortcut = "identity" if block.identity else "changes shape"
@@ -55,13 +55,13 @@ def block_table(blocks: Sequence[Block], gates: Mapping[str, float]) -> str:
 
 
 def _runs(layers: Sequence[str]) -> list[str]:
-    """`["2 Conv2d", "ReLU"]` for two convolutions and a ReLU: each kind once."""
+    """The distinct layers with their counts: `["2 Conv2d", "ReLU"]`."""
     counts = {layer: layers.count(layer) for layer in layers}
     return [layer if count == 1 else f"{count} {layer}" for layer, count in counts.items()]
 
 
 def ranking_table(ranking: Ranking, gates: Mapping[str, float], limit: int | None = None) -> str:
-    """Blocks in the order of their removal, with their gates and scores."""
+    """The blocks of a ranking, with their gates and scores."""
     return table(
         ("#", "block", "gate", f"score ({ranking.criterion})"),
         (
@@ -72,17 +72,18 @@ def ranking_table(ranking: Ranking, gates: Mapping[str, float], limit: int | Non
 
 
 def curve_table(orders: Sequence[Order]) -> str:
-    """Accuracy in every order at about twenty numbers of blocks, and the time it took to find."""
+    """Accuracy of every order at about twenty numbers of blocks, and the time of its ranking."""
     first = orders[0].points
-    step = max(1, round(len(first) / 20))
-    shown = [at for at in range(len(first)) if at % step == 0 or at == len(first) - 1]
+    step, last = max(1, round(len(first) / 20)), len(first) - 1
     rows = []
-    for at in shown:
-        low, high = first[at].accuracy.interval
-        kept = f"{first[at].cost.macs / first[0].cost.macs:.0%}"
-        compared = [_compared(order, orders[0], at) for order in orders]
+    for index, point in enumerate(first):
+        if index % step and index != last:
+            continue
+        low, high = point.accuracy.interval
+        kept = f"{point.cost.macs / first[0].cost.macs:.0%}"
+        compared = [_compared(order, orders[0], index) for order in orders]
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
-        rows.append((str(first[at].removed), *compared, interval, kept))
+        rows.append((str(point.removed), *compared, interval, kept))
     rows.append(("time", *(f"{order.seconds:.1f} s" for order in orders), "", ""))
     names = [order.criterion for order in orders]
     text = table(("removed", *names, f"95 % of {names[0]}", "MACs kept"), rows)
@@ -90,15 +91,15 @@ def curve_table(orders: Sequence[Order]) -> str:
     return text + noise
 
 
-def _compared(order: Order, first: Order, at: int) -> str:
-    """Mean accuracy of an order's runs, marked if it differs from the first order by chance."""
-    accuracies = order.accuracies(at)
-    marked = "~" if order is not first and order.within_noise(first, at) else ""
-    return f"{marked}{100 * sum(accuracies) / len(accuracies):.1f} %"
+def _compared(order: Order, first: Order, index: int) -> str:
+    """Mean accuracy of an order's runs, marked if it is within noise of the first order's."""
+    accuracies = order.accuracies(index)
+    mark = "~" if order is not first and order.within_noise(first, index) else ""
+    return f"{mark}{100 * sum(accuracies) / len(accuracies):.1f} %"
 
 
 def accuracy_text(measured: Accuracy) -> str:
-    """`91.5 % (89.6 to 93.1, 915 of 1,000 images), loss 0.3842`."""
+    """`91.50 % (95 % interval 89.60 to 93.08, 915 of 1,000 images), loss 0.3842`."""
     low, high = measured.interval
     return (
         f"{100 * measured.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}, "
@@ -109,27 +110,28 @@ def accuracy_text(measured: Accuracy) -> str:
 def change_table(document: Mapping[str, Any]) -> str:
     """Blocks, parameters and MACs before and after."""
     rows = []
-    for what, key in (("blocks", "blocks"), ("parameters", "params"), ("MACs", "macs")):
+    for title, key in (("blocks", "blocks"), ("parameters", "params"), ("MACs", "macs")):
         old, new = document[f"{key}_before"], document[f"{key}_after"]
-        rows.append((what, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else ""))
-    return table(("what", "before", "after", "kept"), rows)
+        rows.append((title, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else ""))
+    return table(("", "before", "after", "kept"), rows)
 
 
 def latency_text(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Measured times side by side."""
-    parts = [
-        f"{name} {1e3 * one['median']:.2f} ms ({1e3 * one['low']:.2f} to {1e3 * one['high']:.2f})"
-        for name, one in measured.items()
+    """Latencies by name, and their conditions."""
+    texts = [
+        f"{name} {1e3 * time['median']:.2f} ms "
+        f"({1e3 * time['low']:.2f} to {1e3 * time['high']:.2f})"
+        for name, time in measured.items()
     ]
-    one = next(iter(measured.values()))
+    first = next(iter(measured.values()))
     return (
-        f"latency, median and quartiles of {one['runs']} interleaved runs, batch size "
-        f"{one['batch']}, {one['device']}: {', '.join(parts)}"
+        f"latency, median and quartiles of {first['runs']} interleaved runs, batch size "
+        f"{first['batch']}, {first['device']}: {', '.join(texts)}"
     )
 
 
 def step_text(step: StepRecord) -> str:
-    """What a step of a compression has left, in one line."""
+    """The record of a step of a compression in one line."""
     return (
         f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, accuracy "
         f"{100 * step.accuracy:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), "
@@ -138,7 +140,7 @@ def step_text(step: StepRecord) -> str:
 
 
 def steps_table(steps: Sequence[StepRecord]) -> str:
-    """Every step of a compression."""
+    """The records of all steps of a compression."""
     return table(
         ("step", "blocks", "accuracy", "MACs", "parameters", "latency", "time"),
         (
@@ -157,7 +159,7 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
 
 
 def loading_text(path: str) -> str:
-    """How to load a network that was written."""
+    """How to load a written network in Python."""
     return (
         f'to load it in Python:\n  import gatepruner\n  module = gatepruner.load("{path}").build()'
     )

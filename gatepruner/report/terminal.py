@@ -1,4 +1,4 @@
-"""What is said on stdout, and progress on stderr: bars on a terminal, else a line now and then."""
+"""Text on stdout and progress on stderr: bars on a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rich.table import Column
 
 from gatepruner.learning.moments import GateMoment, Moment
 
-EVERY = 15.0  # seconds between two lines of progress where there is no terminal
+EVERY = 15.0  # seconds between two lines of progress without a terminal
 
 
 class Terminal:
-    """Says things on stdout, shows progress on stderr, or is quiet.
+    """Prints text to stdout and shows progress on stderr.
 
     Args:
         quiet: whether to show no progress.
-        silent: whether stdout is for a JSON document alone.
+        silent: whether to print no text, because stdout is for a JSON document.
     """
 
     def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
@@ -29,18 +29,18 @@ class Terminal:
         self.err = Console(stderr=True, highlight=False, emoji=False, quiet=quiet, soft_wrap=True)
         self.progress: _Bar | _Lines | None = None
 
-    def say(self, what: str) -> None:
-        """Print to stdout; nothing is cut or wrapped."""
+    def say(self, text: str) -> None:
+        """Print text to stdout without truncating or wrapping it."""
         self.rest()
-        self.out.print(what, markup=False)
+        self.out.print(text, markup=False)
 
     def stopping(self) -> None:
-        """Say that a signal has come: a run stops after the step under way."""
+        """Say that a run will stop after the current step, because of a signal."""
         if not self.err.quiet:
             self.err.print("stopping after this step")
 
     def track(self, description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-        """A wrapper for an iterable that shows how far it is."""
+        """A wrapper of an iterable that shows progress."""
 
         def wrapped(items: Iterable[Any]) -> Iterator[Any]:
             total = len(items) if isinstance(items, Sized) else None
@@ -54,34 +54,34 @@ class Terminal:
         return wrapped
 
     def show(self, done: int, total: int | None, text: str) -> None:
-        """Show how many of how many steps are done: a bar on a terminal, else now and then."""
+        """Show how many of `total` steps are done."""
         if self.progress is None:
             self.progress = _Bar(self.err) if self.err.is_terminal else _Lines(self.err)
         self.progress.show(done, total, text)
 
     def rest(self) -> None:
-        """Take away what is shown of progress."""
+        """Remove the progress from the terminal."""
         if self.progress is not None:
             self.progress.close()
             self.progress = None
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[GateMoment | Moment], None]]:
-        """A watcher for runs; without a terminal it also has a line for every epoch or removal."""
+        """A watcher for runs; without a terminal, it also prints a line per epoch or removal."""
         try:
             yield self._watch
         finally:
             self.rest()
 
     def _watch(self, moment: GateMoment | Moment) -> None:
-        text, done = moment_text(moment), completed_text(moment)
-        self.show(moment.step, moment.steps, text)
-        if done and not self.err.is_terminal:
-            self.err.print(done, markup=False)
+        self.show(moment.step, moment.steps, moment_text(moment))
+        completed = completed_text(moment)
+        if completed and not self.err.is_terminal:
+            self.err.print(completed, markup=False)
 
 
 class _Bar:
-    """Progress on a terminal: a bar with the total and the time that is left."""
+    """Progress on a terminal: a bar with the total and the remaining time."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -104,37 +104,38 @@ class _Bar:
 
 
 class _Lines:
-    """Progress where there is no terminal: a line now and then, with the time that is left."""
+    """Progress without a terminal: occasional lines with the remaining time."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.began = self.told = time.monotonic()
-        self.first: int | None = None  # steps done at first: those of a resumed run take no time
+        self.start = self.last = time.monotonic()
+        self.first: int | None = None  # steps done at the start, which differ in a resumed run
 
     def show(self, done: int, total: int | None, text: str) -> None:
         now = time.monotonic()
         self.first = done if self.first is None else self.first
-        if now - self.told < EVERY:
+        if now - self.last < EVERY:
             return
-        self.told, made = now, done - self.first
-        left = ""
-        if total and made:
-            left = f" of {total:,}, {duration((now - self.began) / made * (total - done))} left"
-        self.console.print(f"{text}: {done:,}{left}", markup=False)
+        self.last, steps = now, done - self.first
+        remaining = ""
+        if total and steps:
+            seconds = (now - self.start) / steps * (total - done)
+            remaining = f" of {total:,}, {duration(seconds)} left"
+        self.console.print(f"{text}: {done:,}{remaining}", markup=False)
 
     def close(self) -> None:
         pass
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
+    """A time as text: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def moment_text(moment: GateMoment | Moment) -> str:
-    """Where a run is: loss, and accuracy and mean gate of the epoch so far or blocks removed."""
+    """The progress of a run in one line."""
     if isinstance(moment, GateMoment):
         return f"learning gates, {moment.gone} blocks removed  loss {moment.loss:.4f}"
     gate = "" if moment.gate is None else f"  mean gate {moment.gate:.3f}"
@@ -146,7 +147,7 @@ def moment_text(moment: GateMoment | Moment) -> str:
 
 
 def completed_text(moment: GateMoment | Moment) -> str:
-    """The epoch or the removal that has just been completed, if one has."""
+    """The epoch or removal that the moment completes; empty if it completes none."""
     if isinstance(moment, Moment):
         return moment_text(moment) if moment.ends_epoch else ""
     if moment.block is None:
