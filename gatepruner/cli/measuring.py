@@ -9,17 +9,18 @@ from gatepruner.cli.options import Data
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.networks.network import Network
     from gatepruner.pruning.meter import Meter
     from gatepruner.report.terminal import Terminal
 
 
-def meter_of(whole: Checkpoint, how: Data, batch: int, terminal: Terminal) -> Meter:
+def meter_of(whole: Network, how: Data, batch: int, terminal: Terminal) -> Meter:
     """What tells the costs of a network and of what is left of it."""
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.meter import Meter
 
     device, track = pick_device(how.device), terminal.track("measuring latency")
-    return Meter(whole.network, device, batch, track=track)
+    return Meter(whole, device, batch, track=track)
 
 
 def latencies(meter: Meter, small: Checkpoint) -> dict[str, dict[str, Any]]:

@@ -110,6 +110,7 @@ def prune(
     Example: `gatepruner prune resnet56.th --blocks layer1.2,layer1.5 --data imagefolder:cifar10`
     """
     from gatepruner.files.checkpoints import save
+    from gatepruner.measuring.recalibration import recalibrate
     from gatepruner.report.tables import loading_text
 
     name, terminal = _name(goals, choice, data), call.terminal
@@ -124,7 +125,8 @@ def prune(
         return foretell(call, whole, [target], _works(whole, plan, sets), data)
     small, document = request.pruned(plan)
     if sets.statistics is not None and small.network != whole.network:
-        small = request.recalibrated(small, sets.statistics)
+        track = terminal.track("recalibrating")
+        small = recalibrate(small, sets.statistics, **data.how, whole=whole, track=track)
     if sets.test is not None:
         document |= _accuracies(whole, small, sets.test, data, terminal)
     if after.latency:
@@ -211,17 +213,20 @@ class _Request:
     @functools.cached_property
     def meter(self) -> Meter:
         """What tells costs, each found out once."""
-        return meter_of(self.whole, self.data, self.latency_batch, self.terminal)
+        network = self.whole.network
+        network = network.without_gates() if self.choice.fold else network
+        return meter_of(network, self.data, self.latency_batch, self.terminal)
 
     @functools.cached_property
     def ranking(self) -> Ranking | None:
         """The order of removal, if blocks are not named; for a cost, by what each block saves."""
         from gatepruner.pruning.goals import COSTS
+        from gatepruner.pruning.ranking import path_of
 
         goal, network = self.goals.goal, self.whole.network
         if goal is None and self.choice.keep is None and self.choice.threshold is None:
             return None
-        learned = self.whole.path.blocks if self.criterion.by == "gate" else ()
+        learned = path_of(self.whole, self.criterion.by).blocks
         known = set(learned).issuperset(network.removable)
         saved = self.meter.savings(goal.kind) if goal and goal.kind in COSTS and not known else None
         return self.criterion.ranking(self.whole, self.data, self.terminal, saved)
@@ -235,7 +240,7 @@ class _Request:
             return self.choice.names
         if goal is None:
             return self.choice.plan(ranking)
-        reach = blocks_for(goal, self.whole.network, ranking, self.meter, self._curve)
+        reach = blocks_for(goal, self.meter.whole, ranking, self.meter, self._curve)
         if goal.kind != "blocks":
             self.terminal.say(reached_text(reach))
         return ranking.first(reach.removed)
@@ -276,18 +281,6 @@ class _Request:
             "constants": [*edits.scaled_branches, *edits.scaled_shortcuts],
             **change(whole, small),
         }
-
-    def recalibrated(self, small: Checkpoint, images: Images) -> Checkpoint:
-        """The smaller network with the statistics of images as the whole one saw them."""
-        from gatepruner.measuring.device import pick_device
-        from gatepruner.measuring.inputs import normalization_of
-        from gatepruner.measuring.recalibration import recalibrate, seen_augmented
-
-        normalization = normalization_of(self.whole.notes, images.shape[0], self.data.chosen)
-        device = pick_device(self.data.device)
-        shifted = seen_augmented(self.whole, images, normalization, device)
-        track = self.terminal.track("recalibrating")
-        return recalibrate(small, images, **self.data.how, augment=shifted, track=track)
 
 
 def _works(whole: Checkpoint, plan: Sequence[str], sets: _Sets) -> list[Work]:

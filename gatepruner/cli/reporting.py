@@ -198,7 +198,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
 
     small = fold_gates(remove(whole, plan))
     counted = accuracy(small, images, **how.how, track=terminal.track("evaluating"))
-    times = latencies(meter_of(whole, how, 1, terminal), small)
+    times = latencies(meter_of(whole.network, how, 1, terminal), small)
     terminal.say("\nwithout these ten, the other gates folded into the weights")
     terminal.say(tables.change_table(change(whole, small)))
     terminal.say(f"accuracy before: {tables.accuracy_text(orders[0].points[0].accuracy)}")

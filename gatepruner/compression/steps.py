@@ -15,7 +15,7 @@ from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.training import finetune
-from gatepruner.measuring.recalibration import recalibrate, seen_augmented
+from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.curve import Point, sweep
 from gatepruner.pruning.goals import COSTS, Goal, blocks_for, most_needed
@@ -139,14 +139,12 @@ def _fold(request: Request, removed: Checkpoint) -> Checkpoint:
 
 def _recalibrate(request: Request, small: Checkpoint) -> Checkpoint:
     """With statistics of batch norm estimated anew."""
-    images = request.train.spread(request.recipe.recalibrate)
-    how = (request.normalization, request.device)
     return recalibrate(
         small,
-        images,
+        request.train.spread(request.recipe.recalibrate),
         device=request.device,
         normalization=request.normalization,
-        augment=seen_augmented(request.whole, images, *how),
+        whole=request.whole,
         track=request.track("recalibrating"),
     )
 

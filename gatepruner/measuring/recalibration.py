@@ -41,6 +41,7 @@ def recalibrate(
     batch_size: int = 128,
     normalization: Normalization | None = None,
     augment: bool | None = None,
+    whole: Checkpoint | None = None,
     memory: int = MEMORY,
     track: Track = iter,
 ) -> Checkpoint:
@@ -58,6 +59,8 @@ def recalibrate(
         normalization: instead of the one that the checkpoint records.
         augment: whether to shift and mirror the images at random, as in training; by default, if
             the first batch norm's statistics are nearer to those of such images.
+        whole: the network before anything was removed: its first batch norm, rather than that of
+            the checkpoint, decides on `augment`.
         memory: bytes of activations to hold.
         track: wraps the nodes of the network, to show progress.
 
@@ -74,7 +77,9 @@ def recalibrate(
     device = pick_device(device) if isinstance(device, str) else device
     data = data.spread(max(memory // peak(module, data.shape), 2)).to(device)
     views = Views(data, chosen, batch_size)
-    augment = _seen_augmented(module, views, device) if augment is None else augment
+    if augment is None:
+        trained = module if whole is None else whole.build()
+        augment = _seen_augmented(trained, views, device)
     estimated = estimate(module, views(augment), device, track)
     weights = {
         key: estimated[key].to(tensor.dtype) if key in estimated else tensor

@@ -13,6 +13,7 @@ from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.inputs import check_size
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.path import NO_PATH, Path
 from gatepruner.pruning.criteria import CRITERIA
 from gatepruner.pruning.criteria.criterion import Evidence
 
@@ -118,7 +119,7 @@ def rank(
     if by not in CRITERIA:
         raise PlanError(f"unknown criterion {by!r}: expected {', '.join(CRITERIA)}")
     criterion = CRITERIA[by]
-    path = checkpoint.path.scores if criterion.needs == "gates" else {}
+    path = path_of(checkpoint, by).scores
     names = [name for name in checkpoint.network.removable if name not in path]
     _check_needs(checkpoint, by, names, images)
     evidence = Evidence(images, normalization, device, batch_size, seed, track)
@@ -129,6 +130,11 @@ def rank(
         scores = sorted(scores, key=lambda pair: pair[1])
     pairs = (*path.items(), *scores)
     return Ranking(by, pairs, str(checkpoint.network), learned=bool(path))
+
+
+def path_of(checkpoint: Checkpoint, by: str) -> Path:
+    """The learned path that a criterion follows: the checkpoint's, if it looks at gates."""
+    return checkpoint.path if CRITERIA[by].needs == "gates" else NO_PATH
 
 
 def _check_needs(

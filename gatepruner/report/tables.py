@@ -63,7 +63,7 @@ def _runs(layers: Sequence[str]) -> list[str]:
 def ranking_table(ranking: Ranking, gates: Mapping[str, float], limit: int | None = None) -> str:
     """Blocks in the order of their removal, with their gates and scores."""
     return table(
-        ("#", "block", "gate", ranking.criterion if ranking.criterion != "gate" else "score"),
+        ("#", "block", "gate", f"score ({ranking.criterion})"),
         (
             (str(number), name, f"{gates[name]:.4f}" if name in gates else "", f"{score:g}")
             for number, (name, score) in enumerate(ranking.scores[:limit], start=1)
