@@ -663,7 +663,7 @@ BAD = {
     "prune, target": ("prune gated.pt --target-macs half", "cannot read 'half' as MACs: .*60%"),
     "prune, out of reach": (
         "prune gated.pt --target-macs 1%",
-        r"cannot reach .*: gated-resnet14 reaches MACs from .* to .*\(100\.0%\); choose a target",
+        r"cannot reach .*: resnet14 reaches MACs from .* to .*\(100\.0%\); choose a target",
     ),
     "prune, above reach": ("prune gated.pt --target-params 10G", "reaches parameters from .* to "),
     "prune, no gates": (

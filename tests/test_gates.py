@@ -511,17 +511,17 @@ def kept_in(state) -> bytes:
 
 @pytest.mark.parametrize(
     ("recipe", "named"),
-    [(replace(FAST, steps=5), "recipe"), (replace(FAST, blocks=2), "recipe")],
+    [(replace(FAST, steps=5), "steps was 4, is now 5"), (replace(FAST, blocks=2), "is now 2")],
 )
 def test_the_state_of_another_run_is_refused_and_kept(tmp_path, recipe, named):
     state = tmp_path / "it.state"
     interrupted(5, state=state)
     content = state.read_bytes()
-    with pytest.raises(TrainingError, match=f"another run .different {named}"):
+    with pytest.raises(TrainingError, match=named):
         learn(plain(), recipe, state=state, resume=True)
-    with pytest.raises(TrainingError, match="different network"):
+    with pytest.raises(TrainingError, match=r"another run \(network was"):
         learn(plain(seed=1), state=state, resume=True)
-    with pytest.raises(TrainingError, match="different images"):
+    with pytest.raises(TrainingError, match=r"another run \(images was"):
         learn(plain(), data=bright_images(49, COLOUR), state=state, resume=True)
     assert state.read_bytes() == content
     with pytest.raises(TrainingError, match="no run to resume"):
@@ -608,7 +608,7 @@ def test_whether_norms_are_learned_does_not_change_in_the_middle_of_a_run(tmp_pa
     state = tmp_path / "it.state"
     broken(9, replace(FAST, norm_learning_rate=first), state=state)
     content = state.read_bytes()
-    with pytest.raises(TrainingError, match="different learning of norms"):
+    with pytest.raises(TrainingError, match=r"another run \(learning of norms was"):
         learn(plain(), replace(FAST, norm_learning_rate=then), state=state, resume=True)
     assert state.read_bytes() == content
     slower = replace(FAST, norm_learning_rate=first / 2)

@@ -195,7 +195,7 @@ def test_a_state_of_an_earlier_format_is_refused(tmp_path, run):
     run(state=state)
     content = load_state(state)
     save_state({**content, "identity": {**content["identity"], "format": 1}}, state)
-    with pytest.raises(TrainingError, match=r"another run \(different format\)"):
+    with pytest.raises(TrainingError, match=r"another run \(format was"):
         run(state=state, resume=True)
 
 

@@ -110,7 +110,6 @@ def prune(
     Example: `gatepruner prune resnet56.th --blocks layer1.2,layer1.5 --data imagefolder:cifar10`
     """
     from gatepruner.files.checkpoints import save
-    from gatepruner.measuring.recalibration import recalibrate
     from gatepruner.report.tables import loading_text
 
     name, terminal = _name(goals, choice, data), call.terminal
@@ -125,8 +124,7 @@ def prune(
         return foretell(call, whole, [target], _works(whole, plan, sets), data)
     small, document = request.pruned(plan)
     if sets.statistics is not None and small.network != whole.network:
-        track = terminal.track("recalibrating")
-        small = recalibrate(small, sets.statistics, **data.how, whole=whole, track=track)
+        small = request.recalibrated(small, sets.statistics)
     if sets.test is not None:
         document |= _accuracies(whole, small, sets.test, data, terminal)
     if after.latency:
@@ -213,8 +211,7 @@ class _Request:
     @functools.cached_property
     def meter(self) -> Meter:
         """What tells costs, each found out once."""
-        network = self.whole.network
-        network = network.without_gates() if self.choice.fold else network
+        network = self.whole.network.without_gates() if self.choice.fold else self.whole.network
         return meter_of(network, self.data, self.latency_batch, self.terminal)
 
     @functools.cached_property
@@ -281,6 +278,13 @@ class _Request:
             "constants": [*edits.scaled_branches, *edits.scaled_shortcuts],
             **change(whole, small),
         }
+
+    def recalibrated(self, small: Checkpoint, images: Images) -> Checkpoint:
+        """The smaller network with the statistics of images as the whole one saw them."""
+        from gatepruner.measuring.recalibration import recalibrate
+
+        track = self.terminal.track("recalibrating")
+        return recalibrate(small, images, **self.data.how, whole=self.whole, track=track)
 
 
 def _works(whole: Checkpoint, plan: Sequence[str], sets: _Sets) -> list[Work]:
