@@ -51,13 +51,14 @@ def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
         label = f"95 % interval (n = {shown[0].images:,})"
         axes.errorbar(x, y, yerr=spread, fmt="o", color=OURS, markersize=4, capsize=2, label=label)
         for index, (step, at, height) in enumerate(zip(shown, x, y, strict=True)):
-            right = index == 1  # what is folded is faster: its bars are to the left of this one
+            right = index % 2 == 1  # from folding on, the steps lie one above the other
             axes.annotate(
                 step.name,
                 (at, height),
-                xytext=(7 if right else -7, -11 if right else 4),
+                xytext=(7 if right else -7, 0),
                 textcoords="offset points",
                 ha="left" if right else "right",
+                va="center",
                 fontsize=8,
                 path_effects=[withStroke(linewidth=2, foreground="white")],
             )
