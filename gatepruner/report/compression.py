@@ -84,13 +84,15 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         "",
         "![accuracy against latency](tradeoff.png)",
         "",
-        "| step | blocks | accuracy (%) | 95 % interval | MACs | parameters | latency (ms) | time (s) |",  # noqa: E501
-        "|:---|---:|---:|---:|---:|---:|---:|---:|",
+        "| step | blocks | accuracy (%) | 95 % interval | MACs | parameters | latency (ms) "
+        "| quartiles | rounds | time (s) |",
+        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {step.name} | {step.blocks} | {100 * step.accuracy:.2f} "
         f"| {100 * step.low:.1f} to {100 * step.high:.1f} | {step.macs:,} | {step.params:,} "
-        f"| {1e3 * (step.latency or 0.0):.2f} | {step.seconds:.1f} |"
+        f"| {1e3 * (step.latency or 0.0):.2f} | {1e3 * (step.latency_low or 0.0):.2f} to "
+        f"{1e3 * (step.latency_high or 0.0):.2f} | {step.latency_rounds} | {step.seconds:.1f} |"
         for step in steps
     ]
     lines += ["", "Computed with:", ""]
