@@ -45,7 +45,7 @@ class Group:
 class _Taken:
     """A dataclass that a command takes, and the fields of it that are options."""
 
-    kind: type[Any]
+    kind: Any  # a dataclass; mypy takes type[Any] for unhashable
     default: Any
     group: Group
     options: dict[str, str]  # the option of each field
@@ -92,7 +92,7 @@ def _made(taken: Mapping[str, _Taken], values: Mapping[str, Any]) -> dict[str, A
     return made
 
 
-def _take(kind: type[Any], default: Any, group: Group) -> _Taken:
+def _take(kind: Any, default: Any, group: Group) -> _Taken:
     hints = _hints(kind)
     names = [one.name for one in fields(kind)]
     everything = tuple(name for name in names if EVERYTHING in get_args(hints[name]))
@@ -118,7 +118,7 @@ def _parameter(taken: _Taken, name: str, option: str) -> inspect.Parameter:
 
 
 @functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
@@ -155,7 +155,7 @@ def title(kind: type[Any]) -> str:
 
 
 @functools.cache
-def attributes(kind: type[Any]) -> dict[str, str]:
+def attributes(kind: Any) -> dict[str, str]:
     """What the docstrings of a dataclass and its bases say of each field."""
     told: dict[str, str] = {}
     for one in reversed(kind.__mro__):
