@@ -170,7 +170,7 @@ class Step:
         make: from the network of the step before.
         wanted: whether a recipe asks for it.
         resumable: whether it is a long run that keeps a state of its own.
-        shown: whether figures show it; what costs nothing and changes nothing is left out.
+        shown: whether figures show it; where gates are still to be folded they do not.
     """
 
     name: str
@@ -183,8 +183,8 @@ class Step:
 STEPS = (
     Step("whole", lambda request, whole: whole),
     Step("gated", _gate, resumable=True, shown=False),
-    Step("removed", _remove),
-    Step("folded", _fold, shown=False),
+    Step("removed", _remove, shown=False),
+    Step("folded", _fold),
     Step("recalibrated", _recalibrate, wanted=lambda recipe: recipe.recalibrate > 0),
     Step("fine-tuned", _tune, wanted=lambda recipe: recipe.tuning is not None, resumable=True),
 )

@@ -59,12 +59,12 @@ class Order:
         return [points[index].accuracy.accuracy for points in self.runs]
 
     def within_noise(self, other: Order, index: int) -> bool:
-        """Whether a point differs from another order's by no more than chance may explain.
+        """Whether no run differs from another order's first by more than chance may explain.
 
-        By McNemar's test on the same images, of every run with the other order's first.
+        By McNemar's test on the same images.
         """
         theirs = other.points[index].accuracy
-        return any(mcnemar(points[index].accuracy, theirs) >= NOISE for points in self.runs)
+        return all(mcnemar(points[index].accuracy, theirs) >= NOISE for points in self.runs)
 
     def to_json(self) -> dict[str, Any]:
         """The order as plain JSON; accuracies are fractions of 1."""
