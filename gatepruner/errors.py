@@ -1,6 +1,6 @@
-"""What gatepruner refuses, and why: one base class, one subclass for each kind of thing.
+"""Errors: one base class, and one subclass for each kind of input that is refused.
 
-Every message names the thing, what was found, what was expected and what to do next.
+A message names the thing, what was found, what was expected and what to do next.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 
 class GatePrunerError(Exception):
-    """Base of every error that gatepruner raises for an input it refuses.
+    """Base class of all errors that gatepruner raises on invalid input.
 
     Args:
         message: the thing, what was found and what was expected.
-        arguments: what to pass instead, any one of them, as in `resize=224`; the command line
-            tells them as its options.
+        arguments: arguments any of which would solve the problem, such as `resize=224`; the
+            command line shows them as options.
     """
 
     def __init__(self, message: str, **arguments: Any) -> None:
@@ -27,50 +27,50 @@ class GatePrunerError(Exception):
         return self.told(lambda name, value: f"{name}={value!r}")
 
     def told(self, spell: Callable[[str, Any], str]) -> str:
-        """The message, and what to pass in the words of the library or of the command line."""
+        """The message with the arguments to pass, each written by `spell(name, value)`."""
         passed = " or ".join(spell(name, value) for name, value in self.arguments.items())
         return f"{self.args[0]}; pass {passed}" if passed else str(self.args[0])
 
 
 class ArchitectureError(GatePrunerError):
-    """An architecture that is not known, cannot be traced or has no residual addition."""
+    """The architecture is unknown, cannot be traced or has no residual addition."""
 
 
 class CheckpointError(GatePrunerError):
-    """A file that cannot be read or written, or weights that do not fit their network."""
+    """A file cannot be read or written, or weights do not fit their network."""
 
 
 class PlanError(GatePrunerError):
-    """A removal that the network cannot carry out."""
+    """The network does not allow a removal."""
 
 
 class DataError(GatePrunerError):
-    """Images that are missing or do not fit the network."""
+    """Images are missing or do not fit the network."""
 
 
 class DeviceError(GatePrunerError):
-    """A device that this machine does not have."""
+    """This machine does not have the device."""
 
 
 class TrainingError(GatePrunerError):
-    """A training run that cannot begin, go on or be resumed."""
+    """A training run cannot start, continue or be resumed."""
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:
-    """Names as one line of text: all of them, or the first and how many more there are."""
+    """Names joined by commas; beyond `limit`, the number of those left out."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`" (near: a, b)"` for the known names closest to `name`, or nothing if none is close."""
+    """`" (did you mean a or b?)"` with the known names closest to `name`; empty if none is."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f" (near: {', '.join(close)})" if close else ""
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`["steps was 50, is now 60"]` for every value that has changed, however deep it is."""
+    """`["steps was 50, is now 60"]` for every changed value, nested ones included."""
     changed = []
     for key, value in now.items():
         old = before.get(key)

@@ -402,7 +402,7 @@ BENT = {
     "an unknown key": ((GONE, {"0/bn7|weight": torch.ones(16)}), "path/0/bn7.weight"),
     "another shape": (
         (GONE, {"1/bn1|weight": torch.ones(15)}),
-        "path/1/bn1.weight (15,), not (16,)",
+        "path/1/bn1.weight is (15,), not (16,)",
     ),
     "a gate that is no number": (
         (GONE, {"0/layer3|0|gate|k": torch.tensor(float("nan"))}),
@@ -624,20 +624,20 @@ REFUSED = {
     "a folder": (lambda p: p.mkdir() or p, "net.pt", {}, ("net.pt", "folder")),
     "empty .pt": (lambda p: p.touch() or p, "net.pt", {}, ("empty",)),
     "empty .safetensors": (lambda p: p.touch() or p, "net.safetensors", {}, ("empty",)),
-    "text as .pt": (with_text, "net.pt", {}, ("no checkpoint",)),
-    "text as .safetensors": (with_text, "net.safetensors", {}, ("no safetensors file",)),
-    "web page as .pt": (lambda p: with_text(p, "<html>404"), "net.pt", {}, ("no checkpoint",)),
-    "one byte": (lambda p: with_text(p, "x"), "net.pt", {}, ("no checkpoint",)),
-    ".pt cut in half": (lambda p: cut(own(p)), "net.pt", {}, ("cut short",)),
-    ".pt less its end": (lambda p: cut(own(p), 0.99), "net.pt", {}, ("cut short",)),
+    "text as .pt": (with_text, "net.pt", {}, ("not a checkpoint",)),
+    "text as .safetensors": (with_text, "net.safetensors", {}, ("not a safetensors file",)),
+    "web page as .pt": (lambda p: with_text(p, "<html>404"), "net.pt", {}, ("not a checkpoint",)),
+    "one byte": (lambda p: with_text(p, "x"), "net.pt", {}, ("not a checkpoint",)),
+    ".pt cut in half": (lambda p: cut(own(p)), "net.pt", {}, ("truncated",)),
+    ".pt less its end": (lambda p: cut(own(p), 0.99), "net.pt", {}, ("truncated",)),
     ".pt of old cut in half": (
         lambda p: cut(saved(p, {"w": torch.ones(99)}, _use_new_zipfile_serialization=False)),
-        *("net.th", {}, ("cut short",)),
+        *("net.th", {}, ("truncated",)),
     ),
-    ".safetensors cut in half": (lambda p: cut(own(p)), "net.safetensors", {}, ("cut short",)),
+    ".safetensors cut in half": (lambda p: cut(own(p)), "net.safetensors", {}, ("truncated",)),
     ".safetensors less its end": (
         lambda p: cut(own(p), 0.99),
-        *("net.safetensors", {}, ("cut short",)),
+        *("net.safetensors", {}, ("truncated",)),
     ),
     "pickled module": (
         lambda p: saved(p, nn.Sequential(nn.Linear(2, 2))),
@@ -647,7 +647,7 @@ REFUSED = {
         lambda p: saved(p, {"args": argparse.Namespace(lr=1), "model": {"w": torch.ones(1)}}),
         *("net.pt", {}, ("argparse.Namespace", "state dict")),
     ),
-    "a list": (lambda p: saved(p, [1, 2]), "net.pt", {}, ("holds a list", "state dict")),
+    "a list": (lambda p: saved(p, [1, 2]), "net.pt", {}, ("contains a list", "state dict")),
     "a tensor": (lambda p: saved(p, torch.ones(2)), "net.pt", {}, ("Tensor", "state dict")),
     "no tensors": (
         lambda p: saved(p, {"epoch": 3, "loss": 0.1}),
@@ -694,7 +694,7 @@ REFUSED = {
         own,
         "net.pt",
         {"arch": "resnet20"},
-        ("leave out the architecture resnet20",),
+        ("leave out resnet20",),
     ),
     "header is no JSON": (lambda p: with_header(p, lambda _: "{"), "net.pt", {}, ("damaged",)),
     "header is no JSON, .safetensors": (
@@ -764,9 +764,7 @@ def test_bad_file_is_refused_in_one_line_that_names_it(make, name, how, said, tm
 
 def test_callers_module_has_to_be_given_again(tmp_path):
     path = callers(tmp_path / "net.pt")
-    with pytest.raises(
-        ArchitectureError, match=r"Caller is a caller's module .* module="
-    ) as caught:
+    with pytest.raises(ArchitectureError, match=r"code of the module Caller: .* module=") as caught:
         load(path)
     assert "\n" not in str(caught.value)
 
@@ -819,7 +817,7 @@ def test_code_in_a_file_is_named_and_never_runs(writer, tmp_path):
 def test_existing_file_is_left_alone_without_force(tmp_path):
     path = own(tmp_path / "net.pt")
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"net\.pt is there already: .*force=True"):
+    with pytest.raises(CheckpointError, match=r"net\.pt already exists: .*force=True"):
         save(checkpoint_of(TINY, seed=9), path)
     assert path.read_bytes() == before
     assert in_folder(tmp_path) == ["net.pt"]

@@ -544,7 +544,7 @@ def test_an_export_that_is_there_is_not_replaced(run, folder):
     before = files_in(folder)
     told = run(*compress_command(folder, "--drop", 1, "--export", folder / "x.safetensors"))
     assert told.code == 1
-    assert "x.safetensors is there already" in told.err
+    assert "x.safetensors already exists" in told.err
     assert files_in(folder) == before
 
 
@@ -653,7 +653,7 @@ BAD = {
     ),
     "finetune, classes": (
         "finetune whole.pt --data imagefolder:many --batch-size 16",
-        "has 5 classes: .* tells 4 apart",
+        "has 5 classes: .* has 4",
     ),
     "finetune, no split": ("finetune whole.pt --data imagefolder:untaught", "no split 'train'"),
     "finetune, few images": (
@@ -680,7 +680,7 @@ BAD = {
     ),
     "compress, classes": (
         f"{COMPRESS} --drop 1 --data imagefolder:many --batch-size 4 --hold-out 0",
-        "has 5 classes: .* tells 4 apart",
+        "has 5 classes: .* has 4",
     ),
     "compress, image size": (
         f"{COMPRESS} --drop 1 --data imagefolder:large",

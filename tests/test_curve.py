@@ -217,7 +217,7 @@ def test_a_point_is_plain_json():
 @pytest.mark.parametrize("count", [3, -1])
 def test_removing_more_blocks_than_there_are_is_refused(count):
     whole = made("gated-residual-fc4")
-    with pytest.raises(PlanError, match=f"cannot remove {count} blocks: .* has 2 removable"):
+    with pytest.raises(PlanError, match=f"cannot remove {count} blocks: .* has only 2 removable"):
         list(sweep(whole, images_of(whole), rank(whole), counts=[0, count]))
 
 

@@ -114,7 +114,7 @@ def test_dropout_stands_in_every_block_of_a_wide_resnet_or_in_none():
 
 @pytest.mark.parametrize("name", ["resnet21", "resnet2", "preresnet7", "wrn-11-2", "residual-fc5"])
 def test_a_depth_that_no_network_of_the_family_has_is_refused(name):
-    with pytest.raises(ArchitectureError, match=rf"{name}: a depth of \dn \+ \d .*as in "):
+    with pytest.raises(ArchitectureError, match=rf"{name}: expected a depth of \dn \+ \d .*as in "):
         models.family_of(name)
 
 

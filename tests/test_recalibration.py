@@ -309,7 +309,7 @@ def test_what_does_not_fit_is_refused():
     whole = network("resnet8")
     with pytest.raises(DataError, match=r"has images of \(3, 9, 9\)"):
         recalibrate(whole, random_images(8, (3, 9, 9), 4))
-    with pytest.raises(DataError, match="made up has 1 images: statistics take at least 2"):
+    with pytest.raises(DataError, match="expected at least 2 images, made up has 1"):
         recalibrate(whole, random_images(1, COLOUR, 4))
     grey = replace(whole, notes=GREY_NOTES)
     with pytest.raises(DataError, match="has 1 channels, the images have 3"):

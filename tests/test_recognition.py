@@ -186,7 +186,7 @@ def test_what_is_not_known_is_said_to_be_unknown(make):
     with pytest.raises(ArchitectureError) as caught:
         recognise(state, "strange.pt")
     message = str(caught.value)
-    assert message.startswith("cannot tell the architecture of strange.pt")
+    assert message.startswith("cannot recognise the architecture of strange.pt")
     assert next(iter(state)) in message
     assert "pass arch=" in message
     assert "\n" not in message
@@ -194,7 +194,7 @@ def test_what_is_not_known_is_said_to_be_unknown(make):
 
 def test_near_misses_name_the_network_they_nearly_are():
     state = without(Network.named("resnet20").state(), "bn1.weight")
-    with pytest.raises(ArchitectureError, match=r"resnet20 is near, but its weights differ"):
+    with pytest.raises(ArchitectureError, match=r"resnet20 comes closest, but has other weights"):
         recognise(state, "net.pt")
 
 
@@ -215,7 +215,7 @@ def test_a_large_number_in_a_key_does_not_make_a_large_network(state, monkeypatc
 
     def named(text, **_):
         built.append(text)
-        raise ArchitectureError("cannot tell the architecture: not constructed in this test")
+        raise ArchitectureError("cannot recognise the architecture: not constructed in this test")
 
     monkeypatch.setattr(Network, "named", named)
     with pytest.raises(ArchitectureError):

@@ -1,1 +1,1 @@
-"""Files of weights: written whole or not at all, read without ever running code."""
+"""Reading and writing files of weights."""

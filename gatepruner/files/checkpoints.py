@@ -1,8 +1,8 @@
-"""Checkpoint files: the project's own format written and read, files of others read.
+"""Checkpoint files: writing and reading gatepruner's format, and reading foreign state dicts.
 
-The project's own file holds a format number, the network and the notes as JSON, and the
-weights; see `docs/format.md`. It needs no class and no code to be read. Files of others are
-state dicts; `gatepruner.files.recognition` tells their architecture.
+A gatepruner file contains a format number, the network and the notes as JSON, and the weights;
+see `docs/format.md`. Reading it needs no class and runs no code. The architecture of a foreign
+state dict is recognised by `gatepruner.files.recognition`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
 
-FORMAT = 3
-
-
-READS = (1, 2, 3)  # 2 brought the path, 3 its records in the header
+FORMAT = 3  # format 2 added the path, format 3 its records in the header
+READS = (1, 2, 3)
 
 
 def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Path:
-    """Write a checkpoint in the project's own format, whole or not at all.
+    """Write a checkpoint in gatepruner's format, atomically.
 
     Args:
         checkpoint: what to write.
         path: a file ending in `.pt` or `.safetensors`.
-        force: whether a file that is there may be replaced.
+        force: whether to replace an existing file.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        CheckpointError: the file is there, its suffix is another one, or the disk is full.
+        CheckpointError: the file exists, has another suffix or cannot be written.
     """
     path = Path(path)
     header = {
@@ -54,7 +55,9 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
     try:
         text = json.dumps(header)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"cannot write {path}: its notes are no JSON ({error})") from None
+        raise CheckpointError(
+            f"cannot write {path}: its notes are not valid JSON ({error})"
+        ) from None
     return write_tensors(checkpoint.tensors, path, text, force=force)
 
 
@@ -64,21 +67,23 @@ def _path_of(
     records: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, Tensor],
 ) -> LearnedPath:
-    """The path that a file holds, if it is one that the network can take."""
-    wanted, odd = network.state(), []
+    """The learned path in a file; raises a `CheckpointError` if it does not fit the network."""
+    state, problems = network.state(), []
     for key, tensor in tensors.items():
         inner = key.partition("/")[2]
-        if inner not in wanted:
-            odd.append(f"path/{key}")
-        elif tensor.shape != wanted[inner].shape:
-            odd.append(f"path/{key} {tuple(tensor.shape)}, not {tuple(wanted[inner].shape)}")
+        if inner not in state:
+            problems.append(f"path/{key} is unknown")
+        elif tensor.shape != state[inner].shape:
+            problems.append(f"path/{key} is {tuple(tensor.shape)}, not {tuple(state[inner].shape)}")
         elif not bool(tensor.isfinite().all()):
-            odd.append(f"path/{key} is not finite")
-    if odd:
-        raise CheckpointError(f"{file} is damaged: its path does not fit {network}: {listed(odd)}")
+            problems.append(f"path/{key} is not finite")
+    if problems:
+        raise CheckpointError(
+            f"{file} is damaged: its path does not fit {network}: {listed(problems)}"
+        )
     try:
         path = LearnedPath.of(records, tensors)
-        network.without(path.blocks)  # refuses a block that is not there
+        network.without(path.blocks)  # raises if the network lacks a block
     except (KeyError, TypeError, ValueError, PlanError) as error:
         raise CheckpointError(
             f"{file} is damaged: its path does not fit {network} ({type(error).__name__}: {error})"
@@ -87,17 +92,19 @@ def _path_of(
 
 
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
-    """A header of an earlier format as one of this format."""
-    notes = dict(header["notes"].items())
-    if header["format"] == 1:
-        return {**header, "notes": notes, "path": []}
-    if header["format"] == 2:  # the path's records were notes, also where the path was gone
-        records = {one["gone"]: {"block": one["gone"], **one} for one in notes.pop("path", ())}
-        if not header["path"] and records:
-            gates = {name: one["gate"] for name, one in records.items()}
+    """A header in the present format, from one in any format."""
+    notes, path = dict(header["notes"].items()), []
+    if header["format"] == 2:  # the notes held the path's records, even without a path
+        records = {
+            record["gone"]: {"block": record["gone"], **record} for record in notes.pop("path", ())
+        }
+        path = [records[str(name)] for name in header["path"]]
+        if records and not path:
+            gates = {name: record["gate"] for name, record in records.items()}
             notes["gates"] = {**notes.get("gates", {}), **gates}
-        return {**header, "notes": notes, "path": [records[str(name)] for name in header["path"]]}
-    return {**header, "notes": notes, "path": list(header["path"])}
+    elif header["format"] == FORMAT:
+        path = list(header["path"])
+    return {**header, "notes": notes, "path": path}
 
 
 def load(
@@ -109,26 +116,27 @@ def load(
     module: nn.Module | None = None,
     leaves: Iterable[type[nn.Module]] = (),
 ) -> Checkpoint:
-    """Read a checkpoint of the project's own or a state dict of someone else's.
+    """Read a gatepruner checkpoint or a foreign state dict.
 
-    Never runs code from the file (`weights_only=True`). The weights stay on the disk, memory
-    mapped, until they are used.
+    Never runs code from the file (`weights_only=True`). Weights are memory-mapped, not copied
+    into memory.
 
     Args:
         path: a `.pt`, `.pth`, `.th`, `.ckpt` or `.safetensors` file.
-        arch: the architecture of a foreign file, as `Network.named` takes it; recognised from
-            the weights where it is not given.
-        num_classes: number of logits of a foreign file; taken from the weights where the
-            architecture is recognised.
-        input_shape: `(C, H, W)` of the images of a foreign file.
-        module: the caller's module that an own file was made of, or whose weights the foreign
-            file holds.
-        leaves: module classes that tracing keeps whole, for a caller's module.
+        arch: for a foreign file: its architecture, a name for `Network.named`; by default
+            recognised from the weights.
+        num_classes: for a foreign file: number of logits; by default taken from the weights.
+        input_shape: for a foreign file: `(C, H, W)` of one image.
+        module: the caller's module, if the file has the weights of one.
+        leaves: classes of the module's parts to keep whole because they cannot be traced.
+
+    Returns:
+        The checkpoint; the notes of a foreign one contain only the name of its file.
 
     Raises:
-        CheckpointError: the file is no checkpoint, is damaged, wants code to run, or its
-            weights do not fit; all of them are named.
-        ArchitectureError: the architecture is not known or cannot be told.
+        CheckpointError: the file is no checkpoint, is damaged, contains code, or its weights do
+            not fit the network; the message lists them.
+        ArchitectureError: the architecture is unknown or not recognised.
     """
     path = Path(path)
     content, header = _read(path)
@@ -146,7 +154,9 @@ def load(
             f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
         )
     if arch is not None:
-        raise CheckpointError(f"{path} says what it is: leave out the architecture {arch}")
+        raise CheckpointError(
+            f"{path} is a gatepruner file and contains its architecture: leave out {arch}"
+        )
     try:
         header = _upgraded(header)
         network = Network.from_json(header["network"], module, leaves)
@@ -155,35 +165,37 @@ def load(
             f"{path} is damaged: its header does not describe a network and notes "
             f"({type(error).__name__}: {error})"
         ) from None
-    odd = [key for key, it in content.items() if not isinstance(it, Tensor)]
-    if odd:
-        raise CheckpointError(f"{path} is damaged: {listed(odd)} is no tensor")
-    own = {key: tensor for key, tensor in content.items() if not key.startswith("path/")}
-    learned = {key[5:]: tensor for key, tensor in content.items() if key not in own}
-    fitted = _fitted(path, network, own, header["notes"])
-    return replace(fitted, path=_path_of(path, network, header["path"], learned))
+    bad = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if bad:
+        raise CheckpointError(f"{path} is damaged: expected only tensors, {listed(bad)} is none")
+    state = {key: tensor for key, tensor in content.items() if not key.startswith("path/")}
+    learned = {key[5:]: tensor for key, tensor in content.items() if key not in state}
+    checkpoint = _fitted(path, network, state, header["notes"])
+    return replace(checkpoint, path=_path_of(path, network, header["path"], learned))
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
-    """What a file holds, and its header if it is one of the project's own."""
+    """The content of a file, and its header if it is a gatepruner file."""
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: a file was expected")
+        raise CheckpointError(f"{path} is a folder: expected a file")
     if not path.is_file():
-        names = sorted(it.name for it in path.parent.glob("*") if it.suffix in SUFFIXES)
+        names = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
         near = difflib.get_close_matches(path.name, names, n=5, cutoff=0)
-        hint = f"; there is {listed(near)}" if near else ""
+        hint = f"; the folder has {listed(near)}" if near else ""
         raise CheckpointError(f"there is no file {path}{hint}")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty: a checkpoint was expected")
+        raise CheckpointError(f"{path} is empty: expected a checkpoint")
     content, text = read_file(path)
     if text is None:
         return content, None
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: its header is no JSON ({error})") from None
+        raise CheckpointError(
+            f"{path} is damaged: its header is not valid JSON ({error})"
+        ) from None
     if not (isinstance(header, dict) and isinstance(content, dict)):
-        raise CheckpointError(f"{path} is damaged: a header and weights were expected")
+        raise CheckpointError(f"{path} is damaged: expected a header and weights")
     return content, header
 
 
@@ -194,32 +206,29 @@ def _fitted(
     notes: Mapping[str, Any],
     unused: Set[str] = frozenset(),
 ) -> Checkpoint:
-    """A checkpoint of the weights, if they are just those that the network takes."""
-    wanted = network.state()
-    counters = {key for key in wanted if key.endswith(COUNTER)}
-    state = {**{key: torch.tensor(0) for key in counters}, **state}
-    missing = sorted(wanted.keys() - state.keys())
-    extra = sorted(state.keys() - wanted.keys() - unused)
-    wrong = [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    problems = [
-        f"{what}: {listed(names, 20)}"
-        for what, names in (("missing", missing), ("extra", extra), ("wrong shape", wrong))
-        if names
-    ]
-    if problems:
+    """A checkpoint with exactly the weights of the network; raises a `CheckpointError` if not."""
+    expected = network.state()
+    counters = {key: torch.tensor(0) for key in expected if key.endswith(COUNTER)}
+    state = {**counters, **state}
+    problems = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "extra": sorted(state.keys() - expected.keys() - unused),
+        "wrong shape": [
+            f"{key} is {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in state and state[key].shape != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        text = "; ".join(f"{kind}: {listed(keys, 20)}" for kind, keys in problems.items() if keys)
         raise CheckpointError(
-            f"{path} does not fit {network}: {'; '.join(problems)}; "
-            "name the architecture it was trained with",
+            f"{path} does not fit {network}: {text}; name the architecture it was trained with",
             arch="NAME",
         )
-    weights = MappingProxyType({key: state[key] for key in wanted})
+    weights = MappingProxyType({key: state[key] for key in expected})
     checkpoint = Checkpoint(network, weights, dict(notes))
     try:
-        checkpoint.gates  # noqa: B018 - refuses gates that are not numbers
+        checkpoint.gates  # noqa: B018 - raises if a gate is not finite
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return checkpoint

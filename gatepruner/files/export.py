@@ -1,4 +1,4 @@
-"""Hand a pruned network over to software that knows nothing of this project."""
+"""Exporting pruned networks to torchvision's own classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gatepruner.errors import PlanError, listed
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.surgery import fold_gates
 
-GROUPS: dict[str, dict[str, int]] = {  # what torchvision's constructors pass on to ResNet
+GROUPS: dict[str, dict[str, int]] = {  # arguments that torchvision's constructors pass to ResNet
     "resnext50_32x4d": {"groups": 32, "width_per_group": 4},
     "resnext101_32x8d": {"groups": 32, "width_per_group": 8},
     "resnext101_64x4d": {"groups": 64, "width_per_group": 4},
@@ -25,12 +25,12 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 @dataclass(frozen=True)
 class StockResNet:
-    """A network as `torchvision.models.ResNet(block, layers, **arguments)` takes it.
+    """A network that `torchvision.models.ResNet(block, layers, **arguments)` constructs.
 
     Attributes:
         block: `"BasicBlock"` or `"Bottleneck"`.
-        layers: blocks in each of the four stages.
-        arguments: what else the constructor is given.
+        layers: number of blocks in each of the four stages.
+        arguments: other arguments of the constructor.
         state: its state dict.
     """
 
@@ -40,7 +40,7 @@ class StockResNet:
     state: Mapping[str, Tensor]
 
     def build(self) -> nn.Module:
-        """The stock module with the weights, loaded strictly, in evaluation mode."""
+        """The torchvision module with these weights, in evaluation mode."""
         from torchvision.models import ResNet
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -50,8 +50,8 @@ class StockResNet:
         return module.eval()
 
     def recipe(self, path: str) -> str:
-        """Python that loads a file of the state dict with torchvision alone."""
-        given = "".join(f", {key}={value}" for key, value in self.arguments.items())
+        """Python code that loads the state dict from a file with torchvision alone."""
+        arguments = "".join(f", {key}={value}" for key, value in self.arguments.items())
         read, load = "import torch", f"torch.load({path!r}, weights_only=True)"
         if path.endswith(".safetensors"):
             read, load = "from safetensors.torch import load_file", f"load_file({path!r})"
@@ -59,19 +59,20 @@ class StockResNet:
             f"{read}\n"
             "from torchvision.models.resnet import ResNet, "
             f"{self.block}\n"
-            f"model = ResNet({self.block}, {list(self.layers)}{given})\n"
+            f"model = ResNet({self.block}, {list(self.layers)}{arguments})\n"
             f"model.load_state_dict({load})"
         )
 
 
 def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
-    """A pruned ResNet for torchvision's own class: gates folded, gaps in its stages closed up.
+    """Convert a pruned ResNet to torchvision's own class: fold gates and renumber blocks.
 
     Args:
         checkpoint: a network of torchvision's ResNet family with whole blocks removed.
 
     Raises:
-        PlanError: it is no such network, or a shortcut or a single branch is missing.
+        PlanError: the network is of another family, a remaining block lacks its branch or its
+            shortcut or has a constant factor, or a stage has no block left.
     """
     network = checkpoint.network
     if network.edits.gated:
@@ -81,22 +82,24 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
     family = re.fullmatch(r"(wide_)?(resnet|resnext)\d+\w*", base.name)
     if base.source != "torchvision" or not family:
         raise PlanError(
-            f"cannot export {network} to torchvision's ResNet: a network of its ResNet family "
-            "was expected; write a .safetensors file instead"
+            f"cannot export {network} to torchvision's ResNet: expected a network of its ResNet "
+            "family; write a .safetensors file instead"
         )
     halves = [block.name for block in network.blocks if not block.removable]
-    odd = [*halves, *edits.scaled_branches, *edits.scaled_shortcuts]
-    if odd:
+    unfit = [*halves, *edits.scaled_branches, *edits.scaled_shortcuts]
+    if unfit:
         raise PlanError(
-            f"cannot export {network} to torchvision's ResNet: {listed(odd)} lacks its branch or "
+            f"cannot export {network} to torchvision's ResNet: {listed(unfit)} lacks its branch or "
             "its shortcut, and torchvision's blocks have both; keep the blocks that change shape"
         )
-    kept = {stage: [b.name for b in network.blocks if b.stage == stage] for stage in STAGES}
+    kept = {
+        stage: [block.name for block in network.blocks if block.stage == stage] for stage in STAGES
+    }
     empty = [stage for stage, names in kept.items() if not names]
     if empty:
         raise PlanError(
             f"cannot export {network} to torchvision's ResNet: {listed(empty)} has no block left, "
-            "and torchvision builds at least one; keep one"
+            "and torchvision needs at least one per stage; keep one"
         )
     renamed = {
         name: f"{stage}.{index}"
@@ -111,6 +114,6 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
 
 
 def _renamed(key: str, renamed: Mapping[str, str]) -> str:
-    """A key with the name of the block it begins with changed."""
+    """A state-dict key with its block renamed."""
     name = ".".join(key.split(".")[:2])
     return renamed[name] + key[len(name) :] if name in renamed else key

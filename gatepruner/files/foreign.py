@@ -1,4 +1,4 @@
-"""State dicts in files of others: where they lie, and what wrappers put before their names."""
+"""Foreign state dicts: where files keep them, and the prefixes that wrappers add to their keys."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a foreign file holds."""
+    """The state dict in the content of a foreign file.
+
+    Raises:
+        CheckpointError: the file has none.
+    """
+    description = f"a {type(content).__name__}"
     if isinstance(content, dict):
         for nest in NESTS:
             if isinstance(content.get(nest), Mapping):
                 content = content[nest]
                 break
-        tensors = {str(key): it for key, it in content.items() if isinstance(it, Tensor)}
-        if tensors:
-            return tensors
-        found = f"a dictionary with {listed(map(str, content))}"
-    else:
-        found = f"a {type(content).__name__}"
+        state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if state:
+            return state
+        description = f"a dictionary with {listed(map(str, content))}"
     raise CheckpointError(
-        f"{path} holds {found}: a state dict was expected, alone or under {', '.join(NESTS)}"
+        f"{path} contains {description}: expected a state dict, alone or under {', '.join(NESTS)}"
     )
 
 
 def without_prefixes(state: dict[str, Tensor], known: Set[str] = frozenset()) -> dict[str, Tensor]:
-    """Without the prefixes that wrappers put before every name, and AveragedModel's counter.
+    """A state dict without wrappers' prefixes, and without the counter of AveragedModel.
 
-    A name that is among the `known` ones is as it should be.
+    Args:
+        state: tensors by key.
+        known: keys of the network, if known; prefixes are removed only until keys are among them.
     """
     if "n_averaged" not in known:
         state = {key: tensor for key, tensor in state.items() if key != "n_averaged"}

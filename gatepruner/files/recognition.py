@@ -1,7 +1,7 @@
-"""Tell the architecture of a state dict from its keys and shapes.
+"""Recognising the architecture of a state dict from its keys and shapes.
 
-Covers the project's own networks and torchvision's ResNet family. What fits is found by
-constructing the candidates and comparing; where several fit, the caller has to say which.
+Covers gatepruner's own networks and torchvision's ResNet family. The state dict is compared with
+those of all candidates; if several fit, the caller has to choose.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gatepruner.errors import ArchitectureError, listed
 from gatepruner.models import Shape
 from gatepruner.networks.network import Network
 
-# Blocks in each of the four stages, and the shape of the second convolution of the first block.
+# Blocks per stage, and the first two sides of the second convolution of the first block.
 TORCHVISION_RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {
     "resnet18": ((2, 2, 2, 2), (64, 64)),
     "resnet34": ((3, 4, 6, 3), (64, 64)),
@@ -30,7 +30,7 @@ TORCHVISION_RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {
 }
 FEATURES: dict[int, Shape] = {784: (1, 28, 28), 3072: (3, 32, 32)}
 HEAD = re.compile(r"(^|\.)(linear|head|fc|classifier(\.\d+)?)\.weight$")
-COUNTER = "num_batches_tracked"  # of batch norm; not in files of PyTorch before 0.4.1
+COUNTER = "num_batches_tracked"  # of batch norm; missing in files of PyTorch before 0.4.1
 GATE_KEY = re.compile(r"(^|\.)gate\d*\.k$")
 
 
@@ -41,17 +41,17 @@ def recognise(
     num_classes: int | None = None,
     input_shape: Shape | None = None,
 ) -> Network:
-    """The network that a state dict belongs to.
+    """The network to which a state dict belongs.
 
     Args:
-        state: tensors by name.
-        name: what messages call it.
-        arch: the architecture, where the caller knows it; then nothing is guessed.
-        num_classes: number of logits, where the state dict's own is not to be taken.
-        input_shape: `(C, H, W)`, where not the architecture's usual one.
+        state: tensors by key.
+        name: of the file, for error messages.
+        arch: the architecture; by default recognised.
+        num_classes: number of logits; by default that of the state dict.
+        input_shape: `(C, H, W)` of one image; by default the architecture's usual one.
 
     Raises:
-        ArchitectureError: none or several fit.
+        ArchitectureError: no architecture fits, or several do.
     """
     classes = num_classes or _classes(state)
     if arch is not None:
@@ -68,24 +68,24 @@ def recognise(
         return fits[0][1]
     if fits:
         raise ArchitectureError(
-            f"{name} could be {' or '.join(candidate for candidate, _ in fits)}: say which",
+            f"{name} fits {' and '.join(candidate for candidate, _ in fits)}: choose one",
             arch=fits[0][0],
         )
-    near = f"; {listed(tried)} is near, but its weights differ" if tried else ""
+    near = f"; {listed(tried)} comes closest, but has other weights" if tried else ""
     raise ArchitectureError(
-        f"cannot tell the architecture of {name} from its {len(shapes)} weights "
+        f"cannot recognise the architecture of {name} from its {len(shapes)} weights "
         f"({listed(shapes, 4)}){near}: name it, as in torchvision:vit_b_16",
         arch="NAME",
     )
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by key, without the counters that old files lack."""
+    """Shapes by key, without the counters that may be missing in old files."""
     return {key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith(COUNTER)}
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
-    """Rows of the last matrix with the name of a classifier."""
+    """The number of rows of the last matrix that has the name of a head."""
     heads = [tensor for key, tensor in state.items() if HEAD.search(key) and tensor.ndim == 2]
     return heads[-1].shape[0] if heads else None
 
@@ -98,7 +98,7 @@ def _image_shape(shapes: Mapping[str, tuple[int, ...]]) -> Shape | None:
 
 
 def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """Names of the networks that a state dict may belong to, gated if it has gates."""
+    """Names of the networks to which a state dict may belong, gated if it has gates."""
     gated = any(GATE_KEY.search(key) for key in shapes)
     for name in _plain_candidates(shapes):
         yield f"gated-{name}" if gated else name
@@ -106,8 +106,8 @@ def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
 
 def _plain_candidates(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     def blocks(stem: str) -> int:
-        indices = (re.match(rf"{re.escape(stem)}\.(\d+)\.", key) for key in shapes)
-        return len({match[1] for match in indices if match})  # never more than there are weights
+        matches = (re.match(rf"{re.escape(stem)}\.(\d+)\.", key) for key in shapes)
+        return len({match[1] for match in matches if match})  # bounded by the number of weights
 
     first = shapes.get("layer1.0.conv1.weight")
     if len(shapes.get("stem.weight", ())) == 2 and min(shapes["stem.weight"]) and blocks("blocks"):

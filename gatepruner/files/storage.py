@@ -1,7 +1,4 @@
-"""Files of weights: written whole or not at all, read without ever running code.
-
-The one place that knows how tensors lie in files.
-"""
+"""Tensors in files: written atomically, and read without running code."""
 
 from __future__ import annotations
 
@@ -34,41 +31,48 @@ def write_tensors(
     *,
     force: bool = False,
 ) -> Path:
-    """Write tensors, with the project's header as text, or as a bare state dict without one.
+    """Write tensors atomically.
 
-    Into a temporary file beside `path` that is renamed once it is whole.
+    Args:
+        weights: tensors by key.
+        path: a file ending in `.pt`, `.pth` or `.safetensors`.
+        text: header of a gatepruner file; `None` writes a bare state dict.
+        force: whether to replace an existing file.
+
+    Raises:
+        CheckpointError: the file exists, has another suffix or cannot be written.
     """
     refuse_existing(path, force=force)
     refuse_name(path)
-    tensors = {key: _alone(tensor) for key, tensor in weights.items()}
+    tensors = {key: _compact(tensor) for key, tensor in weights.items()}
 
-    def put(partial: Path) -> None:
+    def write(partial: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            for twin in _twins(tensors):  # safetensors has no two names for one tensor
-                tensors[twin] = tensors[twin].clone()
+            for key in _shared(tensors):  # safetensors refuses tensors that share memory
+                tensors[key] = tensors[key].clone()
             save_file(tensors, partial, None if text is None else {"gatepruner": text})
         else:
             torch.save(
                 tensors if text is None else {"gatepruner": text, "weights": tensors}, partial
             )
 
-    return _write_whole(path, put)
+    return _write_atomically(path, write)
 
 
 def save_state(snapshot: Mapping[str, Any], path: Path) -> Path:
-    """Write the state of a training run over the one before, whole or not at all."""
-    return _write_whole(path, lambda partial: torch.save(dict(snapshot), partial))
+    """Write the state of a training run atomically, replacing the previous one."""
+    return _write_atomically(path, lambda partial: torch.save(dict(snapshot), partial))
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write text over what was there, whole or not at all."""
-    return _write_whole(path, lambda partial: partial.write_text(text))
+    """Write text atomically, replacing the previous file."""
+    return _write_atomically(path, lambda partial: partial.write_text(text))
 
 
-def _write_whole(path: Path, put: Callable[[Path], object]) -> Path:
-    """Have `put` write a temporary file beside `path`, and rename it once it is whole."""
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
+    """Have `write` write a temporary file beside `path`, then rename it."""
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
     try:
@@ -78,14 +82,14 @@ def _write_whole(path: Path, put: Callable[[Path], object]) -> Path:
     os.close(descriptor)
     partial = Path(name)
     try:
-        put(partial)
+        write(partial)
         partial.chmod(0o666 & ~_umask())
         _flush(partial)
         partial.replace(path)
-    except Exception as error:  # torch and safetensors tell of a full disk in their own ways
+    except Exception as error:  # torch and safetensors raise their own errors on a full disk
         free = shutil.disk_usage(path.parent).free
-        told = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-        full = told or free < 2**16
+        no_space = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+        full = no_space or free < 2**16
         reason = f"the disk is full ({free / 2**20:.1f} MiB free)" if full else _first_line(error)
         raise CheckpointError(f"cannot write {path}: {reason}; nothing was written") from error
     finally:
@@ -98,7 +102,7 @@ def _first_line(error: Exception) -> str:
 
 
 def refuse_name(path: Path) -> None:
-    """Raise a `CheckpointError` if nothing could be written to `path` for its name or folder."""
+    """Raise a `CheckpointError` if `path` has an unknown suffix or its folder is missing."""
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise CheckpointError(f"cannot write {path}: expected a name ending in .pt or .safetensors")
     if not path.parent.is_dir():
@@ -106,31 +110,31 @@ def refuse_name(path: Path) -> None:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise a `CheckpointError` if there is something at `path` that may not be replaced."""
+    """Raise a `CheckpointError` if `path` exists and may not be replaced."""
     if path.exists() and not force:
         raise CheckpointError(
-            f"{path} is there already: write to another file, or replace it", force=True
+            f"{path} already exists: write to another file, or replace it", force=True
         )
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: a file name was expected")
+        raise CheckpointError(f"{path} is a folder: expected a file name")
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor without the rest of a larger storage that it may be a view of."""
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor with a storage of its own if it is a view of a larger one."""
     tensor = tensor.detach()
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole and tensor.is_contiguous() else tensor.contiguous().clone()
+    compact = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+    return tensor if compact else tensor.contiguous().clone()
 
 
-def _twins(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors whose storage one before them has, too."""
-    seen: set[int] = set()
-    found = []
+def _shared(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Keys of tensors that share the memory of a tensor before them."""
+    pointers: set[int] = set()
+    shared = []
     for key, tensor in tensors.items():
-        if tensor.numel() and tensor.data_ptr() in seen:
-            found.append(key)
-        seen.add(tensor.data_ptr())
-    return found
+        if tensor.numel() and tensor.data_ptr() in pointers:
+            shared.append(key)
+        pointers.add(tensor.data_ptr())
+    return shared
 
 
 def _umask() -> int:
@@ -140,13 +144,17 @@ def _umask() -> int:
 
 
 def _flush(path: Path) -> None:
-    """Have the file on the disk before it takes the place of another one."""
+    """Force the file to the disk, before it replaces another one."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def read_file(path: Path) -> tuple[Any, str | None]:
-    """What a file holds, and the project's header as text if it has one."""
+    """The content of a file, and the text of its header if it is a gatepruner file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or contains more than tensors.
+    """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _read_torch(path)
@@ -163,47 +171,53 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata.get("gatepruner")  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or is cut short: {error}") from None
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is truncated: {error}"
+        ) from None
 
 
 def _read_torch(path: Path) -> Any:
     try:
         zipped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings():  # a pickle that torch did not write, which it then refuses
+        with warnings.catch_warnings():  # of a pickle that torch did not write and then refuses
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        told = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
-        wants = told[1].strip("`") if told else listed(_imports(path))
-        if not wants:
-            raise CheckpointError(f"{path} is no checkpoint, or is damaged") from None
+        match = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
+        imports = match[1].strip("`") if match else listed(_imports(path))
+        if not imports:
+            raise CheckpointError(f"{path} is not a checkpoint, or is damaged") from None
         raise CheckpointError(
-            f"{path} holds {wants}, which would run code: tensors alone were "
-            "expected; save the state dict alone, torch.save(model.state_dict(), path)"
+            f"{path} contains {imports}, which would run code: expected only tensors; save the "
+            "state dict alone, torch.save(model.state_dict(), path)"
         ) from None
-    except Exception as error:  # zip, pickle and torch tell of damage in many ways
+    except Exception as error:  # zip, pickle and torch raise many kinds for damaged files
         reason = _first_line(error)
-        raise CheckpointError(f"{path} is no checkpoint, or is cut short: {reason}") from None
+        raise CheckpointError(f"{path} is not a checkpoint, or is truncated: {reason}") from None
 
 
 def _imports(path: Path) -> list[str]:
-    """What a bare pickle would import, as far as it can be read; nothing of it is run."""
-    found: list[str] = []
+    """The names that a bare pickle would import, as far as it can be read; no code is run."""
+    imports: list[str] = []
     strings: list[str] = []
     with contextlib.suppress(Exception), path.open("rb") as file:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL":
-                found.append(str(argument).replace(" ", "."))
+                imports.append(str(argument).replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
-                found.append(".".join(strings[-2:]))
+                imports.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
                 strings.append(argument)
-    return found
+    return imports
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The state of a training run that `save_state` wrote."""
+    """The state of a training run that `save_state` wrote.
+
+    Raises:
+        CheckpointError: the file is not such a state.
+    """
     content = _read_torch(path)
     if not isinstance(content, dict) or "identity" not in content:
-        raise CheckpointError(f"{path} is no state of a training run")
+        raise CheckpointError(f"{path} is not the state of a training run")
     return content

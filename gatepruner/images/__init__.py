@@ -1,1 +1,1 @@
-"""Labelled images: read, normalised, seen as training sees them."""
+"""Labelled images: reading, normalising and augmenting them."""

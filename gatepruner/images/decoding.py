@@ -1,4 +1,4 @@
-"""One image file as a tensor."""
+"""Decoding an image file into a tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from gatepruner.models import Shape
 
 
 def decode(file: str, shape: Shape, resize: int | None) -> Tensor:
-    """One image `(C, H, W)` uint8."""
+    """Decode an image.
+
+    Args:
+        file: its path.
+        shape: `(C, H, W)`; one channel is grey, otherwise the image is RGB.
+        resize: pixels to scale the shorter side to before cropping the centre; `None` for neither.
+
+    Returns:
+        The pixels `(C, H, W)` uint8.
+
+    Raises:
+        DataError: the file is no image, or the image has another size.
+    """
     channels, height, width = shape
     try:
         with Image.open(file) as opened:
@@ -20,19 +32,19 @@ def decode(file: str, shape: Shape, resize: int | None) -> Tensor:
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"cannot read the image {file}: {error}") from None
     if resize is not None:
-        image = _middle(image, resize, height, width)
+        image = _centre(image, resize, height, width)
     if (image.height, image.width) != (height, width):
         raise DataError(
-            f"{file} is {image.height}x{image.width}, the network takes {height}x{width}: scale "
-            "the shorter side and crop the centre",
+            f"{file} has {image.height}x{image.width} pixels, the network takes {height}x{width}: "
+            "scale the shorter side and crop the centre",
             resize=height,
         )
     pixels = torch.from_numpy(np.array(image))
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
 
-def _middle(image: Image.Image, side: int, height: int, width: int) -> Image.Image:
-    """The image with its shorter side scaled to `side`, and of that the middle."""
+def _centre(image: Image.Image, side: int, height: int, width: int) -> Image.Image:
+    """The centre of the image after its shorter side is scaled to `side`."""
     factor = max(side, height, width) / min(image.size)
     scaled = (max(round(image.width * factor), width), max(round(image.height * factor), height))
     image = image.resize(scaled, Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Labelled images: read from torchvision's layouts, kept as uint8, normalised on the device."""
+"""Labelled images, in memory as uint8 or decoded from files batch by batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,10 +27,10 @@ class Images:
         labels: `(N,)` int64.
         classes: name of each class.
         shape: `(C, H, W)` of every image.
-        source: where they come from, for messages and reports.
-        pixels: `(N, C, H, W)` uint8; `None` where they are decoded as they are used.
-        files: of the images, where they are decoded as they are used.
-        resize: pixels that the shorter side is scaled to before the middle is cut out.
+        source: where the images come from, for messages and reports.
+        pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
+        files: of the images, if they are decoded when they are used.
+        resize: pixels to scale the shorter side to before cropping the centre.
     """
 
     labels: Tensor
@@ -45,34 +45,37 @@ class Images:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Images:
-        """Some of the images."""
-        return Images(
-            self.labels[indices],
-            self.classes,
-            self.shape,
-            self.source,
-            None if self.pixels is None else self.pixels[indices],
-            tuple(self.files[index] for index in indices.tolist()) if self.files else (),
-            self.resize,
+        """The images at `indices` `(M,)`."""
+        return replace(
+            self,
+            labels=self.labels[indices],
+            pixels=None if self.pixels is None else self.pixels[indices],
+            files=tuple(self.files[index] for index in indices.tolist()) if self.files else (),
         )
 
     def spread(self, limit: int | None) -> Images:
-        """At most `limit` images, evenly from all over the set, so from every class."""
+        """At most `limit` images, evenly spaced over the whole set and thus from every class."""
         if limit is None or limit >= len(self):
             return self
         return self.take(torch.arange(limit) * len(self) // limit)
 
     def held_out(self, count: int, seed: int) -> tuple[Images, Images | None]:
-        """The set without `count` images that are drawn at random, and those."""
+        """Split at random: all images but `count`, and those `count` images, if any.
+
+        Raises:
+            DataError: there are not more than `count` images.
+        """
         if not count:
             return self, None
         if count >= len(self):
-            raise DataError(f"cannot hold out {count} images: {self.source} has {len(self)}")
+            raise DataError(
+                f"cannot hold out {count} images: {self.source} has only {len(self)}; choose fewer"
+            )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
     def joined(self, other: Images) -> Images:
-        """These images and then those of another set, such as its validation split.
+        """These images followed by those of another set, such as its validation split.
 
         Raises:
             DataError: they differ in size or classes, or only one of the two is in memory.
@@ -80,46 +83,41 @@ class Images:
         ours = (self.shape, self.classes, self.resize, self.pixels is None)
         if ours != (other.shape, other.classes, other.resize, other.pixels is None):
             raise DataError(
-                f"cannot join {self.source} and {other.source}: the same size and classes were "
-                "expected, and both in memory or both in files"
+                f"cannot join {self.source} and {other.source}: expected equal sizes and classes, "
+                "and both in memory or both in files"
             )
         pixels = None
         if self.pixels is not None and other.pixels is not None:
             pixels = torch.cat([self.pixels, other.pixels])
-        return Images(
-            torch.cat([self.labels, other.labels]),
-            self.classes,
-            self.shape,
-            f"{self.source} and {other.source}",
-            pixels,
-            self.files + other.files,
-            self.resize,
+        return replace(
+            self,
+            labels=torch.cat([self.labels, other.labels]),
+            source=f"{self.source} and {other.source}",
+            pixels=pixels,
+            files=self.files + other.files,
         )
 
     def to(self, device: torch.device) -> Images:
-        """The same with what is in memory on the device."""
+        """The images with labels and pixels on the device."""
         pixels = None if self.pixels is None else self.pixels.to(device)
-        labels = self.labels.to(device)
-        return Images(
-            labels, self.classes, self.shape, self.source, pixels, self.files, self.resize
-        )
+        return replace(self, labels=self.labels.to(device), pixels=pixels)
 
     def batches(self, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels `(B, C, H, W)` uint8 and labels `(B,)`, in the order of the indices."""
-        parts = [indices[at : at + size] for at in range(0, len(indices), size)]
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
         if self.pixels is not None:
             for part in parts:
-                at = part.to(self.pixels.device)
-                yield self.pixels[at], self.labels[at]
+                part = part.to(self.pixels.device)
+                yield self.pixels[part], self.labels[part]
             return
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            waiting = self._decoding(pool, parts[0]) if parts else []
-            for part, following in itertools.zip_longest(parts, parts[1:]):
-                decoded = waiting
-                waiting = self._decoding(pool, following) if following is not None else []
-                pixels = torch.stack([future.result() for future in decoded])
-                at = part.to(self.labels.device)
-                yield pixels.to(self.labels.device, non_blocking=True), self.labels[at]
+        device = self.labels.device
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decodes the next batch meanwhile
+            following = self._decoding(pool, parts[0]) if parts else []
+            for part, next_part in itertools.zip_longest(parts, parts[1:]):
+                decoding = following
+                following = self._decoding(pool, next_part) if next_part is not None else []
+                pixels = torch.stack([future.result() for future in decoding])
+                yield pixels.to(device, non_blocking=True), self.labels[part.to(device)]
 
     def _decoding(self, pool: ThreadPoolExecutor, part: Tensor) -> list[Any]:
         files = [self.files[index] for index in part.tolist()]

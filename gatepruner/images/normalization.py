@@ -1,4 +1,4 @@
-"""What is done to pixels before a network sees them."""
+"""The normalisation of pixels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from gatepruner.errors import DataError
 
 @dataclass(frozen=True)
 class Normalization:
-    """What is subtracted from the pixels, scaled to [0, 1], and what they are divided by."""
+    """Mean and standard deviation per channel of pixels scaled to [0, 1].
+
+    Attributes:
+        mean: subtracted from the scaled pixels.
+        std: divides the difference.
+        source: whose normalisation it is, for error messages.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str = "given"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 images `(N, C, H, W)` as float32, normalised."""
+        """Normalise uint8 images `(N, C, H, W)`; returns float32."""
         mean, std = (
             torch.tensor(values, device=images.device).view(1, -1, 1, 1)
             for values in (self.mean, self.std)
@@ -41,18 +47,22 @@ NORMALIZATIONS = {  # of the training images of each set
 
 
 def parse_normalization(text: str) -> Normalization:
-    """A normalisation by name, or as `MEAN[,MEAN,...]/STD[,STD,...]`."""
+    """Read the name of a normalisation, or `MEAN[,MEAN,...]/STD[,STD,...]`.
+
+    Raises:
+        DataError: `text` is neither.
+    """
     if text in NORMALIZATIONS:
         return NORMALIZATIONS[text]
     mean, _, std = text.partition("/")
     try:
-        values = [tuple(float(value) for value in part.split(",")) for part in (mean, std)]
-        odd = not all(map(math.isfinite, (*values[0], *values[1])))
-        if odd or len(values[0]) != len(values[1]) or min(values[1]) <= 0:
+        means, deviations = (tuple(map(float, part.split(","))) for part in (mean, std))
+        finite = all(map(math.isfinite, (*means, *deviations)))
+        if not finite or len(means) != len(deviations) or min(deviations) <= 0:
             raise ValueError
     except ValueError:
         raise DataError(
             f"unknown normalisation {text!r}: expected {', '.join(NORMALIZATIONS)} or "
-            "MEAN,.../STD,... with a positive number for each channel"
+            "MEAN,.../STD,... with one number per channel and positive deviations"
         ) from None
-    return Normalization(values[0], values[1])
+    return Normalization(means, deviations)

@@ -1,14 +1,14 @@
-"""Labelled images read from torchvision's layouts."""
+"""Reading labelled images from torchvision's layouts."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gatepruner.errors import DataError, listed
@@ -16,7 +16,7 @@ from gatepruner.images.decoding import decode
 from gatepruner.images.images import Images, Track
 from gatepruner.models import Shape
 
-IN_MEMORY = 4 * 2**30  # bytes of images that are decoded once; more are decoded as they are used
+IN_MEMORY = 4 * 2**30  # bytes; larger sets are decoded batch by batch instead of once
 
 
 def load_images(
@@ -33,21 +33,21 @@ def load_images(
     Args:
         spec: `mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR` or `cifar100:DIR` (torchvision's
             layouts, nothing is downloaded), or `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`).
-        shape: `(C, H, W)` that the network takes.
-        split: `train`, `val` or `test`; by default `test`, or `val` where there is no `test`.
-        resize: for images of other sizes: pixels that the shorter side is scaled to, before
-            the middle `(H, W)` is cut out.
-        limit: at most so many images, evenly from all over the set.
+        shape: `(C, H, W)` of the network's input.
+        split: `train`, `val` or `test`; by default `test`, or `val` if there is no `test`.
+        resize: pixels to scale the shorter side to before cropping the centre `(H, W)`; only for
+            an image folder.
+        limit: most images to read, evenly spaced over the set.
         track: wraps the decoding of files, to show progress.
 
     Raises:
-        DataError: the set is unknown, not there or empty, or its images are of another size.
+        DataError: the set is unknown, missing or empty, or its images have another size.
     """
     kind, _, directory = spec.partition(":")
     if kind not in READERS or not directory:
         known = ", ".join(f"{name}:DIR" for name in READERS)
-        folder = f"; for the folder {spec}: imagefolder:{spec}" if Path(spec).is_dir() else ""
-        raise DataError(f"unknown data {spec!r}: expected {known}{folder}")
+        hint = f"; for the folder {spec}: imagefolder:{spec}" if Path(spec).is_dir() else ""
+        raise DataError(f"unknown data {spec!r}: expected {known}{hint}")
     root = Path(directory).expanduser()
     if not root.is_dir():
         raise DataError(f"there is no folder {root} for {spec!r}: expected {LAYOUTS[kind]}")
@@ -55,16 +55,14 @@ def load_images(
     if not len(images):
         raise DataError(f"{spec} is empty: expected {LAYOUTS[kind]}")
     if images.shape != shape:
-        scaled = images.shape[0] == shape[0] and images.files
         raise DataError(
-            f"{spec} has images of {_size(images.shape)}: the network takes {_size(shape)}",
-            **({"resize": shape[1]} if scaled else {}),
+            f"{spec} has images of {_size(images.shape)}: the network takes {_size(shape)}"
         )
     return images
 
 
 def has_split(spec: str, split: str) -> bool:
-    """Whether a set has such a split: torchvision's have train and test, a folder what is in it."""
+    """Whether a set has a split: torchvision's sets have train and test, a folder its own."""
     kind, _, directory = spec.partition(":")
     if kind != "imagefolder":
         return split in ("train", "test")
@@ -107,27 +105,26 @@ def _set_reader(kind: str) -> Callable[..., Images]:
         if split not in ("train", "test"):
             raise DataError(f"{kind} has no split {split!r}: expected train or test")
         if resize is not None:
-            raise DataError(f"{kind} cannot be resized: only images of an imagefolder can")
+            raise DataError(f"cannot resize {kind}: only images of an imagefolder can be resized")
         try:
-            found = getattr(torchvision.datasets, SETS[kind])(root, train=split == "train")
-        except Exception as error:  # torchvision tells of damage in many ways
+            dataset = getattr(torchvision.datasets, SETS[kind])(root, train=split == "train")
+        except Exception as error:  # torchvision raises many kinds for damaged files
             reason = (str(error).strip() or "damaged").splitlines()[0].rstrip(".")
             raise DataError(
                 f"cannot read {kind}:{root} ({reason}): expected {LAYOUTS[kind]}"
             ) from None
-        pixels = torch.as_tensor(found.data)
+        pixels = torch.as_tensor(dataset.data)
         pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-        labels = torch.as_tensor(found.targets, dtype=torch.int64)
+        labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
+        source = f"{kind}:{root} {split}"
         if len(labels) != len(pixels):
             raise DataError(
-                f"{kind}:{root} {split} has {len(pixels)} images and {len(labels)} labels: "
-                "as many of each were expected; unpack it again"
+                f"{source} has {len(pixels)} images and {len(labels)} labels: expected one label "
+                "per image; unpack it again"
             )
         size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
-        whole = Images(
-            labels, tuple(found.classes), size, f"{kind}:{root} {split}", pixels.contiguous()
-        )
-        return whole.spread(limit)
+        images = Images(labels, tuple(dataset.classes), size, source, pixels.contiguous())
+        return images.spread(limit)
 
     return read
 
@@ -141,29 +138,29 @@ def _read_folder(
         raise DataError(
             f"imagefolder:{root} has images of 1 or 3 channels: the network takes {_size(shape)}"
         )
-    there = [name for name in ("train", "val", "test") if (root / name).is_dir()]
-    split = split or ("test" if "test" in there else "val")
-    if split not in there:
+    splits = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    split = split or ("test" if "test" in splits else "val")
+    if split not in splits:
         raise DataError(
-            f"imagefolder:{root} has no split {split!r}: found {listed(there) or 'none'}, "
+            f"imagefolder:{root} has no split {split!r}: found {listed(splits) or 'none'}, "
             f"expected {LAYOUTS['imagefolder']}"
         )
-    try:
-        found = ImageFolder(str(root / split))
-    except (FileNotFoundError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"imagefolder:{root} {split}: {reason}") from None
-    labels, files = torch.tensor(found.targets), tuple(file for file, _ in found.samples)
     source = f"imagefolder:{root} {split}"
-    named = Images(labels, tuple(found.classes), shape, source, None, files, resize).spread(limit)
-    if not len(named) or len(named) * int(np.prod(shape)) > IN_MEMORY:
-        return named
-    pixels = torch.empty(len(named), *shape, dtype=torch.uint8)
+    try:
+        folder = ImageFolder(str(root / split))
+    except (FileNotFoundError, RuntimeError) as error:
+        raise DataError(f"cannot read {source}: {str(error).splitlines()[0]}") from None
+    labels, files = torch.tensor(folder.targets), tuple(file for file, _ in folder.samples)
+    images = Images(labels, tuple(folder.classes), shape, source, None, files, resize)
+    images = images.spread(limit)
+    if not len(images) or len(images) * math.prod(shape) > IN_MEMORY:
+        return images
+    pixels = torch.empty(len(images), *shape, dtype=torch.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda file: decode(file, shape, resize), named.files, chunksize=64)
-        for index, one in enumerate(track(_counted(decoded, len(named)))):
-            pixels[index] = one
-    return Images(named.labels, named.classes, shape, source, pixels)
+        decoded = pool.map(lambda file: decode(file, shape, resize), images.files, chunksize=64)
+        for index, image in enumerate(track(_Counted(decoded, len(images)))):
+            pixels[index] = image
+    return Images(images.labels, images.classes, shape, source, pixels)
 
 
 READERS: dict[str, Callable[..., Images]] = {
@@ -172,8 +169,8 @@ READERS: dict[str, Callable[..., Images]] = {
 }
 
 
-class _counted(Iterable[Any]):  # noqa: N801 - reads as a verb
-    """An iterable that knows how long it is."""
+class _Counted(Iterable[Any]):
+    """An iterable with a length, for progress bars."""
 
     def __init__(self, items: Iterable[Any], length: int) -> None:
         self.items, self.length = items, length

@@ -1,4 +1,4 @@
-"""Images as training sees them: shifted and mirrored at random."""
+"""Augmentation: images shifted and mirrored at random."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ def augmented(pixels: Tensor) -> Tensor:
     """Images shifted by up to an eighth of their width, and mirrored if they are in colour.
 
     Args:
-        pixels: `(N, C, H, W)` of any type; what is shifted in is 0.
+        pixels: `(N, C, H, W)` of any type; pixels shifted in are 0.
+
+    Returns:
+        Images of the same shape.
     """
     n, channels, height, width = pixels.shape
-    reach = width // 8
-    padded = F.pad(pixels, (reach,) * 4)
-    down, right = torch.randint(2 * reach + 1, (2, n, 1), device=pixels.device)
+    most = width // 8
+    padded = F.pad(pixels, (most,) * 4)
+    down, right = torch.randint(2 * most + 1, (2, n, 1), device=pixels.device)
     rows = down + torch.arange(height, device=pixels.device)
     columns = right + torch.arange(width, device=pixels.device)
     if channels == 3:
         mirror = torch.rand(n, 1, device=pixels.device) < 0.5
         columns = torch.where(mirror, columns.flip(1), columns)
-    each = torch.arange(n, device=pixels.device)[:, None, None]
-    return padded.movedim(1, 3)[each, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+    index = torch.arange(n, device=pixels.device)[:, None, None]
+    return padded.movedim(1, 3)[index, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
 def mirrored(pixels: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What a network computes and costs: accuracy, statistics, parameters, MACs, latency."""
+"""Measuring networks: accuracy, parameters, MACs, latency, and batch-norm statistics."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gatepruner.errors import DataError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.measuring.device import laid_out, pick_device, place, precision
+from gatepruner.measuring.device import laid_out, pick_device, place, precision, wide_type
 from gatepruner.measuring.inputs import check_fit, normalization_of
 from gatepruner.networks.checkpoint import Checkpoint
 
@@ -22,13 +22,13 @@ Z95 = 1.959963984540054  # quantile of the normal distribution for 95 %
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy, as counted.
+    """Top-1 accuracy and loss on a set of images.
 
     Attributes:
-        correct: images whose largest logit is their class's.
-        images: how many there were.
+        correct: number of images classified correctly.
+        images: number of images.
         loss: mean cross-entropy, in nats.
-        right: `(images,)` bool on the CPU, which of them are right; not compared.
+        right: `(images,)` bool on the CPU, whether each is classified correctly; not compared.
     """
 
     correct: int
@@ -38,7 +38,7 @@ class Accuracy:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the images that are right."""
+        """Fraction of the images classified correctly."""
         return self.correct / self.images
 
     @property
@@ -50,9 +50,9 @@ class Accuracy:
         return max(min(middle - half, p), 0.0), min(max(middle + half, p), 1.0)
 
     def to_json(self) -> dict[str, float | None]:
-        """The counts, the accuracy and its interval as plain JSON, in fractions of 1.
+        """Counts, accuracy and its interval as plain JSON; accuracies are fractions of 1.
 
-        A loss that is no finite number is `None`: JSON has none.
+        A loss that is not finite is `None`, since JSON cannot express it.
         """
         low, high = self.interval
         return {
@@ -76,19 +76,19 @@ def accuracy(
 ) -> Accuracy:
     """Top-1 accuracy and mean loss of a network.
 
-    Where `torch.distributed` is initialised, every process takes its share of the images, none
-    of them twice, and all get the same result.
+    If `torch.distributed` is initialised, the processes share the images, and all of them return
+    the result for the whole set.
 
     Args:
         checkpoint: a network with its weights.
         data: labelled images of the network's size and classes.
-        device: where to compute; `"auto"` is CUDA where there is one, else MPS, else the CPU.
-        batch_size: images at a time; it changes nothing but time and memory.
-        normalization: instead of the one that the checkpoint records.
+        device: where to compute; `"auto"` is CUDA if available, else MPS, else the CPU.
+        batch_size: images per batch; affects only time and memory.
+        normalization: replaces the one that the checkpoint records.
         track: wraps the batches, to show progress.
 
     Raises:
-        DataError: the images are of another size or class count.
+        DataError: the images have another size or number of classes.
     """
     check_fit(checkpoint.network, data)
     chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
@@ -105,11 +105,11 @@ def tally(
     batch_size: int,
     track: Track = iter,
 ) -> list[Accuracy]:
-    """Count for every head of a module that returns logits `(N, K)`, or a tuple of them.
+    """The accuracy of a module that returns logits `(N, K)`, or of each of a tuple of them.
 
-    The counts stay on the device until the end, so that it is never waited for.
+    Counts stay on the device until the end, so that no batch waits for it.
     """
-    device = pick_device(device) if isinstance(device, str) else device
+    device = pick_device(device)
     module = place(module, device).eval()
     shared = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
@@ -121,23 +121,23 @@ def tally(
     for _, (pixels, labels) in zip(track(steps), batches, strict=True):
         images = laid_out(normalization(pixels))
         with precision(device):
-            heads = module(images)
-        judged = [_judged(head, labels) for head in _heads(heads)]
-        losses.append(torch.stack([loss for loss, _ in judged]))
-        rights.append(torch.stack([right for _, right in judged]))
-    count = len(losses[0]) if losses else len(_heads(module(_blank(data, device))))
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    total = torch.stack(losses).sum(0) if losses else torch.zeros(count, device=device, dtype=wide)
+            heads = _heads(module(images))
+        losses.append(torch.stack([_loss(logits, labels) for logits in heads]))
+        rights.append(torch.stack([logits.float().argmax(1) == labels for logits in heads]))
+    if rights:
+        total, count = torch.stack(losses).sum(0), len(rights[0])
+    else:  # there are more processes than images
+        count = len(_heads(module(torch.zeros(1, *data.shape, device=device))))
+        total = torch.zeros(count, device=device, dtype=wide_type(device))
     right = torch.zeros(count, len(data), dtype=torch.uint8, device=device)
-    if rights:  # else there are more processes than images
+    if rights:
         right[:, indices.to(device)] = torch.cat(rights, 1).to(torch.uint8)
     if shared:
         dist.all_reduce(total)
         dist.all_reduce(right)
-    which = right.cpu().bool()
     return [
-        Accuracy(int(one.sum()), len(data), loss / len(data), one)
-        for one, loss in zip(which, total.tolist(), strict=True)
+        Accuracy(int(head.sum()), len(data), loss / len(data), head)
+        for head, loss in zip(right.cpu().bool(), total.tolist(), strict=True)
     ]
 
 
@@ -145,27 +145,23 @@ def _heads(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (logits,) if isinstance(logits, Tensor) else tuple(logits)
 
 
-def _blank(data: Images, device: torch.device) -> Tensor:
-    return torch.zeros(1, *data.shape, device=device)
-
-
-def _judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the losses `()`, and which images are right `(B,)`."""
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    logits = logits.float()
-    loss = F.cross_entropy(logits, labels, reduction="none").to(wide).sum()
-    return loss, logits.argmax(1) == labels
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the losses of a batch, `()`."""
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return losses.to(wide_type(logits.device)).sum()
 
 
 def mcnemar(one: Accuracy, other: Accuracy) -> float:
-    """Probability that two equally accurate networks differ by as much on the same images.
+    """The p-value of McNemar's test: whether two networks are equally accurate.
 
-    McNemar's test, two-sided and exact: of the images that one alone gets right, either network
-    gets as many (McNemar, 1947, https://doi.org/10.1007/BF02295996).
+    Two-sided and exact (McNemar, 1947, https://doi.org/10.1007/BF02295996).
 
     Args:
         one: measured on some images.
         other: measured on the same images in the same order.
+
+    Returns:
+        The probability that two equally accurate networks differ at least this much.
 
     Raises:
         DataError: they were measured on different numbers of images.
@@ -175,8 +171,8 @@ def mcnemar(one: Accuracy, other: Accuracy) -> float:
             f"cannot compare accuracies on {one.images} and {other.images} images: measure both "
             "on the same images"
         )
-    only = int((one.right & ~other.right).sum())
-    apart = only + int((other.right & ~one.right).sum())
-    fewer = min(only, apart - only)
-    below = sum(math.comb(apart, number) for number in range(fewer + 1))
-    return min(1.0, 2 * below / (1 << apart))
+    only_one = int((one.right & ~other.right).sum())
+    differing = only_one + int((other.right & ~one.right).sum())
+    fewer = min(only_one, differing - only_one)
+    tail = sum(math.comb(differing, number) for number in range(fewer + 1))
+    return min(1.0, 2 * tail / (1 << differing))

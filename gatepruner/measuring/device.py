@@ -1,4 +1,4 @@
-"""The device to compute on, and how to compute there."""
+"""The device to compute on, and the memory format and precision to use there."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ from torch import Tensor, nn
 from gatepruner.errors import DeviceError
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, else MPS, else the CPU.
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """A device from its name; `"auto"` is CUDA if available, else MPS, else the CPU.
 
     Raises:
-        DeviceError: the machine has no such device.
+        DeviceError: this machine has no device of that name.
     """
-    there = ["cpu"]
+    if isinstance(device, torch.device):
+        return device
+    available = ["cpu"]
     if torch.backends.mps.is_available():
-        there.insert(0, "mps")
+        available.insert(0, "mps")
     if torch.cuda.is_available():
-        there[:0] = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if name == "auto":
-        return torch.device(there[0])
-    wanted = "cuda:0" if name == "cuda" else name
-    if wanted not in there:
-        raise DeviceError(f"there is no device {name!r} here: this machine has {', '.join(there)}")
-    return torch.device(wanted)
+        available[:0] = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if device == "auto":
+        return torch.device(available[0])
+    name = "cuda:0" if device == "cuda" else device
+    if name not in available:
+        raise DeviceError(
+            f"there is no device {device!r} here: this machine has {', '.join(available)}"
+        )
+    return torch.device(name)
 
 
 def place(module: nn.Module, device: torch.device, fast: bool | None = None) -> nn.Module:
-    """The module on the device; where it is to be `fast`, channels last, as convolutions like it.
+    """Move a module to the device, in channels-last format if `fast`.
 
-    `fast` is by default so on CUDA alone: on a CPU, results then are the same on all machines.
+    By default only CUDA is fast, so that results on the CPU are the same on all machines.
     """
     if device.type == "cuda" if fast is None else fast:
         return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -42,33 +46,38 @@ def place(module: nn.Module, device: torch.device, fast: bool | None = None) -> 
 
 
 def laid_out(images: Tensor, fast: bool | None = None) -> Tensor:
-    """Images as `place` lays out the module that they are for."""
+    """Images in the memory format that `place` gives a module."""
     if images.device.type == "cuda" if fast is None else fast:
         return images.contiguous(memory_format=torch.channels_last)
     return images
 
 
 def precision(device: torch.device, fast: bool | None = None) -> AbstractContextManager[object]:
-    """bf16 autocast where it is to be `fast`."""
+    """bf16 autocast if `fast`; see `place`."""
     if device.type == "cuda" if fast is None else fast:
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
-def learns_fast(device: torch.device, macs: int) -> bool:
-    """Whether a device gains from bf16 when it learns a network of so many MACs.
+def wide_type(device: torch.device) -> torch.dtype:
+    """The widest floating-point type of a device, to accumulate in."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
-    A CPU does where it multiplies bf16 itself, unless there is more to cast than to multiply:
-    1.7 times for a ResNet-56, a loss for layers of 50 units.
+
+def learns_fast(device: torch.device, macs: int) -> bool:
+    """Whether bf16 makes learning a network of `macs` MACs faster on a device.
+
+    On a CPU it does if the CPU multiplies bf16 and multiplications outweigh casts: 1.7 times
+    faster for a ResNet-56, slower for layers of 50 units.
     """
     if device.type == "cpu":
-        multiplies = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        return macs > 10**7 and bool(multiplies())
+        supports_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return macs > 10**7 and bool(supports_bf16())
     return device.type == "cuda"
 
 
 def description(device: torch.device) -> str:
-    """The hardware behind a device, as in `AMD EPYC, 2 threads` or `NVIDIA H100`."""
+    """The hardware of a device, such as `AMD EPYC, 2 threads` or `NVIDIA H100`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{processor()}, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""Whether images are what a network takes, and how they are normalised for it."""
+"""Whether images fit a network, and how to normalise them for it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from gatepruner.networks.network import Network
 def normalization_of(
     notes: Mapping[str, Any], channels: int, chosen: Normalization | None = None
 ) -> Normalization:
-    """The normalisation a checkpoint records; ImageNet's if it records none.
+    """The normalisation that a checkpoint records; ImageNet's if it records none.
 
     Args:
         notes: of the checkpoint.
-        channels: of its images.
-        chosen: one that the caller chooses instead.
+        channels: of the images.
+        chosen: replaces the recorded one.
 
     Raises:
-        DataError: it is for another number of channels.
+        DataError: the normalisation has another number of channels.
     """
-    found = chosen or IMAGENET
+    normalization = chosen or IMAGENET
     if chosen is None and "normalize" in notes:
-        recorded = notes["normalize"]
-        found = Normalization(tuple(recorded["mean"]), tuple(recorded["std"]), "the checkpoint's")
-    if {len(found.mean), len(found.std)} != {channels}:
+        mean, std = (tuple(notes["normalize"][key]) for key in ("mean", "std"))
+        normalization = Normalization(mean, std, "the checkpoint's")
+    if {len(normalization.mean), len(normalization.std)} != {channels}:
         raise DataError(
-            f"{found.source} normalisation has {len(found.mean)} channels, the images have "
-            f"{channels}: choose a normalisation of {channels} channels"
+            f"{normalization.source} normalisation has {len(normalization.mean)} channels, the "
+            f"images have {channels}: choose a normalisation with {channels} channels"
         )
-    return found
+    return normalization
 
 
 def check_size(network: Network, data: Images) -> None:
-    """Raise a `DataError` if the images are of another size."""
+    """Raise a `DataError` if the images have another size than the network takes."""
     if data.shape != network.base.input_shape:
         raise DataError(
             f"{data.source} has images of {data.shape} (channels, height, width): "
@@ -46,17 +46,25 @@ def check_size(network: Network, data: Images) -> None:
 
 
 def check_fit(network: Network, data: Images) -> None:
-    """Raise a `DataError` if the images are of another size or class count."""
+    """Raise a `DataError` if the images have another size or number of classes."""
     check_size(network, data)
     if len(data.classes) != network.num_classes:
         raise DataError(
-            f"{data.source} has {len(data.classes)} classes: {network} tells "
-            f"{network.num_classes} apart"
+            f"{data.source} has {len(data.classes)} classes: {network} has {network.num_classes}"
+        )
+
+
+def check_several(data: Images) -> None:
+    """Raise a `DataError` if there are too few images to estimate batch-norm statistics."""
+    if len(data) < 2:
+        raise DataError(
+            f"cannot estimate batch-norm statistics: expected at least 2 images, {data.source} has "
+            f"{len(data)}"
         )
 
 
 def check_batch(data: Images, batch_size: int) -> None:
-    """Raise a `TrainingError` if the images do not fill one batch to learn from."""
+    """Raise a `TrainingError` if there are fewer images than one batch."""
     if len(data) < batch_size:
         raise TrainingError(
             f"{data.source} has {len(data)} images, fewer than one batch of {batch_size}",

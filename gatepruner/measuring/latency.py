@@ -1,4 +1,4 @@
-"""Latency: the time of a forward pass, measured in turns."""
+"""Latency: the time of a forward pass."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Latency:
         median: of all runs.
         low: first quartile.
         high: third quartile.
-        runs: how many there were.
-        batch: images in one pass.
-        device: where.
+        runs: number of runs.
+        batch: images per pass.
+        device: where it was measured.
     """
 
     median: float
@@ -34,8 +34,8 @@ class Latency:
     device: str
 
     def scaled(self, factor: float) -> Latency:
-        """The same times as they would be on a machine so many times slower."""
-        low, median, high = (factor * one for one in (self.low, self.median, self.high))
+        """The latency with its times multiplied by `factor`."""
+        low, median, high = (factor * time for time in (self.low, self.median, self.high))
         return replace(self, median=median, low=low, high=high)
 
 
@@ -48,14 +48,14 @@ def latency(
     runs: int = 30,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[str, Latency]:
-    """Measure modules against each other, in turns, so that all meet the same conditions.
+    """Measure the latency of several modules in turns, so that conditions are the same for all.
 
     Args:
-        modules: what to measure, by name; all of them are moved to the device.
+        modules: the modules by name; they are moved to the device.
         input_shape: `(C, H, W)` of one image.
-        batch: images in one pass.
+        batch: images per pass.
         device: where to measure.
-        runs: rounds, after three that are not counted.
+        runs: number of rounds, after three warm-up rounds.
         track: wraps the rounds, to show progress.
 
     Returns:
@@ -77,7 +77,7 @@ def latency(
                     times[name].append(time.perf_counter() - start)
     for name, training in modes.items():
         ready[name].train(training)
-    return {name: _summary(found, batch, device) for name, found in times.items()}
+    return {name: _summary(seconds, batch, device) for name, seconds in times.items()}
 
 
 def _summary(times: list[float], batch: int, device: torch.device) -> Latency:
@@ -86,6 +86,6 @@ def _summary(times: list[float], batch: int, device: torch.device) -> Latency:
 
 
 def _wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished its work."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()

@@ -1,4 +1,4 @@
-"""Several networks in one module: what they have in common is computed once."""
+"""Merging several networks into one module that computes their common parts once."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gatepruner.networks.norms import statistics
 def merged(
     checkpoint: Checkpoint, networks: Sequence[Network], *, features: bool = False
 ) -> fx.GraphModule:
-    """One module with the logits of several networks, equal parts of them computed once.
+    """One module with the logits of several networks, whose common parts it computes once.
 
     Args:
         checkpoint: the whole network with its weights.
-        networks: what is left of it after some removals.
-        features: whether to compute what the head of each network takes instead of its logits.
+        networks: the whole network after some removals.
+        features: whether to return the features before the head instead of the logits.
 
     Returns:
-        A module that maps images to a tuple of logits, one for each network, bit for bit those
+        A module that maps images to a tuple of logits, one per network, equal bit for bit to those
         of the networks built one by one.
     """
-    graph, known, heads = fx.Graph(), {}, []
+    graph, copies, heads = fx.Graph(), {}, []
     for network in networks:
         env: dict[fx.Node, fx.Node] = {}
         for node in (features_graph(network) if features else network.graph()).nodes:
@@ -37,10 +37,10 @@ def merged(
                 heads.append(env[node.args[0]])
                 continue
             inputs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
-            same = (node.op, node.target, repr(inputs))  # nodes print as their names
-            if same not in known:
-                known[same] = graph.node_copy(node, env.__getitem__)
-            env[node] = known[same]
+            key = (node.op, node.target, repr(inputs))  # the repr of a node is its name
+            if key not in copies:
+                copies[key] = graph.node_copy(node, env.__getitem__)
+            env[node] = copies[key]
     graph.output(tuple(heads))
     module = fx.GraphModule(checkpoint.build(), graph)
     settle_in_place(module)
@@ -48,9 +48,9 @@ def merged(
 
 
 def with_own_statistics(module: fx.GraphModule) -> fx.GraphModule:
-    """Give every batch norm of a merged module statistics of its own, equal at first.
+    """Give every batch norm of a merged module its own copy of the statistics.
 
-    Networks share the layer; after a removal each sees other inputs, so their statistics part.
+    The networks share the layer, but its inputs, and thus its statistics, differ between them.
     """
     for index, (node, keys) in enumerate(statistics(module).items()):
         if node.op == "call_module":
@@ -66,7 +66,7 @@ def with_own_statistics(module: fx.GraphModule) -> fx.GraphModule:
             module.register_buffer(own, attribute(module, key).clone())
             with module.graph.inserting_before(node):
                 read = module.graph.get_attr(own)
-            shared = next(used for used in node.all_input_nodes if used.target == key)
+            shared = next(value for value in node.all_input_nodes if value.target == key)
             node.replace_input_with(shared, read)
     module.graph.eliminate_dead_code()
     module.recompile()

@@ -1,12 +1,11 @@
-"""Recalibration: batch-norm statistics estimated anew, since a removal changes what layers see.
+"""Recalibration: re-estimating batch-norm statistics, since a removal changes the layers' inputs.
 
-Exact: every batch norm gets mean and variance of all images at once, as they are when the layers
-before it have their new statistics already. No batch size is in the result.
+The estimate is exact: every batch norm gets the mean and variance over all images at once, with
+the layers before it recalibrated already. The result does not depend on the batch size.
 
-The statistics that a network brings from its training are those of images as it was trained on
-them. Where these were shifted at random, statistics of images that are not cost accuracy even
-where nothing was removed: so they are estimated on images of the kind that the first batch norm
-shows to be the network's own.
+Statistics from training are those of the training images, augmented or not. If they were
+augmented, statistics of plain images reduce the accuracy even without a removal. The statistics of
+the first batch norm show whether they were, and recalibration uses images of that kind.
 """
 
 from __future__ import annotations
@@ -20,17 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gatepruner.errors import DataError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.views import augmented
-from gatepruner.measuring.device import pick_device
-from gatepruner.measuring.inputs import check_size, normalization_of
+from gatepruner.measuring.device import pick_device, wide_type
+from gatepruner.measuring.inputs import check_several, check_size, normalization_of
 from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.norms import statistics
 
-MEMORY = 2 * 2**30  # bytes of activations that are held at a time
+MEMORY = 2 * 2**30  # most bytes of activations in memory
 
 
 def recalibrate(
@@ -45,38 +43,38 @@ def recalibrate(
     memory: int = MEMORY,
     track: Track = iter,
 ) -> Checkpoint:
-    """Estimate the statistics of every batch norm anew; no weight is changed.
+    """Re-estimate the statistics of every batch norm; parameters stay as they are.
 
-    All images go through the network together, node by node, so that each batch norm sees them
-    all and no image is computed twice. Of more images than `memory` holds the activations of,
-    as many as it holds are taken, evenly from all over the set; the notes say how many.
+    All images go through the network together, node by node. If their activations exceed
+    `memory`, fewer images are used, evenly spaced over the set; the notes say how many.
 
     Args:
         checkpoint: a network with its weights.
-        data: training images of the network's size; their labels are not used.
+        data: training images of the network's size; labels are not used.
         device: where to compute.
-        batch_size: images in one pass through a node; it changes nothing but time.
-        normalization: instead of the one that the checkpoint records.
+        batch_size: images per pass through a node; affects only time.
+        normalization: replaces the one that the checkpoint records.
         augment: whether to shift and mirror the images at random, as in training; by default, if
-            the first batch norm's statistics are nearer to those of such images.
-        whole: the network before anything was removed: its first batch norm, rather than that of
-            the checkpoint, decides on `augment`.
-        memory: bytes of activations to hold.
+            the first batch norm's statistics are closer to those of augmented images.
+        whole: the network before any removal; its first batch norm, instead of the checkpoint's,
+            decides on `augment`.
+        memory: most bytes of activations in memory.
         track: wraps the nodes of the network, to show progress.
 
+    Returns:
+        The checkpoint with new statistics and without a path.
+
     Raises:
-        DataError: the images are of another size, or there are fewer than two.
+        DataError: the images have another size, or there are fewer than two.
     """
     check_size(checkpoint.network, data)
-    if len(data) < 2:
-        raise DataError(f"{data.source} has {len(data)} images: statistics take at least 2")
-    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
-    module = checkpoint.build()
+    check_several(data)
+    normalization = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    module, device = checkpoint.build(), pick_device(device)
     if not statistics(module):
         return checkpoint
-    device = pick_device(device) if isinstance(device, str) else device
     data = data.spread(max(memory // peak(module, data.shape), 2)).to(device)
-    views = Views(data, chosen, batch_size)
+    views = Views(data, normalization, batch_size)
     if augment is None:
         trained = module if whole is None else whole.build()
         augment = _seen_augmented(trained, views, device)
@@ -91,12 +89,12 @@ def recalibrate(
 
 @dataclass(frozen=True)
 class Views:
-    """Images as a network sees them, in parts of at most `batch_size`.
+    """Normalised images, as they are or augmented, in batches.
 
     Attributes:
         data: the images.
         normalization: of their pixels.
-        batch_size: images in one part.
+        batch_size: images per batch.
     """
 
     data: Images
@@ -104,21 +102,21 @@ class Views:
     batch_size: int = 128
 
     def __call__(self, augment: bool) -> list[Tensor]:
-        """All parts `(B, C, H, W)`, as they are or shifted and mirrored as in training.
+        """All batches `(B, C, H, W)`, shifted and mirrored as in training if `augment`.
 
-        What an image is shifted by does not depend on the parts.
+        The augmentation of an image does not depend on the batch size.
         """
-        parts = self._parts
+        batches = self._batches
         if augment:
-            device = parts[0].device
+            device = batches[0].device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(0)
-                whole = augmented(torch.cat(parts))
-            parts = list(torch.split(whole, [len(part) for part in parts]))
-        return [self.normalization(part) for part in parts]
+                pixels = augmented(torch.cat(batches))
+            batches = list(torch.split(pixels, [len(batch) for batch in batches]))
+        return [self.normalization(batch) for batch in batches]
 
     @functools.cached_property
-    def _parts(self) -> list[Tensor]:
+    def _batches(self) -> list[Tensor]:
         batches = self.data.batches(torch.arange(len(self.data)), self.batch_size)
         return [pixels for pixels, _ in batches]
 
@@ -126,13 +124,13 @@ class Views:
 def seen_augmented(
     checkpoint: Checkpoint, data: Images, normalization: Normalization, device: torch.device
 ) -> bool:
-    """Whether a network's own statistics are those of images that were shifted at random.
+    """Whether the statistics of a trained network are those of augmented images.
 
-    The first batch norm tells: its statistics are nearer to those of shifted images or to those
-    of the images as they are.
+    They are if the first batch norm's statistics are closer to those of augmented images than to
+    those of plain ones.
 
     Args:
-        checkpoint: a network that was trained and not pruned since.
+        checkpoint: a trained network before any removal.
         data: training images.
         normalization: of their pixels.
         device: where to compute.
@@ -154,10 +152,16 @@ def _seen_augmented(module: fx.GraphModule, views: Views, device: torch.device) 
 def estimate(
     module: fx.GraphModule, images: list[Tensor], device: torch.device, track: Track = iter
 ) -> dict[str, Tensor]:
-    """Give every batch norm of a module the statistics of all images, in place.
+    """Recalibrate every batch norm of a module in place, on all images.
+
+    Args:
+        module: its statistics are replaced.
+        images: batches `(B, C, H, W)`, normalised.
+        device: where to compute.
+        track: wraps the nodes of the module, to show progress.
 
     Returns:
-        What was estimated, on the CPU, by the keys of the module's state dict.
+        The new statistics on the CPU, by state-dict key.
     """
     estimated, norms = {}, statistics(module.to(device))
     for node, values in _walk(module, images, norms, track):
@@ -168,16 +172,16 @@ def estimate(
 
 
 def _divergence(module: fx.GraphModule, images: list[Tensor]) -> float:
-    """How far the first batch norm's statistics are from those of the images.
+    """The divergence of the first batch norm's statistics from those of the images.
 
     Kullback-Leibler divergence of two normal distributions, mean over channels.
     """
     norms = statistics(module)
     node, (mean, variance) = next(_walk(module, images, norms, iter))
-    known = [module.get_buffer(key).to(mean.dtype) for key in norms[node]]
-    here, there = (it.clamp_min(1e-5) for it in (variance, known[1]))
-    squares = (here + (mean - known[0]).square()) / there
-    return float((squares - 1 - (here / there).log()).mean()) / 2
+    own_mean, own_variance = (module.get_buffer(key).to(mean.dtype) for key in norms[node])
+    variance, own_variance = variance.clamp_min(1e-5), own_variance.clamp_min(1e-5)
+    squares = (variance + (mean - own_mean).square()) / own_variance
+    return float((squares - 1 - (variance / own_variance).log()).mean()) / 2
 
 
 def _walk(
@@ -186,10 +190,10 @@ def _walk(
     norms: dict[fx.Node, tuple[str, str]],
     track: Track,
 ) -> Iterator[tuple[fx.Node, tuple[Tensor, Tensor]]]:
-    """Mean and variance that every batch norm gets, before it normalises with its own."""
+    """Every batch norm with the mean and variance of its input, before it is computed."""
     run = fx.Interpreter(module)
     env: dict[fx.Node, list[Any]] = {}
-    last = {used: node for node in module.graph.nodes for used in node.all_input_nodes}
+    last_user = {value: node for node in module.graph.nodes for value in node.all_input_nodes}
     for node in track(list(module.graph.nodes)):
         if node.op == "placeholder":
             env[node] = images
@@ -198,50 +202,54 @@ def _walk(
         else:
             if node in norms:
                 yield node, moments(env[node.all_input_nodes[0]])
-            env[node] = [_result(run, node, env, at) for at in range(len(images))]
-        for used in node.all_input_nodes:
-            if last[used] is node:
-                del env[used]
+            env[node] = [_result(run, node, env, index) for index in range(len(images))]
+        for value in node.all_input_nodes:
+            if last_user[value] is node:
+                del env[value]
 
 
-def _result(run: fx.Interpreter, node: fx.Node, env: dict[fx.Node, list[Any]], at: int) -> Any:
-    """What a node makes of one part of the images."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: env[used][at])
+def _result(run: fx.Interpreter, node: fx.Node, env: dict[fx.Node, list[Any]], index: int) -> Any:
+    """The value of a node for one batch."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: env[value][index])
     return getattr(run, node.op)(node.target, args, kwargs)
 
 
-def moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance `(C,)` over images and places of parts `(N, C, ...)` of the images.
+def moments(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance `(C,)` over all images and positions of batches `(N, C, ...)`.
 
-    Those of the parts are put together in float64 (Chan, Golub, LeVeque, 1979).
+    Those of the batches are combined in float64 (Chan, Golub, LeVeque, 1979).
     """
-    wide = torch.float32 if parts[0].device.type == "mps" else torch.float64
-    flat = [part.float().flatten(2) if part.ndim > 2 else part.float()[..., None] for part in parts]
-    means = torch.stack([part.mean((0, 2)) for part in flat])
-    around = (part - mean[:, None] for part, mean in zip(flat, means, strict=True))
-    variances = torch.stack([part.square_().mean((0, 2)) for part in around]).to(wide)
+    wide = wide_type(batches[0].device)
+    flat = [
+        batch.float().flatten(2) if batch.ndim > 2 else batch.float()[..., None]
+        for batch in batches
+    ]
+    means = torch.stack([batch.mean((0, 2)) for batch in flat])
+    centred = (batch - mean[:, None] for batch, mean in zip(flat, means, strict=True))
+    variances = torch.stack([batch.square_().mean((0, 2)) for batch in centred]).to(wide)
     means = means.to(wide)
-    counts = [part.numel() // part.shape[1] for part in parts]
+    counts = [batch.numel() // batch.shape[1] for batch in batches]
     share = torch.tensor(counts, dtype=wide, device=means.device)[:, None] / sum(counts)
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean).square())).sum(0)
     return mean, variance * sum(counts) / (sum(counts) - 1)
 
 
-class _Measured(fx.Interpreter):
-    """Notes how many bytes are alive at a time."""
+class _MemoryMeter(fx.Interpreter):
+    """Records the most bytes of activations that are in memory at a time."""
 
     peak = 0
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        alive = [it for it in (*self.env.values(), result) if isinstance(it, Tensor)]
-        self.peak = max(self.peak, sum(it.numel() * it.element_size() for it in alive))
+        values = (*self.env.values(), result)
+        sizes = (value.nbytes for value in values if isinstance(value, Tensor))
+        self.peak = max(self.peak, sum(sizes))
         return result
 
 
 def peak(module: fx.GraphModule, shape: Shape) -> int:
-    """Bytes of activations of one image that are alive at a time, at most."""
-    measured = _Measured(module)
-    measured.run(torch.zeros(1, *shape))
-    return measured.peak
+    """The most bytes of activations of one image that are in memory at a time."""
+    meter = _MemoryMeter(module)
+    meter.run(torch.zeros(1, *shape))
+    return meter.peak

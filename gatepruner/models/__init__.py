@@ -1,11 +1,11 @@
-"""The project's own networks, each constructed from a name and a few numbers.
+"""gatepruner's own networks, each constructed from a name.
 
 resnet56        CIFAR ResNet of depth 6n + 2, shortcut option A (zero padding)
 resnet56-b      the same with shortcut option B (projection)
 preresnet110    pre-activation ResNet of depth 6n + 2
 wrn-28-10       wide ResNet of depth 6n + 4 and width 10; takes `dropout` and `stem`
-residual-fc100  fully-connected, 100 layers as 50 two-layer blocks; takes `width`
-highway-fc100   the same as a highway network; takes `transform_bias`, too
+residual-fc100  fully-connected, 100 layers in 50 two-layer blocks; takes `width`
+highway-fc100   the same as a highway network; also takes `transform_bias`
 """
 
 from __future__ import annotations
@@ -30,11 +30,19 @@ MNIST: Shape = (1, 28, 28)
 
 @dataclass(frozen=True)
 class Family:
-    """Networks that share a class: how their names read and what the name stands for."""
+    """Networks that share a class.
+
+    Attributes:
+        example: the name of one of them.
+        module: the class.
+        depth: `(a, b)` where n blocks make a depth of a * n + b.
+        input_shape: usual `(C, H, W)` of one image.
+        fixed: arguments of the class that the name implies.
+    """
 
     example: str
     module: Callable[..., nn.Module]
-    depth: tuple[int, int]  # a depth is the first number times the blocks, plus the second
+    depth: tuple[int, int]
     input_shape: Shape
     fixed: Mapping[str, Any]
 
@@ -53,20 +61,20 @@ EXAMPLES = tuple(family.example for family in FAMILIES.values())
 
 
 def family_of(name: str) -> tuple[Family, dict[str, int]]:
-    """The family that `name` belongs to and the numbers in the name.
+    """The family that `name` belongs to, and the blocks and width that the name gives.
 
     Raises:
-        ArchitectureError: no family has such names, or the depth is none of this family's.
+        ArchitectureError: no family matches the name, or the family has no network of that depth.
     """
     for pattern, family in FAMILIES.items():
         if match := re.fullmatch(pattern, name):
             numbers = {key: int(value) for key, value in match.groupdict().items()}
-            factor, rest = family.depth
-            blocks, odd = divmod(numbers.pop("depth") - rest, factor)
-            if odd or blocks < 1 or numbers.get("width") == 0:
+            per_block, other_layers = family.depth
+            blocks, remainder = divmod(numbers.pop("depth") - other_layers, per_block)
+            if remainder or blocks < 1 or numbers.get("width") == 0:
                 raise ArchitectureError(
-                    f"{name}: a depth of {factor}n + {rest} with n >= 1"
-                    f"{' and a width >= 1' if numbers else ''} was expected, "
+                    f"unknown architecture {name}: expected a depth of {per_block}n + "
+                    f"{other_layers} with n >= 1{' and a width >= 1' if numbers else ''}, "
                     f"as in {family.example}"
                 )
             return family, {"blocks": blocks, **numbers}
@@ -80,7 +88,7 @@ def construct(name: str, input_shape: Shape, **arguments: Any) -> nn.Module:
     """The named network with fresh weights, `(N, *input_shape)` to `(N, num_classes)`.
 
     Raises:
-        ArchitectureError: the name is unknown or an argument does not fit.
+        ArchitectureError: the name is unknown or an argument is invalid.
     """
     family, numbers = family_of(name)
     if family.module is FullyConnected:

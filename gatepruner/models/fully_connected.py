@@ -1,11 +1,11 @@
-"""Deep fully-connected networks for MNIST, as in the source paper, and its highway baseline.
+"""The source paper's deep fully-connected networks for MNIST, and its highway baseline.
 
 Savarese, Mazza, Figueiredo, *Learning Identity Mappings with Residual Gates*, 2016,
 https://arxiv.org/abs/1611.01260. Srivastava, Greff, Schmidhuber, *Highway Networks*, 2015,
 https://arxiv.org/abs/1505.00387.
 
-There is one residual network here. Its plain relative is the same network without its
-shortcuts, and its gated relatives are the same with gates: edits, not classes.
+The plain network of the paper is the residual one with its shortcuts removed, and the gated
+networks are the same with gates added: edits, not classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Branch(nn.Sequential):
-    """The `f(x)` of a block: two linear layers, each with batch norm, a ReLU between them."""
+    """The branch `f(x)`: two linear layers, each followed by batch norm, with a ReLU between."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class ResidualBlock(nn.Module):
 class HighwayBlock(nn.Module):
     """`relu(T(x) f(x) + (1 - T(x)) x)` with the transform gate `T(x) = sigmoid(W_T x + b_T)`.
 
-    Written as `T(x) (f(x) - x) + x`, which is the same and has the identity for its shortcut.
-    `b_T` starts below 0, so that a new network carries rather than transforms.
+    Computed as the equal `T(x) (f(x) - x) + x`, whose shortcut is the identity. `b_T` starts
+    below 0, so that a new network carries rather than transforms.
     """
 
     def __init__(self, width: int, transform_bias: float = -2.0) -> None:
@@ -58,12 +58,12 @@ class FullyConnected(nn.Module):
     """Fully-connected network, images `(N, C, H, W)` to logits `(N, num_classes)`.
 
     Args:
-        blocks: number of two-layer blocks; the depth is `2 * blocks`, stem and head not counted.
-        width: units in every layer.
-        features: pixels in one image, `C * H * W`.
+        blocks: number of two-layer blocks; the depth is `2 * blocks`, not counting stem and head.
+        width: units per layer.
+        features: values per image, `C * H * W`.
         num_classes: number of logits.
-        highway: highway blocks in the place of residual ones.
-        transform_bias: at which the transform gates of highway blocks start.
+        highway: whether to use highway blocks instead of residual ones.
+        transform_bias: initial bias of the transform gates of highway blocks.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """CIFAR ResNets of depth 6n + 2 (He, Zhang, Ren, Sun, 2015, https://arxiv.org/abs/1512.03385).
 
-Three stages of n two-layer blocks with 16, 32 and 64 channels. Where a stage begins, the
-shortcut changes shape: option A subsamples and pads with zeros, option B projects.
+Three stages of n two-layer blocks with 16, 32 and 64 channels. The first shortcut of stages 2
+and 3 changes shape: option A subsamples and pads with zeros, option B projects.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ WIDTHS = (16, 32, 64)
 
 
 class ZeroPadding(nn.Module):
-    """Shortcut option A: every second pixel, and zeros for the channels that are new."""
+    """Shortcut option A: every second pixel, and zeros in the added channels."""
 
     def __init__(self, new_channels: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class ZeroPadding(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """`relu(f(x) + s(x))` with `f` two 3x3 convolutions, each followed by batch norm."""
+    """`relu(f(x) + s(x))`; `f` is two 3x3 convolutions, each followed by batch norm."""
 
     def __init__(self, channels: int, width: int, stride: int, shortcut: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class ResNet(nn.Module):
     """ResNet for small images, `(N, 3, H, W)` to logits `(N, num_classes)`.
 
     Args:
-        blocks: residual blocks in each of the three stages; the depth is `6 * blocks + 2`.
+        blocks: residual blocks per stage; the depth is `6 * blocks + 2`.
         shortcut: `"A"` (zero padding) or `"B"` (projection) where the shape changes.
         num_classes: number of logits.
     """
@@ -77,6 +77,6 @@ class ResNet(nn.Module):
 
 
 def _stage(blocks: int, channels: int, width: int, shortcut: str) -> nn.Sequential:
-    """Blocks of one width; the first one halves height and width if the channels change."""
+    """Blocks with `width` channels; the first halves height and width if it widens."""
     first = BasicBlock(channels, width, 1 if channels == width else 2, shortcut)
     return nn.Sequential(first, *(BasicBlock(width, width, 1, "") for _ in range(blocks - 1)))

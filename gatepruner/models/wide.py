@@ -1,10 +1,10 @@
 """Pre-activation and wide ResNets for small images.
 
 He, Zhang, Ren, Sun, *Identity Mappings in Deep Residual Networks*, 2016,
-https://arxiv.org/abs/1603.05027: batch norm and ReLU come before each convolution, so nothing
-stands between one addition and the next. Zagoruyko and Komodakis, *Wide Residual Networks*,
-2016, https://arxiv.org/abs/1605.07146: the same blocks with k times the channels, and dropout
-between the two convolutions.
+https://arxiv.org/abs/1603.05027: batch norm and ReLU come before each convolution, and nothing
+lies between one addition and the next. Zagoruyko and Komodakis, *Wide Residual Networks*, 2016,
+https://arxiv.org/abs/1605.07146: the same blocks with k times the channels, and dropout between
+the two convolutions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class PreActivationBlock(nn.Module):
-    """`f(x) + s(x)`; where the shape changes, both begin with the first batch norm and ReLU."""
+    """`f(x) + s(x)`; where the shape changes, `f` and `s` share the first batch norm and ReLU."""
 
     def __init__(self, channels: int, width: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class WideResNet(nn.Module):
     """Pre-activation ResNet, `(N, 3, H, W)` to logits `(N, num_classes)`.
 
     Args:
-        blocks: residual blocks in each of the three stages. A WRN-d-k has `(d - 4) / 6`, a
-            pre-activation ResNet of depth d has `(d - 2) / 6` and `width=1`.
+        blocks: residual blocks per stage: `(d - 4) / 6` for WRN-d-k, `(d - 2) / 6` and `width=1`
+            for a pre-activation ResNet of depth d.
         width: factor k on the 16, 32 and 64 channels of the stages.
         dropout: probability of dropout between the two convolutions of a block.
         num_classes: number of logits.
-        stem: channels that the stages begin with; as many as in the first stage, and its first
-            block has an identity shortcut.
+        stem: channels after the stem; if equal to those of the first stage, the first block has
+            an identity shortcut.
     """
 
     def __init__(

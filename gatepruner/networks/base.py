@@ -1,4 +1,4 @@
-"""The base of a network: data from which a known source constructs a module, and its trace."""
+"""The base of a network: the data from which its source constructs a module, and its trace."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from gatepruner.networks.graph import Trace, trace
 
 @dataclass(frozen=True)
 class Base:
-    """Who constructs a network, and from what.
+    """What constructs a network, and from which arguments.
 
     Attributes:
         source: `"gatepruner"`, `"torchvision"`, `"timm"`, or `"caller"` for a caller's module.
-        name: the source's name for it; a caller's module has the name of its class.
+        name: the source's name for the network; for a caller's module, the name of its class.
         input_shape: `(C, H, W)` of one image.
-        arguments: what else the source is given, `num_classes` among it.
-        module: a caller's module, without its weights; not part of the JSON.
-        leaves: module classes that tracing keeps whole, where the caller declares some; neither.
+        arguments: other arguments of the constructor, such as `num_classes`.
+        module: a caller's module without its weights; not part of the JSON.
+        leaves: the caller's module classes that tracing keeps whole; not part of the JSON.
     """
 
     source: str
@@ -44,7 +44,7 @@ class Base:
         return f"{prefix}{self.name}"
 
     def construct(self) -> nn.Module:
-        """The base with fresh weights, on torch's default device."""
+        """A module with fresh weights on torch's default device."""
         return SOURCES[self.source](self)
 
 
@@ -56,7 +56,7 @@ LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 
 
 def _library(base: Base) -> Any:
-    """The package that a base comes from."""
+    """The package that constructs a base."""
     try:
         return importlib.import_module(LIBRARIES[base.source])
     except ImportError as error:
@@ -64,8 +64,8 @@ def _library(base: Base) -> Any:
         raise ArchitectureError(f"{base} needs {package}: pip install {package}") from error
 
 
-# Networks whose constructors have to know the size of the images, and by which argument.
-SIZED = {"vit_": ("image_size", 0), "maxvit": ("input_size", 2)}
+# torchvision constructors that need the image size: prefix of the name, argument, number of axes.
+SIZED = {"vit_": ("image_size", 1), "maxvit": ("input_size", 2)}
 
 
 def _construct_torchvision(base: Base) -> nn.Module:
@@ -74,10 +74,10 @@ def _construct_torchvision(base: Base) -> nn.Module:
         near = nearest(base.name, models.list_models())
         raise ArchitectureError(f"torchvision has no classification model {base.name!r}{near}")
     arguments = dict(base.arguments)
-    for start, (argument, axes) in SIZED.items():
-        if base.name.startswith(start):
+    for prefix, (argument, axes) in SIZED.items():
+        if base.name.startswith(prefix):
             size = base.input_shape[1:]
-            arguments[argument] = size if axes else size[0]
+            arguments[argument] = size if axes == 2 else size[0]
     try:
         module: nn.Module = models.get_model(base.name, weights=None, **arguments)
     except (TypeError, ValueError) as error:
@@ -89,7 +89,7 @@ def _construct_timm(base: Base) -> nn.Module:
     timm = _library(base)
     channels, *size = base.input_shape
     given = dict(base.arguments) | ({} if channels == 3 else {"in_chans": channels})
-    # Transformers have to know the size of the images; other networks refuse to be told.
+    # Transformers need the image size; other networks do not accept the argument.
     attempts = [given] if size == [224, 224] else [{"img_size": tuple(size), **given}, given]
     for arguments in attempts:
         try:
@@ -106,8 +106,8 @@ def _construct_timm(base: Base) -> nn.Module:
 def _construct_caller(base: Base) -> nn.Module:
     if base.module is None:
         raise ArchitectureError(
-            f"{base.name} is a caller's module and has to be given again: "
-            "load(path, module=...) with one of the same architecture"
+            f"the file does not contain the code of the module {base.name}: pass a module of the "
+            "same architecture, load(path, module=...)"
         )
     return copy.deepcopy(base.module)
 
@@ -121,7 +121,7 @@ SOURCES: dict[str, Callable[[Base], nn.Module]] = {
 
 
 class _WithoutInitialising(TorchFunctionMode):
-    """Skips the random numbers of a construction whose weights are never looked at."""
+    """Skips the random initialisation of weights that are not used."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -132,17 +132,17 @@ class _WithoutInitialising(TorchFunctionMode):
 
 
 def blank(base: Base) -> nn.Module:
-    """The base with its parameters and buffers on the meta device.
+    """The base's module with its parameters and buffers on the meta device.
 
-    Buffers that its state dict leaves out are there with their values: no file has them.
+    Non-persistent buffers keep their values, since no file contains them.
     """
     if base.source in LIBRARIES:
-        _library(base)  # imported here, where no mode is on that its own code would run under
+        _library(base)  # import it before the modes below are active
     with _WithoutInitialising():
         try:
             with torch.device("meta"):
                 module = base.construct()
-        except NotImplementedError:  # a constructor that computes with tensors, as regnet's does
+        except NotImplementedError:  # the constructor computes with tensors, as regnet's does
             return without_weights(base.construct())
         if {key for key, _ in module.named_buffers()} <= set(module.state_dict()):
             return module
@@ -154,14 +154,15 @@ def without_weights(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for tensor in module.state_dict(keep_vars=True).values():
         blank = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        learned = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(blank, tensor.requires_grad) if learned else blank
+        if isinstance(tensor, nn.Parameter):
+            blank = nn.Parameter(blank, tensor.requires_grad)
+        memo[id(tensor)] = blank
     return copy.deepcopy(module, memo)
 
 
 @functools.lru_cache(maxsize=32)
 def traced(base: Base) -> Trace:
-    """The base's graph; the same object every time, and never changed."""
+    """The base's trace; cached, so it must not be changed."""
     leaf_modules: Iterable[type] = base.leaves
     leaf_functions: Iterable[Callable[..., Any]] = ()
     if base.source == "timm":

@@ -1,8 +1,8 @@
-"""The few edits that can be made to a traced network, and the network they make.
+"""The edits of a traced network, and the graph and module that result.
 
 Every edit replaces a residual addition `add(f(x), s(x))`: by s (the block is removed), by f (its
-shortcut is removed), or by the addition of a gated or scaled f and s. What nothing uses
-afterwards is left out. Source of the gates: Savarese, Mazza, Figueiredo, 2016,
+shortcut is removed), or by the addition of a gated or scaled f and s. Nodes that become unused
+are erased. Source of the gates: Savarese, Mazza, Figueiredo, 2016,
 https://arxiv.org/abs/1611.01260.
 """
 
@@ -30,11 +30,11 @@ from gatepruner.networks.graph import (
     tensors_of,
 )
 
-FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d}  # outputs are nobody's view
+FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d}  # their outputs are no views
 
 
 class Gate(nn.Module):
-    """Residual gate `relu(k) * f`, one learned scalar k, 1 at first."""
+    """Residual gate `relu(k) * f` with one learned scalar k, initially 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class PlainGate(Gate):
 
 
 class Scale(nn.Module):
-    """A constant factor: what is left of a gate that no affine layer could take up."""
+    """A constant factor that replaces a gate which cannot be folded into an affine layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,10 +69,10 @@ GATES: dict[str, type[Gate]] = {"residual": Gate, "plain": PlainGate}
 
 @dataclass(frozen=True)
 class Edits:
-    """What is done to the blocks of a network, by block name; nothing else ever is.
+    """All edits of a network, by block name.
 
     Attributes:
-        gate: kind of the gates, `"residual"`, `"plain"` or `""` where there are none.
+        gate: kind of the gates: `"residual"`, `"plain"`, or `""` without gates.
         gated: blocks with a gate.
         removed: blocks without their branch.
         shortcuts_removed: blocks without their shortcut.
@@ -88,17 +88,21 @@ class Edits:
     scaled_shortcuts: tuple[str, ...] = ()
 
     def forgetting(self, names: Collection[str]) -> Edits:
-        """Without what is done to the gates and factors of these blocks."""
+        """The edits without the gates and factors of these blocks."""
+
+        def others(blocks: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(block for block in blocks if block not in names)
+
         return replace(
             self,
-            gated=tuple(name for name in self.gated if name not in names),
-            scaled_branches=tuple(name for name in self.scaled_branches if name not in names),
-            scaled_shortcuts=tuple(name for name in self.scaled_shortcuts if name not in names),
+            gated=others(self.gated),
+            scaled_branches=others(self.scaled_branches),
+            scaled_shortcuts=others(self.scaled_shortcuts),
         )
 
 
 class _Editor:
-    """Copies a graph node by node, with something else in the place of each addition."""
+    """Inserts gates and factors into a new graph, in place of the base's additions."""
 
     def __init__(self, edits: Edits) -> None:
         self.edits = edits
@@ -109,26 +113,26 @@ class _Editor:
         self.new[target] = kind()
         return self.graph.call_module(target, values)
 
-    def join(self, at: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
-        """What stands in the place of the addition of branch `f` and shortcut `s`."""
-        name, edits = at.name, self.edits
+    def join(self, addition: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
+        """The node that replaces the addition of branch `f` and shortcut `s`."""
+        name, edits = addition.name, self.edits
         if name in edits.removed:
             return s
         if name in edits.scaled_shortcuts and name not in edits.shortcuts_removed:
-            s = self.insert(f"{at.gate}_shortcut", Scale, s)
-        f = self.gate(at, f, s)
-        if name in edits.shortcuts_removed or (f.target == at.gate and edits.gate == "plain"):
+            s = self.insert(f"{addition.gate}_shortcut", Scale, s)
+        f = self.gate(addition, f, s)
+        if name in edits.shortcuts_removed or (f.target == addition.gate and edits.gate == "plain"):
             return f
         return self.graph.call_function(operator.add, (f, s))
 
-    def gate(self, at: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
-        """The branch behind its gate; a plain gate takes the shortcut in, too."""
-        if at.name in self.edits.scaled_branches:
-            f = self.insert(f"{at.gate}_branch", Scale, f)
-        if at.name not in self.edits.gated:
+    def gate(self, addition: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
+        """The gated branch; a plain gate also adds the shortcut."""
+        if addition.name in self.edits.scaled_branches:
+            f = self.insert(f"{addition.gate}_branch", Scale, f)
+        if addition.name not in self.edits.gated:
             return f
-        whole = self.edits.gate == "plain" and at.name not in self.edits.shortcuts_removed
-        return self.insert(at.gate, GATES[self.edits.gate], *((f, s) if whole else (f,)))
+        adds = self.edits.gate == "plain" and addition.name not in self.edits.shortcuts_removed
+        return self.insert(addition.gate, GATES[self.edits.gate], *((f, s) if adds else (f,)))
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,10 @@ class Edited:
     """A graph after its edits.
 
     Attributes:
-        graph: the nodes; `node.meta["base"]` is the name of the base's node that one comes from.
-        new: the gates and scales that the base does not have, by target.
-        joins: for each block that is still reached, the names of the nodes whose values enter and
-            leave it: its shortcut, and what stands in the place of its addition.
+        graph: its nodes; `node.meta["base"]` is the name of the base's node it was copied from.
+        new: the added gates and factors, by target.
+        joins: for each block that is still used, the names of the nodes whose values enter and
+            leave it: its shortcut, and what replaces its addition.
     """
 
     graph: fx.Graph
@@ -148,16 +152,16 @@ class Edited:
 
 
 def edited(traced: Trace, edits: Edits) -> Edited:
-    """Make the edits; nothing that no other node uses is left."""
+    """Apply the edits to a traced base, and erase unused nodes."""
     editor = _Editor(edits)
-    at = {addition.node: addition for addition in traced.additions.values()}
+    additions = {addition.node: addition for addition in traced.additions.values()}
     env: dict[fx.Node, fx.Node] = {}
-    places: dict[str, tuple[fx.Node, fx.Node]] = {}
+    joins: dict[str, tuple[fx.Node, fx.Node]] = {}
     for node in traced.module.graph.nodes:
-        if addition := at.get(node.name):
+        if addition := additions.get(node.name):
             f, s = env[node.args[addition.branch]], env[node.args[1 - addition.branch]]
             env[node] = editor.join(addition, f, s)
-            places[addition.name] = s, env[node]
+            joins[addition.name] = s, env[node]
         elif _repeats(traced.module, node, env):
             env[node] = env[node.args[0]]
         else:
@@ -171,7 +175,7 @@ def edited(traced: Trace, edits: Edits) -> Edited:
     return Edited(
         editor.graph,
         {target: module for target, module in editor.new.items() if target in used},
-        {name: (s.name, joined.name) for name, (s, joined) in places.items() if joined in kept},
+        {name: (s.name, joined.name) for name, (s, joined) in joins.items() if joined in kept},
     )
 
 
@@ -188,7 +192,7 @@ KEEPS_RANGE = {operator.getitem, F.pad, nn.Identity, nn.MaxPool2d, nn.Flatten, "
 
 
 def _repeats(module: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> bool:
-    """Whether a node is an activation of what that same activation has already been through."""
+    """Whether a node applies an activation whose input has already passed the same one."""
     activation = ACTIVATIONS.get(kind(module, node))
     if activation is None:
         return False
@@ -201,27 +205,29 @@ def _repeats(module: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, fx.Nod
 
 
 def assemble(traced: Trace, edits: Edits, name: str) -> fx.GraphModule:
-    """The edited network as a module on the meta device, without weights.
-
-    Nothing in it is shared with the trace or with what was assembled before.
-    """
-    done = edited(traced, edits)
-    copies: dict[int, Any] = {}
+    """The edited network as a new module on the meta device, without weights."""
+    result = edited(traced, edits)
+    memo: dict[int, Any] = {}
     root: dict[str, Any] = {
-        target: copy.deepcopy(attribute(traced.module, target), copies)
-        for target in (str(node.target) for node in done.graph.nodes if node.op in OWNS_TENSORS)
-        if target not in done.new
+        target: copy.deepcopy(attribute(traced.module, target), memo)
+        for target in _targets(result.graph)
+        if target not in result.new
     }
-    module = fx.GraphModule({**root, **done.new}, done.graph, class_name=identifier(name))
-    forget_constants(module, traced.keys | {f"{target}.c" for target in done.new})
+    module = fx.GraphModule({**root, **result.new}, result.graph, class_name=identifier(name))
+    forget_constants(module, traced.keys | {f"{target}.c" for target in result.new})
     settle_in_place(module)
     return module.eval()
 
 
-def settle_in_place(module: fx.GraphModule) -> None:
-    """Let an activation overwrite its input only where nothing else can see that input.
+def _targets(graph: fx.Graph) -> dict[str, None]:
+    """The distinct targets with tensors, in the order of the graph."""
+    return dict.fromkeys(str(node.target) for node in graph.nodes if node.op in OWNS_TENSORS)
 
-    After an edit the input may be a shortcut, which others use.
+
+def settle_in_place(module: fx.GraphModule) -> None:
+    """Let an activation overwrite its input only where no other node uses that input.
+
+    After an edit, the input may be a shortcut, which other nodes use.
     """
     for node in module.graph.nodes:
         if node.op == "call_module" and getattr(module.get_submodule(node.target), "inplace", 0):
@@ -231,14 +237,14 @@ def settle_in_place(module: fx.GraphModule) -> None:
                 setattr(module.get_submodule(node.target), "inplace", False)  # noqa: B010
 
 
-def state_keys(traced: Trace, done: Edited) -> dict[str, Tensor]:
-    """The state dict of an edited network, on the meta device, without assembling it."""
-    found: dict[str, Tensor] = {}
-    for target in dict.fromkeys(str(it.target) for it in done.graph.nodes if it.op in OWNS_TENSORS):
-        if target in done.new:
-            state = done.new[target].state_dict(keep_vars=True)
-            found |= {f"{target}.{key}": value for key, value in state.items()}
+def state_keys(traced: Trace, result: Edited) -> dict[str, Tensor]:
+    """The state dict of an edited network, on the meta device, without assembling the network."""
+    state: dict[str, Tensor] = {}
+    for target in _targets(result.graph):
+        if target in result.new:
+            own = result.new[target].state_dict(keep_vars=True)
+            state |= {f"{target}.{key}": tensor for key, tensor in own.items()}
         else:
-            held = tensors_of(traced.module, target)
-            found |= {key: value for key, value in held.items() if key in traced.keys}
-    return found
+            own = tensors_of(traced.module, target)
+            state |= {key: tensor for key, tensor in own.items() if key in traced.keys}
+    return state

@@ -1,4 +1,4 @@
-"""Where a gate can be folded: the affine layer that a branch ends in."""
+"""Where a gate can be folded: the affine layer at the end of its branch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gatepruner.networks.graph import (
     tensors_of,
 )
 
-COMMUTES = {  # with a factor that is not negative, as every gate is
+COMMUTES = {  # with a non-negative factor, such as a gate
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.ReLU),
     *(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d),
     *(operator.getitem, F.dropout, F.relu, F.avg_pool2d, F.max_pool2d),
@@ -28,7 +28,7 @@ COMMUTES = {  # with a factor that is not negative, as every gate is
     *("permute", "flatten", "reshape", "view", "transpose", "contiguous", "roll", "mean"),
     *("squeeze", "unsqueeze", "relu"),
 }
-AFFINE_MODULES: dict[type[nn.Module], str] = {  # and where in it the last affine layer is
+AFFINE_MODULES: dict[type[nn.Module], str] = {  # and the prefix of the last affine layer in it
     nn.modules.batchnorm._BatchNorm: "",
     nn.modules.conv._ConvNd: "",
     nn.Linear: "",
@@ -36,7 +36,7 @@ AFFINE_MODULES: dict[type[nn.Module], str] = {  # and where in it the last affin
     nn.GroupNorm: "",
     nn.MultiheadAttention: "out_proj.",
 }
-AFFINE_FUNCTIONS: dict[str, dict[str, int]] = {  # and where its last weight and bias stand
+AFFINE_FUNCTIONS: dict[str, dict[str, int]] = {  # and the positions of its last weight and bias
     "linear": {"weight": 1, "bias": 2},
     "conv2d": {"weight": 1, "bias": 2},
     "layer_norm": {"weight": 2, "bias": 3},
@@ -51,26 +51,25 @@ MULTIPLICATIONS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 def fold_targets(
     traced: Trace, graph: fx.Graph, gated: Iterable[str]
 ) -> dict[str, tuple[str, ...]]:
-    """For every gated block the weights that take up its gate, by their state-dict keys.
+    """State-dict keys of the weights into which the gate of every gated block can be folded.
 
-    To multiply them is to multiply the branch. Walks back from the gate through what commutes
-    with a factor; empty where the walk ends at something else, at a value that others use or at
-    a weight that is used twice.
+    Multiplying them multiplies the branch. They are found by walking back from the gate through
+    operations that commute with a factor. There are none if the walk meets any other operation,
+    a value with several users or a weight that is used twice.
     """
     uses = _uses(traced.module, graph)
     gates = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
-    found = {}
+    targets = {}
     for name in gated:
         branch = gates[traced.additions[name].gate].args[0]
         keys = _last_affine(traced.module, branch)
-        tensors = [attribute(traced.module, key) for key in keys]
-        sound = all(uses[id(it)] == 1 for it in tensors) and traced.keys.issuperset(keys)
-        found[name] = keys if sound else ()
-    return found
+        used_once = all(uses[id(attribute(traced.module, key))] == 1 for key in keys)
+        targets[name] = keys if used_once and traced.keys.issuperset(keys) else ()
+    return targets
 
 
 def _uses(module: nn.Module, graph: fx.Graph) -> Counter[int]:
-    """How often each tensor is used, by identity, since one may have several names."""
+    """How often each tensor is used, by identity, since a tensor may have several keys."""
     uses: Counter[int] = Counter()
 
     def read(node: fx.Node) -> fx.Node:
@@ -81,7 +80,7 @@ def _uses(module: nn.Module, graph: fx.Graph) -> Counter[int]:
     for node in graph.nodes:
         fx.node.map_arg((node.args, node.kwargs), read)
         if node.op == "call_module" and "base" in node.meta:
-            uses.update(id(it) for it in tensors_of(module, str(node.target)).values())
+            uses.update(map(id, tensors_of(module, str(node.target)).values()))
     return uses
 
 
@@ -96,33 +95,47 @@ def _last_affine(module: nn.Module, node: Any) -> tuple[str, ...]:
 
 
 def _commutes(module: nn.Module, node: fx.Node) -> bool:
-    what = kind(module, node)
-    if what is F.pad:
+    operation = kind(module, node)
+    if operation is F.pad:
         return pads_with_zeros(node)
-    return what in COMMUTES or getattr(what, "__name__", "") in STOCHASTIC
+    return operation in COMMUTES or function_name(operation) in STOCHASTIC
+
+
+def function_name(operation: Any) -> str:
+    """The name of a function or class; empty for the name of a method."""
+    return getattr(operation, "__name__", "")
 
 
 def affine_keys(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
     """Keys of the weight and bias that a node applies last."""
-    what = kind(module, node)
+    operation = kind(module, node)
     if node.op == "call_module":
-        inner = next((at for base, at in AFFINE_MODULES.items() if issubclass(what, base)), None)
-        held = tensors_of(module, str(node.target)) if inner is not None else {}
-        stems = (f"{node.target}.{inner}{part}" for part in ("weight", "bias"))
-        return tuple(key for key in stems if key in held)
-    if what in MULTIPLICATIONS:
+        prefixes = (inner for base, inner in AFFINE_MODULES.items() if issubclass(operation, base))
+        inner = next(prefixes, None)
+        tensors = tensors_of(module, str(node.target)) if inner is not None else {}
+        candidates = (f"{node.target}.{inner}{part}" for part in ("weight", "bias"))
+        return tuple(key for key in candidates if key in tensors)
+    if operation in MULTIPLICATIONS:
         keys = [key for key in map(_parameter, node.args) if key]
     else:
-        places = AFFINE_FUNCTIONS.get(getattr(what, "__name__", ""), {})
-        given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
-        values = [given.get(key, given.get(at)) for key, at in places.items()]
+        positions = AFFINE_FUNCTIONS.get(function_name(operation), {})
+        values = [argument(node, index, name) for name, index in positions.items()]
         keys = [_parameter(value) for value in values if value is not None]
     return tuple(keys) if all(keys) else ()
 
 
+def argument(node: fx.Node, index: int, name: str) -> Any:
+    """The argument that a node passes by position or by name; `None` if it passes none."""
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
+
+
 def _parameter(value: Any) -> str:
-    """The key of a tensor that a graph reads, perhaps in another shape; else nothing."""
+    """The key of a tensor that a graph reads, perhaps reshaped; empty for any other value."""
     while isinstance(value, fx.Node) and value.target in RESHAPES and len(value.users) == 1:
         value = value.args[0]
-    read = isinstance(value, fx.Node) and value.op == "get_attr"
-    return str(value.target) if read else ""
+    return read_key(value)
+
+
+def read_key(value: Any) -> str:
+    """The key of a tensor that a graph reads; empty for any other value."""
+    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else ""

@@ -1,8 +1,8 @@
 """A traced network and its residual additions.
 
-A network is traced with `torch.fx`; a residual block is an addition of two values that have
-an ancestor in common, `add(f(x), s(x))`. The operand with more parameters between the fork and
-the addition is the branch f, the other one the shortcut s.
+A network is traced with `torch.fx`. A residual block is an addition of two values that have a
+common ancestor, `add(f(x), s(x))`. The operand with more parameters between the common ancestors
+and the addition is the branch f, the other one the shortcut s.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from gatepruner.errors import ArchitectureError, listed
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # must see `training` as they run
+STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # read `training` when they run
 IN_PLACE_OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -31,7 +31,7 @@ OWNS_TENSORS = ("call_module", "get_attr")
 
 
 class Mode(nn.Module):
-    """A constant of the graph that is one thing in training and another in evaluation."""
+    """A constant of the graph with one value in training and another in evaluation."""
 
     def __init__(self, training: Any, evaluation: Any) -> None:
         super().__init__()
@@ -43,11 +43,21 @@ class Mode(nn.Module):
 
 @dataclass(frozen=True)
 class Addition:
-    """A residual addition of the traced base: where it stands and which operand is which."""
+    """A residual addition of the traced base.
+
+    Attributes:
+        name: of its block.
+        path: of the module that contains it.
+        gate: target of its gate, and prefix of the targets of its factors.
+        node: name of its node.
+        branch: which operand is the branch, 0 or 1.
+        identity: whether the shortcut is the identity.
+        layers: class names of the modules in the branch.
+    """
 
     name: str
     path: str
-    gate: str  # state-dict prefix of its gate, and stem of its scales
+    gate: str
     node: str
     branch: int
     identity: bool
@@ -56,15 +66,21 @@ class Addition:
 
 @dataclass(frozen=True)
 class Trace:
-    """A base as a graph: its modules (on the meta device), its nodes and its additions."""
+    """A traced base.
+
+    Attributes:
+        module: its graph and its modules, on the meta device.
+        additions: its residual additions by block name, in the order of depth.
+        keys: of its state dict, including unused weights.
+    """
 
     module: fx.GraphModule
     additions: Mapping[str, Addition]
-    keys: frozenset[str]  # of the base's state dict, the weights that no node uses included
+    keys: frozenset[str]
 
 
 class _Tracer(fx.Tracer):
-    """Leaves whole what depends on `training`, and what the caller declares."""
+    """Keeps whole the modules that depend on `training`, and those that the caller declares."""
 
     proxy_buffer_attributes = True
 
@@ -87,28 +103,28 @@ def trace(
     """Trace a network and find its residual additions.
 
     Args:
-        base: the network; only its structure matters, so it may be on the meta device.
-        name: what messages call it.
+        base: the network; it may be on the meta device, since only its structure matters.
+        name: of the network, for error messages.
         leaf_modules: module classes to keep whole.
         leaf_functions: functions to keep whole.
 
     Raises:
-        ArchitectureError: it cannot be traced, is another graph in training than in
-            evaluation, or has no residual addition.
+        ArchitectureError: the network cannot be traced, its graph differs between training and
+            evaluation, or it has no residual addition.
     """
     keys = frozenset(base.state_dict())
     graphs = []
     for training in (True, False):
         for constant in [key for key in vars(base) if key.startswith("_tensor_constant")]:
-            delattr(base, constant)  # of the trace before: the names have to be the same again
+            delattr(base, constant)  # of the previous trace, so that both traces use equal names
         tracer = _Tracer(tuple(leaf_modules), tuple(leaf_functions))
         try:
             graphs.append(tracer.trace(base.train(training)))
-        except Exception as error:  # whatever the network's own code raises on a proxy
+        except Exception as error:  # the network's own code may raise anything on a proxy
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ArchitectureError(
-                f"{name} cannot be traced: {reason}; name the class of the module that does this "
-                "among the leaves, Checkpoint.of(..., leaves=(ThatModule,))"
+                f"{name} cannot be traced: {reason}; declare the class of the module that fails "
+                "as a leaf, Checkpoint.of(..., leaves=(ThatModule,))"
             ) from error
     modes = _join_modes(*graphs, name=name)
     for target, mode in modes.items():
@@ -120,28 +136,32 @@ def trace(
     forget_constants(module, keys)
     lost = [key for key, buffer in module.named_buffers() if buffer.is_meta and key not in keys]
     if lost:
-        raise ArchitectureError(f"{name} computes {listed(lost)} from its weights as it is traced")
+        raise ArchitectureError(
+            f"{name} cannot be traced: it computes {listed(lost)} from its weights; declare the "
+            "class of the module that does so as a leaf, Checkpoint.of(..., leaves=(ThatModule,))"
+        )
     _skip_identities(module)
     additions = _find_additions(module)
     if not additions:
-        raise ArchitectureError(f"{name} has no residual addition, so no block to remove")
+        raise ArchitectureError(f"{name} has no residual addition: there is no block to remove")
     return Trace(module, {addition.name: addition for addition in additions}, keys)
 
 
 def identifier(name: str) -> str:
-    """A name as Python would take it for a class."""
+    """A name with underscores for all characters that a Python identifier cannot have."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def _join_modes(training: fx.Graph, evaluation: fx.Graph, *, name: str) -> dict[str, Mode]:
-    """Make the constants in which the graphs differ depend on the mode, in the second graph."""
+    """In the second graph, make the constants that differ from the first depend on the mode."""
     modes: dict[str, Mode] = {}
     pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
     same = len(training.nodes) == len(evaluation.nodes)
     if not same or any((a.op, a.target) != (b.op, b.target) for a, b in pairs):
         raise ArchitectureError(
-            f"{name} is another graph in training than in evaluation: name the class of the "
-            "module that asks for `self.training` among the leaves"
+            f"the graph of {name} differs between training and evaluation: declare the class of "
+            "the module that reads `self.training` as a leaf, "
+            "Checkpoint.of(..., leaves=(ThatModule,))"
         )
 
     def join(node: fx.Node, in_training: Any, in_evaluation: Any) -> Any:
@@ -159,10 +179,10 @@ def _join_modes(training: fx.Graph, evaluation: fx.Graph, *, name: str) -> dict[
 
 
 def _make_pure(module: fx.GraphModule) -> None:
-    """Give every in-place operation a result of its own, which is what comes after it uses.
+    """Replace in-place operations by ones that return a new tensor, which later nodes use.
 
-    Edits and shared evaluation rely on values that nothing overwrites. Modules keep their
-    `inplace`: `edits.settle_in_place` decides on it for each network that is built.
+    Edits and merged networks require that no value is overwritten. Modules keep their `inplace`:
+    `edits.settle_in_place` sets it in each network that is built.
     """
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     for node, index in order.items():
@@ -183,7 +203,7 @@ def _make_pure(module: fx.GraphModule) -> None:
 
 
 def _out_of_place(node: fx.Node) -> Any:
-    """The twin that computes the same as an in-place function or method; `None` if it is none."""
+    """The out-of-place version of an in-place function or method; `None` for any other node."""
     name = getattr(node.target, "__name__", str(node.target))
     if node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
         return name[:-1]
@@ -207,7 +227,7 @@ def _find_additions(module: fx.GraphModule) -> list[Addition]:
     """The residual additions in the order of depth."""
     ancestors: dict[fx.Node, int] = {}  # a set of nodes as the bits of one integer
     order = {node: index for index, node in enumerate(module.graph.nodes)}
-    found: list[tuple[str, str, int, bool, tuple[str, ...]]] = []
+    additions = []
     for node, index in order.items():
         above = 1 << index
         for operand in node.all_input_nodes if not _reads_shape(node) else ():
@@ -218,58 +238,68 @@ def _find_additions(module: fx.GraphModule) -> list[Addition]:
             continue
         if not ancestors[operands[0]] & ancestors[operands[1]]:
             continue
-        own = [_between(module, ancestors, order, *operands)]
-        own.append(_between(module, ancestors, order, *reversed(operands)))
-        branch = int(_weight(module, own[1]) > _weight(module, own[0]))
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        path = stack[-1][0] if stack else ""
-        layers = tuple(
-            type(module.get_submodule(str(inner.target))).__name__
-            for inner in own[branch]
-            if inner.op == "call_module"
-        )
-        found.append((node.name, path, branch, not own[1 - branch], layers))
-    held = Counter(path for _, path, *_ in found)
-    seen: Counter[str] = Counter()
-    taken = {key for key, _ in module.named_modules()}
-    additions = []
-    for node_name, path, branch, identity, layers in found:
+        own = [
+            _between(ancestors, order, *operands),
+            _between(ancestors, order, *reversed(operands)),
+        ]
+        additions.append(_addition(module, node, own))
+    return _named(additions, {key for key, _ in module.named_modules()})
+
+
+def _addition(module: fx.GraphModule, node: fx.Node, own: list[list[fx.Node]]) -> Addition:
+    """The addition at a node, still without name and gate; `own` are its operands' own nodes."""
+    branch = int(_weight(module, own[1]) > _weight(module, own[0]))
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
+    layers = tuple(
+        type(module.get_submodule(str(inner.target))).__name__
+        for inner in own[branch]
+        if inner.op == "call_module"
+    )
+    return Addition("", path, "", node.name, branch, not own[1 - branch], layers)
+
+
+def _named(additions: list[Addition], taken: Set[str]) -> list[Addition]:
+    """The additions with names and gates; numbered if their module contains several."""
+    totals, seen = Counter(addition.path for addition in additions), Counter[str]()
+    named = []
+    for addition in additions:
+        path = addition.path
         seen[path] += 1
-        number = str(seen[path]) if held[path] > 1 else ""
-        name = f"{path or 'root'}:{number}" if number else path or "root"
+        number = str(seen[path]) if totals[path] > 1 else ""
         gate = f"{path}.gate{number}".lstrip(".")
         while gate in taken:
             gate += "_"
-        additions.append(Addition(name, path, gate, node_name, branch, identity, layers))
-    return additions
+        name = f"{path or 'root'}:{number}" if number else path or "root"
+        named.append(replace(addition, name=name, gate=gate))
+    return named
 
 
 def _reads_shape(node: fx.Node) -> bool:
-    """Whether a node takes only numbers from its input: they tie no two values together."""
+    """Whether a node reads only the shape of its input, which makes it no residual operand."""
     return node.target in ("size", "dim") or (
         node.target is getattr and node.args[1] in ("shape", "ndim")
     )
 
 
 def _between(
-    module: fx.GraphModule,
     ancestors: Mapping[fx.Node, int],
     order: Mapping[fx.Node, int],
     operand: fx.Node,
     other: fx.Node,
 ) -> list[fx.Node]:
-    """What leads to `operand` and not to `other`, in order."""
-    own, found, waiting = ancestors[operand] & ~ancestors[other], set(), [operand]
+    """The nodes that lead to `operand` but not to `other`, in the order of the graph."""
+    own, between, waiting = ancestors[operand] & ~ancestors[other], set(), [operand]
     while waiting:
         node = waiting.pop()
-        if own >> order[node] & 1 and node not in found:
-            found.add(node)
+        if own >> order[node] & 1 and node not in between:
+            between.add(node)
             waiting.extend(node.all_input_nodes)
-    return sorted(found, key=order.__getitem__)
+    return sorted(between, key=order.__getitem__)
 
 
 def _weight(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> tuple[int, int]:
-    """Parameters of the nodes, and the number of nodes to decide where there are none."""
+    """The number of parameters of the nodes, and the number of nodes to break ties."""
     nodes = list(nodes)
     sizes = [
         tensor.numel()
@@ -282,22 +312,22 @@ def _weight(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> tuple[int, int]
 
 
 def tensors_of(module: nn.Module, target: str) -> dict[str, Tensor]:
-    """The tensors at or below a target of the graph, by their names in the state dict."""
-    found = attribute(module, target)
-    if isinstance(found, Tensor):
-        return {target: found}
-    return {f"{target}.{key}": value for key, value in found.state_dict(keep_vars=True).items()}
+    """The tensors at or below a target of the graph, by state-dict key."""
+    owner = attribute(module, target)
+    if isinstance(owner, Tensor):
+        return {target: owner}
+    return {f"{target}.{key}": value for key, value in owner.state_dict(keep_vars=True).items()}
 
 
 def kind(module: nn.Module, node: fx.Node) -> Any:
-    """What a node does: the class of its module, its function or the name of its method."""
+    """The operation of a node: the class of its module, its function or its method's name."""
     if node.op == "call_module":
         return type(module.get_submodule(str(node.target)))
     return node.target if node.op in ("call_function", "call_method") else None
 
 
 def pads_with_zeros(node: fx.Node) -> bool:
-    """Whether a node pads with nothing else than zeros."""
+    """Whether a padding node pads with zeros."""
     given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
     return bool(given.get("mode", "constant") == "constant" and given.get("value") in (None, 0))
 
@@ -309,9 +339,9 @@ def attribute(module: nn.Module, target: str) -> Any:
 
 
 def forget_constants(module: nn.Module, keys: Set[str]) -> None:
-    """Keep out of the state dict the buffers that the base keeps out of it."""
+    """Make all buffers non-persistent that are not among the keys of the base's state dict."""
     for key, buffer in list(module.named_buffers()):
-        if key not in keys:  # fx makes every buffer it meets a persistent one
+        if key not in keys:  # fx registers every buffer as a persistent one
             owner, _, last = key.rpartition(".")
             delattr(module.get_submodule(owner), last)
             module.get_submodule(owner).register_buffer(last, buffer, persistent=False)

@@ -1,4 +1,4 @@
-"""The head of a network: its last layer, which makes logits of features."""
+"""The head of a network: its last layer, which maps features to logits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gatepruner.networks.network import Network
 
 
 def features_graph(network: Network) -> fx.Graph:
-    """The network's graph up to the features that its head takes, which are its output.
+    """The network's graph without its head: its output is the features.
 
-    Where the base has no head (its last layer with parameters is within a branch, say), the
-    output is the logits.
+    If the base has no head (because its last layer with parameters lies within a branch, for
+    example), the output is the logits.
     """
     head = head_of(network.base)
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -29,10 +29,10 @@ def features_graph(network: Network) -> fx.Graph:
 
 @functools.lru_cache(maxsize=32)
 def head_of(base: Base) -> str | None:
-    """The name of the base's last node with parameters, through which all that it computes goes.
+    """The name of the base's head: its last node with parameters.
 
-    Walks back from the output through nodes that take one value each; `None` where the walk ends
-    at a node that takes several.
+    Walks back from the output through nodes with one input each; `None` if the walk meets a node
+    with several inputs first.
     """
     module = traced(base).module
     (node,) = (node for node in module.graph.nodes if node.op == "output")
@@ -44,12 +44,15 @@ def head_of(base: Base) -> str | None:
 
 
 def _values(node: fx.Node) -> list[fx.Node]:
-    """What a node takes, tensors of the module left out."""
+    """The inputs of a node, without the module's tensors."""
     return [value for value in node.all_input_nodes if value.op != "get_attr"]
 
 
 def _has_parameters(module: fx.GraphModule, node: fx.Node) -> bool:
-    read = [value for value in node.all_input_nodes if value.op == "get_attr"]
-    owners = [node, *read] if node.op == "call_module" else read
-    tensors = (it for one in owners for it in tensors_of(module, str(one.target)).values())
-    return any(isinstance(tensor, nn.Parameter) for tensor in tensors)
+    owners = [value for value in node.all_input_nodes if value.op == "get_attr"]
+    owners += [node] if node.op == "call_module" else []
+    return any(
+        isinstance(tensor, nn.Parameter)
+        for owner in owners
+        for tensor in tensors_of(module, str(owner.target)).values()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from gatepruner import models
@@ -13,13 +14,13 @@ from gatepruner.networks.base import SOURCES, Base
 def parse(
     text: str, *, num_classes: int | None = None, input_shape: Shape | None = None
 ) -> tuple[Base, str, bool]:
-    """The base that a name means, the kind of its gates or `""`, and whether it has shortcuts.
+    """Read a name: its base, the kind of its gates (`""` for none), and whether it has shortcuts.
 
     Args:
-        text: `[gated-][SOURCE:]NAME[,argument=value...]`; the own names are in
-            `gatepruner.models`, and `plain-fc100` is `residual-fc100` without shortcuts.
-        num_classes: number of logits, where not the source's default.
-        input_shape: `(C, H, W)`, where not the network's usual one.
+        text: `[gated-][SOURCE:]NAME[,argument=value...]`; `gatepruner.models` lists gatepruner's
+            own names, and `plain-fc100` is `residual-fc100` without shortcuts.
+        num_classes: number of logits; by default the source's.
+        input_shape: `(C, H, W)` of one image; by default the network's usual one.
 
     Raises:
         ArchitectureError: the source is unknown, or an argument has no value.
@@ -46,18 +47,16 @@ def parse(
 
 
 def _argument(pair: str, text: str) -> tuple[str, Any]:
-    """`key=value` of a name, the value as a number or truth value where it reads as one."""
+    """Read `key=value`; numbers and truth values are converted."""
     key, equals, value = pair.partition("=")
     if not equals:
-        raise ArchitectureError(f"{pair!r} in {text!r}: expected argument=value")
-    for read in (int, float):
-        try:
-            return key, read(value)
-        except ValueError:
-            continue
+        raise ArchitectureError(f"cannot read {pair!r} in {text!r}: expected argument=value")
+    for convert in (int, float):
+        with contextlib.suppress(ValueError):
+            return key, convert(value)
     return key, {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _usual_shape(source: str, name: str) -> Shape:
-    """The `(C, H, W)` a network is usually given: its own for ours, else 224 x 224."""
+    """The usual `(C, H, W)`: that of the family for gatepruner's own networks, else 224 x 224."""
     return models.family_of(name)[0].input_shape if source == "gatepruner" else (3, 224, 224)

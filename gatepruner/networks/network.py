@@ -1,7 +1,7 @@
-"""A network as a value: a base that anyone can construct again, and the edits made to it.
+"""A network as a value: its base and the edits made to it.
 
-No tensor is in it, so it can be compared, hashed, printed, written as JSON, and a removal can
-be checked before anything is computed.
+It contains no tensors, so it can be compared, hashed, printed and written as JSON, and a removal
+can be checked before anything is computed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from gatepruner.networks.names import parse
 
 @dataclass(frozen=True)
 class Block:
-    """One residual block, and what is left of it.
+    """One residual block.
 
     Attributes:
-        name: module path it lives in; numbered, `path:2`, where that holds several additions.
-        stage: the part of the network it belongs to, its path less the last step.
-        identity: whether its shortcut is the identity, so that without its branch it vanishes.
-        branch: whether its branch is there.
-        shortcut: whether its shortcut is there.
+        name: path of its module; numbered, as in `path:2`, if the module has several blocks.
+        stage: its stage: the path without its last part.
+        identity: whether its shortcut is the identity, so that it vanishes without its branch.
+        branch: whether it has its branch.
+        shortcut: whether it has its shortcut.
         gated: whether it has a gate.
-        layers: the modules in its branch, by class.
+        layers: class names of the modules in its branch.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Block:
 
     @property
     def removable(self) -> bool:
-        """Whether one of the two can go, which takes both to be there."""
+        """Whether its branch or its shortcut can be removed: only if it has both."""
         return self.branch and self.shortcut
 
 
@@ -54,7 +54,7 @@ NO_EDITS = Edits()
 
 
 def listed_names(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Block names, of which one may stand alone."""
+    """One block name or several, as a tuple."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -72,15 +72,15 @@ class Network:
         """A network from a name such as `gated-resnet56` or `torchvision:vit_b_32`.
 
         Args:
-            text: as `gatepruner.networks.names.parse` takes it.
-            num_classes: number of logits, where not the source's default.
-            input_shape: `(C, H, W)`, where not the network's usual one.
+            text: see `gatepruner.networks.names.parse`.
+            num_classes: number of logits; by default the source's.
+            input_shape: `(C, H, W)` of one image; by default the network's usual one.
 
         Raises:
-            ArchitectureError: the source, name or an argument is unknown.
+            ArchitectureError: the source, the name or an argument is unknown.
         """
         base, gate, shortcuts = parse(text, num_classes=num_classes, input_shape=input_shape)
-        traced(base)  # refuses a name or an argument that the source does not know
+        traced(base)  # raises if the source does not know the name or an argument
         network = cls(base)
         if gate:
             return network.with_gates(gate)
@@ -90,15 +90,15 @@ class Network:
     def of(
         cls, module: nn.Module, input_shape: Shape, leaves: Iterable[type[nn.Module]] = ()
     ) -> Network:
-        """The network of a module that the caller brings; the module is left as it is.
+        """The network of the caller's module, which is not changed.
 
         Args:
             module: any residual network that `torch.fx` can trace.
             input_shape: `(C, H, W)` of one image.
-            leaves: module classes that tracing keeps whole, since it cannot follow their code.
+            leaves: module classes to keep whole because they cannot be traced.
 
         Raises:
-            ArchitectureError: it cannot be traced, or has no residual addition.
+            ArchitectureError: the module cannot be traced, or has no residual addition.
         """
         blank, name = without_weights(module), type(module).__name__
         network = cls(Base("caller", name, input_shape, (), blank, tuple(leaves)))
@@ -112,22 +112,32 @@ class Network:
         module: nn.Module | None = None,
         leaves: Iterable[type[nn.Module]] = (),
     ) -> Network:
-        """The network that `to_json` wrote; a caller's module and leaves have to be given again."""
-        base, edits = dict(data["base"]), dict(data["edits"])
-        shape = tuple(base.pop("input_shape"))
-        arguments = tuple(sorted((key, _frozen(it)) for key, it in base.pop("arguments").items()))
-        given = without_weights(module) if module is not None else None
+        """The network that `to_json` wrote.
+
+        Args:
+            data: what `to_json` returned.
+            module: the caller's module, which the JSON does not contain.
+            leaves: its leaves, which the JSON does not contain.
+
+        Raises:
+            ArchitectureError: the base is unknown, or the module is missing or cannot be traced.
+            KeyError, TypeError, ValueError: `data` does not describe a network.
+        """
+        fields, edits = dict(data["base"]), dict(data["edits"])
+        shape = tuple(fields.pop("input_shape"))
+        pairs = fields.pop("arguments").items()
+        arguments = tuple(sorted((key, _frozen(value)) for key, value in pairs))
+        base = Base(**fields, input_shape=shape, arguments=arguments)
+        blank = without_weights(module) if module is not None else None
         gate = edits.pop("gate")
-        kinds = {kind: tuple(names) for kind, names in edits.items()}
-        read = Base(**base, input_shape=shape, arguments=arguments)
-        read = replace(read, module=given, leaves=tuple(leaves))
-        network = cls(read, Edits(gate, **kinds))
-        if network.base.source not in SOURCES:
-            raise ValueError(f"unknown source {network.base.source!r}")
+        blocks = {edit: tuple(names) for edit, names in edits.items()}
+        network = cls(replace(base, module=blank, leaves=tuple(leaves)), Edits(gate, **blocks))
+        if base.source not in SOURCES:
+            raise ValueError(f"unknown source {base.source!r}")
         if gate not in ("", *GATES):
             raise ValueError(f"unknown gate {gate!r}")
         known = traced(network.base).additions
-        unknown = sorted({name for names in kinds.values() for name in names} - known.keys())
+        unknown = sorted({name for names in blocks.values() for name in names} - known.keys())
         if unknown:
             raise ValueError(f"{network.base} has no block {listed(unknown)}")
         return network
@@ -155,11 +165,10 @@ class Network:
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """Every residual block of the base that has something left, in the order of depth."""
-        edits, reached = self.edits, _edited(self.base, self.edits).joins
-        found = []
-        for addition in traced(self.base).additions.values():
-            block = Block(
+        """The residual blocks in the order of depth, without those that have vanished."""
+        edits, used = self.edits, self.joins
+        blocks = (
+            Block(
                 name=addition.name,
                 stage=addition.path.rpartition(".")[0] or addition.path,
                 identity=addition.identity,
@@ -168,10 +177,10 @@ class Network:
                 gated=addition.name in edits.gated,
                 layers=addition.layers,
             )
-            vanished = not block.branch and block.identity
-            if not vanished and block.name in reached:
-                found.append(block)
-        return tuple(found)
+            for addition in traced(self.base).additions.values()
+            if addition.name in used
+        )
+        return tuple(block for block in blocks if block.branch or not block.identity)
 
     @property
     def removable(self) -> tuple[str, ...]:
@@ -188,65 +197,88 @@ class Network:
         """Number of logits for one image."""
         return _classes(self.base)
 
-    def _checked(self, names: str | Iterable[str], what: str) -> tuple[str, ...]:
-        """The names, if each block has both its branch and its shortcut."""
+    def _checked(self, names: str | Iterable[str], operand: str) -> tuple[str, ...]:
+        """The names, if each is that of a removable block; `operand` is what will be removed."""
         names = listed_names(names)
         blocks = {block.name: block for block in self.blocks}
         unknown = [f"{name}{nearest(name, list(blocks))}" for name in names if name not in blocks]
         if unknown:
             raise PlanError(
                 f"cannot remove {listed(unknown)}: {self} has no such block; "
-                f"its {len(blocks)} are {_span(list(blocks))}"
+                f"its {len(blocks)} blocks are {_span(list(blocks))}"
             )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PlanError(f"cannot remove {listed(twice)} twice: name each block once")
-        halved = [name for name in names if not blocks[name].removable]
-        if halved:
-            left = [
-                f"{name}: only its {'shortcut' if blocks[name].shortcut else 'branch'} is left"
-                for name in halved
-            ]
-            raise PlanError(f"cannot remove the {what} of {'; of '.join(left)}")
+        halves = [
+            f"{name}: only its {'shortcut' if blocks[name].shortcut else 'branch'} is left"
+            for name in names
+            if not blocks[name].removable
+        ]
+        if halves:
+            raise PlanError(
+                f"cannot remove the {operand} of {'; of '.join(halves)}; choose blocks that have "
+                "both"
+            )
         return names
 
     def without(self, names: str | Iterable[str]) -> Network:
-        """The network without these blocks; of one that changes shape the shortcut stays.
+        """The network without these blocks; a shortcut that changes shape stays.
+
+        Args:
+            names: of blocks that have both their branch and their shortcut.
 
         Raises:
-            PlanError: a block is not there, or has only its branch or its shortcut left.
+            PlanError: there is no such block, or it has only its branch or its shortcut left.
         """
-        gone = {*self._checked(names, "branch"), *self.edits.removed}
-        return self._with(replace(self.edits.forgetting(gone), removed=self.in_order(gone)))
+        removed = {*self._checked(names, "branch"), *self.edits.removed}
+        return self._with(replace(self.edits.forgetting(removed), removed=self.in_order(removed)))
 
     def without_shortcuts(self, names: str | Iterable[str]) -> Network:
-        """The network without the shortcuts of these blocks; their branches stay."""
-        gone = {*self._checked(names, "shortcut"), *self.edits.shortcuts_removed}
-        scaled = tuple(name for name in self.edits.scaled_shortcuts if name not in gone)
-        removed = self.in_order(gone)
-        edits = replace(self.edits, scaled_shortcuts=scaled, shortcuts_removed=removed)
+        """The network without the shortcuts of these blocks; their branches stay.
+
+        Args:
+            names: of blocks that have both their branch and their shortcut.
+
+        Raises:
+            PlanError: there is no such block, or it has only its branch or its shortcut left.
+        """
+        removed = {*self._checked(names, "shortcut"), *self.edits.shortcuts_removed}
+        scaled = tuple(name for name in self.edits.scaled_shortcuts if name not in removed)
+        edits = replace(
+            self.edits, scaled_shortcuts=scaled, shortcuts_removed=self.in_order(removed)
+        )
         return self._with(edits)
 
     def _with(self, edits: Edits) -> Network:
-        """The network with these edits, less those to blocks within a branch that is gone."""
-        every = traced(self.base).additions.keys()
-        dead = every - _edited(self.base, edits).joins.keys()
-        return replace(self, edits=edits.forgetting(dead))
+        """The network with these edits, without those of blocks inside a removed branch."""
+        unused = traced(self.base).additions.keys() - _edited(self.base, edits).joins.keys()
+        return replace(self, edits=edits.forgetting(unused))
 
     def with_gates(self, gate: str = "residual") -> Network:
-        """The network with a gate in every block that has both branch and shortcut."""
+        """The network with a gate in every removable block.
+
+        Args:
+            gate: `"residual"` or `"plain"`.
+
+        Raises:
+            PlanError: there is no such kind of gate, or the network has gates of the other kind.
+        """
         if gate not in GATES:
             raise PlanError(f"unknown gate {gate!r}: expected {' or '.join(GATES)}")
         if self.edits.gate and self.edits.gate != gate and self.edits.gated:
-            raise PlanError(f"{self} has {self.edits.gate} gates already")
+            raise PlanError(
+                f"cannot add {gate} gates: {self} already has {self.edits.gate} gates; fold them "
+                "first"
+            )
         gated = self.in_order({*self.edits.gated, *self.removable})
         return replace(self, edits=replace(self.edits, gate=gate, gated=gated))
 
     def without_gates(self) -> Network:
-        """The network after its gates are folded into the last affine layer of each branch.
+        """The network with its gates folded into the last affine layer of each branch.
 
-        Where a branch does not end in one, and for the shortcut of a plain gate, a constant
-        factor stays.
+        A constant factor replaces the gate of a branch that does not end in an affine layer, and
+        scales the shortcut of a plain gate.
         """
         edits, targets = self.edits, self.fold_targets()
         branches = {name for name in edits.gated if not targets[name]}
@@ -272,19 +304,19 @@ class Network:
         return f"{traced(self.base).additions[name].gate}.k"
 
     def scale_key(self, name: str, operand: str) -> str:
-        """The state-dict key of the constant on a block's `"branch"` or `"shortcut"`."""
+        """The state-dict key of the constant factor of a block's `"branch"` or `"shortcut"`."""
         return f"{traced(self.base).additions[name].gate}_{operand}.c"
 
     def fold_targets(self) -> dict[str, tuple[str, ...]]:
-        """Keys of the weights that each gate can be folded into; see `gatepruner.folding`."""
+        """Keys of the weights that each gate folds into; see `networks.folding.fold_targets`."""
         return fold_targets(traced(self.base), self.graph(), self.edits.gated)
 
     def unused_keys(self) -> frozenset[str]:
-        """Keys of the base's state dict that no part of its own graph uses."""
+        """Keys of the base's state dict that its graph does not use."""
         return traced(self.base).keys - Network(self.base).state().keys()
 
     def graph(self) -> fx.Graph:
-        """The graph after the edits; `node.meta["base"]` names the base's node."""
+        """The edited graph; `node.meta["base"]` is the name of the base's node."""
         return _edited(self.base, self.edits).graph
 
     @property
@@ -293,27 +325,29 @@ class Network:
         return _edited(self.base, self.edits).joins
 
     def state(self) -> dict[str, Tensor]:
-        """The state dict that the network takes, on the meta device."""
+        """The network's state dict on the meta device."""
         return state_keys(traced(self.base), _edited(self.base, self.edits))
 
     def build_blank(self) -> fx.GraphModule:
-        """The network as a module on the meta device, in evaluation mode."""
+        """A module on the meta device, in evaluation mode."""
         return assemble(traced(self.base), self.edits, str(self))
 
     def build(self, weights: Mapping[str, Tensor]) -> fx.GraphModule:
-        """The network as a module with these very tensors, in evaluation mode."""
-        module, given = self.build_blank(), dict(weights)
-        first: dict[int, nn.Parameter] = {}
-        for key, blank in self.state().items():  # a weight with two names stays one weight
-            if isinstance(blank, nn.Parameter) and key in given:
-                given[key] = first.setdefault(id(blank), nn.Parameter(given[key]))
-        module.load_state_dict(given, strict=True, assign=True)
+        """A module that shares these tensors, in evaluation mode."""
+        module, state = self.build_blank(), dict(weights)
+        parameters: dict[int, nn.Parameter] = {}
+        for key, blank in self.state().items():  # a weight with two keys stays one parameter
+            if isinstance(blank, nn.Parameter) and key in state:
+                state[key] = parameters.setdefault(id(blank), nn.Parameter(state[key]))
+        module.load_state_dict(state, strict=True, assign=True)
         return module
 
     def initial_weights(self, seed: int = 0, gate: float = 1.0) -> dict[str, Tensor]:
-        """Fresh weights as the base's constructor draws them, and `gate` for the k of every gate.
+        """Weights initialised by the base's constructor.
 
-        Constants, which stand in for gates that were folded, are 1.
+        Args:
+            seed: of the random initialisation.
+            gate: initial k of every gate; constant factors are 1.
         """
         gates = {self.gate_key(name) for name in self.edits.gated}
         with torch.random.fork_rng(devices=[]):
@@ -329,7 +363,7 @@ class Network:
 
 @functools.lru_cache(maxsize=32)
 def _classes(base: Base) -> int:
-    """Number of logits, which no edit changes."""
+    """The number of logits, which no edit changes."""
     module = Network(base).build_blank().to("meta")
     with torch.no_grad():
         logits = module(torch.empty(2, *base.input_shape, device="meta"))
@@ -338,7 +372,7 @@ def _classes(base: Base) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _edited(base: Base, edits: Edits) -> Edited:
-    """The edited graph to look at; what is built gets one of its own."""
+    """The edited graph; cached, so it must not be changed."""
     return edited(traced(base), edits)
 
 

@@ -1,4 +1,4 @@
-"""A learned path: the blocks that gates let go, in their order, and what was learned on the way."""
+"""A learned path: blocks in the order of their removal, and the weights learned after each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Removal:
-    """One block removed while gates were learned, and the state the others adapted to.
+    """The removal of one block while gates were learned, and the weights learned after it.
 
     Attributes:
-        block: its name.
+        block: name of the block.
         gate: its gate g = relu(k) when it was removed.
-        score: what decided that it goes next; lower goes sooner.
+        score: its score when it was removed, the lowest of all blocks.
         loss: mean loss over the steps after its removal.
         step: steps taken before its removal.
-        weights: what differs from the checkpoint's own weights since: gates, scales and shifts,
-            and statistics of batch norm, by their state-dict keys; not to be written to.
+        weights: the weights that differ from the checkpoint's after those steps (gates, scales,
+            shifts, batch-norm statistics), by state-dict key; do not modify them.
     """
 
     block: str
@@ -33,7 +33,7 @@ class Removal:
     weights: Mapping[str, Tensor]
 
     def record(self) -> dict[str, Any]:
-        """All but the weights, as plain JSON."""
+        """Everything but the weights, as plain JSON."""
         return {key: getattr(self, key) for key in RECORDED}
 
 
@@ -42,7 +42,7 @@ RECORDED = tuple(field.name for field in fields(Removal) if field.name != "weigh
 
 @dataclass(frozen=True)
 class Path:
-    """Removals in the order in which they were learned."""
+    """Removals in the order in which they were made."""
 
     removals: tuple[Removal, ...] = ()
 
@@ -51,7 +51,7 @@ class Path:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The blocks in the order of their removal."""
+        """Names of the removed blocks, in the order of removal."""
         return tuple(removal.block for removal in self.removals)
 
     @property
@@ -61,17 +61,17 @@ class Path:
 
     @property
     def gates(self) -> dict[str, float]:
-        """The gate of every block of the path when it was removed."""
+        """The gate that every removed block had when it was removed."""
         return {removal.block: removal.gate for removal in self.removals}
 
     @property
     def scores(self) -> dict[str, float]:
-        """The score that decided on the removal of every block of the path."""
+        """The score that every removed block had when it was removed."""
         return {removal.block: removal.score for removal in self.removals}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What was learned, as `INDEX/KEY`: by removal and state-dict key."""
+        """The learned weights of all removals, as `INDEX/KEY` with the state-dict key."""
         return {
             f"{index}/{key}": tensor
             for index, removal in enumerate(self.removals)
@@ -79,28 +79,27 @@ class Path:
         }
 
     def followed(self, plan: Collection[str]) -> tuple[Removal, ...]:
-        """As much of the path as a plan holds, from the beginning and without a gap."""
+        """The longest start of the path whose blocks are all in the plan."""
         return tuple(itertools.takewhile(lambda removal: removal.block in plan, self.removals))
 
     def learned(self, plan: Collection[str]) -> Mapping[str, Tensor]:
-        """The weights that were learned with the blocks of a plan removed; none if it leaves out
-        the path's first block."""
+        """The weights learned after the last removal that a plan follows; empty if none is."""
         followed = self.followed(plan)
         return followed[-1].weights if followed else MappingProxyType({})
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Path:
-        """The path of `records` and `tensors`, as those properties give them.
+        """The path with these `records` and `tensors`, which the properties of that name return.
 
         Raises:
-            KeyError, TypeError, ValueError: they are not those of a path.
+            KeyError, TypeError, ValueError: they do not describe a path.
         """
         records = list(records)
         weights: list[dict[str, Tensor]] = [{} for _ in records]
         for key, tensor in tensors.items():
             index, _, inner = key.partition("/")
             if not (index.isdecimal() and int(index) < len(weights)):
-                raise ValueError(f"path/{key} belongs to no removal")
+                raise ValueError(f"path/{key} does not belong to any removal")
             weights[int(index)][inner] = tensor
         removals = (
             Removal(

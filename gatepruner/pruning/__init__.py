@@ -1,1 +1,1 @@
-"""Which blocks go, and what is left without them."""
+"""Ranking blocks, choosing how many to remove, and removing them."""

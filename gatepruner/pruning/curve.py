@@ -1,4 +1,4 @@
-"""The removal curve: accuracy against blocks removed, all of its points in shared passes."""
+"""The removal curve: accuracy against blocks removed, with all its points in shared passes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from gatepruner.errors import DataError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import Accuracy, tally
 from gatepruner.measuring.cost import Cost, count
 from gatepruner.measuring.device import pick_device
-from gatepruner.measuring.inputs import check_fit, check_size, normalization_of
+from gatepruner.measuring.inputs import check_fit, check_several, check_size, normalization_of
 from gatepruner.measuring.merging import merged, with_own_statistics
 from gatepruner.measuring.recalibration import (
     MEMORY,
@@ -30,7 +29,7 @@ from gatepruner.networks.network import Network
 from gatepruner.pruning.ranking import Ranking
 from gatepruner.pruning.surgery import prune
 
-TOGETHER = 32  # points that share one pass; more hold more activations in memory
+TOGETHER = 32  # networks per pass; more need more memory for activations
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class Point:
     """One point of a removal curve.
 
     Attributes:
-        removed: blocks removed, the least important ones of the ranking.
-        blocks: blocks that still have their branch.
-        accuracy: on the images of the sweep.
-        cost: parameters and MACs.
+        removed: number of blocks removed, the least important of a ranking.
+        blocks: number of blocks left with a branch.
+        accuracy: of the network without them.
+        cost: parameters and MACs of that network.
     """
 
     removed: int
@@ -51,7 +50,7 @@ class Point:
 
     @classmethod
     def of(cls, removed: int, network: Network, accuracy: Accuracy) -> Point:
-        """The point of a network from which so many blocks were removed."""
+        """The point of a network from which `removed` blocks were removed."""
         return cls(removed, network.depth, accuracy, count(network))
 
     def to_json(self) -> dict[str, Any]:
@@ -62,16 +61,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What points are measured on, and how.
+    """How the accuracy of every network of a curve is measured.
 
     Attributes:
-        data: labelled images that accuracy is measured on.
-        statistics: training images that batch norm is recalibrated on first, if any.
+        data: labelled images to measure on.
+        statistics: training images to recalibrate batch norm on first, if any.
         normalization: of both.
         device: where to compute.
-        batch_size: images at a time.
+        batch_size: images per batch.
         track: wraps the batches of every pass, to show progress.
-        augment: whether statistics are those of shifted images.
+        augment: whether to recalibrate on augmented images.
     """
 
     data: Images
@@ -83,9 +82,10 @@ class Measurement:
     augment: bool
 
     def tally(self, module: fx.GraphModule) -> list[Accuracy]:
-        """Accuracy of every head of a module."""
-        how = (self.normalization, self.device, self.batch_size, self.track)
-        return tally(module, self.data, *how)
+        """The accuracy of every network merged into a module."""
+        return tally(
+            module, self.data, self.normalization, self.device, self.batch_size, self.track
+        )
 
 
 def sweep(
@@ -100,30 +100,30 @@ def sweep(
     normalization: Normalization | None = None,
     track: Track = iter,
 ) -> Iterator[Point]:
-    """Accuracy after every number of removals, least important block first.
+    """Measure accuracy against blocks removed, least important block first.
 
-    The networks of neighbouring points are the same up to their first difference: what they
-    have in common is computed once, statistics of batch norm too. Along a learned path every
-    point has weights of its own.
+    The networks of all points share passes over the images, which compute common parts once,
+    batch-norm statistics included. Along a learned path every network has its own weights and is
+    measured alone.
 
     Args:
         checkpoint: a network with its weights.
         data: labelled images of the network's size and classes.
-        ranking: the order in which the blocks go.
-        counts: numbers of blocks to remove; from none to all of them by default.
-        statistics: training images on which batch norm is recalibrated wherever a block was
-            removed, as `recalibrate` does; left as it is by default.
+        ranking: the order in which to remove the blocks.
+        counts: numbers of blocks to remove; by default from none to all.
+        statistics: training images to recalibrate batch norm on after a removal, as `recalibrate`
+            does; by default it is not recalibrated.
         device: where to compute.
-        batch_size: images at a time.
-        normalization: instead of the one that the checkpoint records.
+        batch_size: images per batch.
+        normalization: replaces the one that the checkpoint records.
         track: wraps the batches of every pass, to show progress.
 
     Yields:
         The points in the order of `counts`.
 
     Raises:
-        DataError: the images are of another size or class count.
-        PlanError: more blocks are to be removed than there are.
+        DataError: the images have another size or number of classes.
+        PlanError: a count exceeds the number of ranked blocks.
     """
     how = _measurement(checkpoint, data, statistics, device, batch_size, normalization, track)
     counts = range(len(ranking.names) + 1) if counts is None else counts
@@ -149,23 +149,23 @@ def accuracies(
     normalization: Normalization | None = None,
     track: Track = iter,
 ) -> list[Accuracy]:
-    """Accuracy of several networks with weights of one checkpoint, equal parts computed once.
+    """The accuracy of several networks that share a checkpoint's weights, in shared passes.
 
     Args:
         checkpoint: the whole network with its weights.
-        networks: what is left of it after some removals, of branches or of shortcuts.
+        networks: the whole network after some removals of branches or shortcuts.
         data: labelled images of the network's size and classes.
-        statistics: as for `sweep`.
+        statistics: see `sweep`.
         device: where to compute.
-        batch_size: images at a time.
-        normalization: instead of the one that the checkpoint records.
+        batch_size: images per batch.
+        normalization: replaces the one that the checkpoint records.
         track: wraps the batches of every pass, to show progress.
 
     Returns:
-        One for each network, in their order.
+        The accuracies in the order of the networks.
 
     Raises:
-        DataError: the images are of another size or class count.
+        DataError: the images have another size or number of classes.
     """
     how = _measurement(checkpoint, data, statistics, device, batch_size, normalization, track)
     return list(_together(checkpoint, networks, how))
@@ -180,20 +180,21 @@ def _measurement(
     normalization: Normalization | None,
     track: Track,
 ) -> Measurement:
-    """How to measure, if the images fit."""
+    """How to measure; raises a `DataError` if the images do not fit."""
     check_fit(checkpoint.network, data)
     if statistics is not None:
         check_size(checkpoint.network, statistics)
-        if len(statistics) < 2:
-            raise DataError(f"{statistics.source} has 1 image: statistics take at least 2")
-    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
-    device = pick_device(device) if isinstance(device, str) else device
-    augment = statistics is not None and seen_augmented(checkpoint, statistics, chosen, device)
-    return Measurement(data, statistics, chosen, device, batch_size, track, augment)
+        check_several(statistics)
+    normalization = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    device = pick_device(device)
+    augment = statistics is not None and seen_augmented(
+        checkpoint, statistics, normalization, device
+    )
+    return Measurement(data, statistics, normalization, device, batch_size, track, augment)
 
 
 def _alone(whole: Network, small: Checkpoint, how: Measurement) -> Accuracy:
-    """The accuracy of a network with weights of its own, recalibrated if anything was removed."""
+    """The accuracy of a network with its own weights, recalibrated if anything was removed."""
     if how.statistics is not None and small.network != whole:
         small = recalibrate(
             small,
@@ -208,7 +209,7 @@ def _alone(whole: Network, small: Checkpoint, how: Measurement) -> Accuracy:
 def _together(
     checkpoint: Checkpoint, networks: Sequence[Network], how: Measurement
 ) -> Iterator[Accuracy]:
-    """Accuracies of the networks, as many in one pass as memory is thought to allow."""
+    """The accuracies of the networks, `TOGETHER` networks per pass."""
     for start in range(0, len(networks), TOGETHER):
         group = networks[start : start + TOGETHER]
         if how.statistics is None:
@@ -224,7 +225,7 @@ def _together(
 def _recalibrated(
     checkpoint: Checkpoint, networks: Sequence[Network], how: Measurement
 ) -> Iterator[Accuracy]:
-    """Accuracies of the networks, each recalibrated; in one pass if their activations fit."""
+    """The accuracies of the recalibrated networks, in one pass if their activations fit."""
     assert how.statistics is not None
     if len(networks) == 1:
         weights = {key: checkpoint.weights[key] for key in networks[0].state()}

@@ -1,4 +1,4 @@
-"""Goals: how many blocks have to go for a network to cost less, or may for it to be as good."""
+"""Goals: a number of blocks to remove, a cost to reach, or a loss of accuracy to stay within."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ EXAMPLES = {"blocks": "10", "latency": "60% or 8.5ms", "loss": "0.5"}
 
 @dataclass(frozen=True)
 class Goal:
-    """What a removal is to reach.
+    """What a removal should achieve.
 
     Attributes:
-        kind: `"blocks"`, removed; `"macs"`, `"params"` or `"latency"`, what is left at most; or
-            `"loss"`, of accuracy at most.
-        amount: blocks, MACs, parameters, seconds or points (hundredths of accuracy); or a share
-            of what the whole network costs.
-        relative: whether it is a share.
+        kind: `"blocks"`, to remove; `"macs"`, `"params"` or `"latency"`, to reach; or `"loss"` of
+            accuracy, to stay within.
+        amount: in blocks, MACs, parameters, seconds or percentage points; if relative, a fraction
+            of the whole network's cost.
+        relative: whether `amount` is a fraction.
     """
 
     kind: str
@@ -47,37 +47,41 @@ class Goal:
             raise PlanError(f"unknown goal {self.kind!r}: expected one of {', '.join(KINDS)}")
         least = 0.0 if self.kind in ("blocks", "loss") else math.ulp(0.0)
         if not (math.isfinite(self.amount) and self.amount >= least):
-            raise PlanError(f"a goal of {self.amount} {self.kind}: expected a positive number")
+            raise PlanError(
+                f"a goal of {self.amount} {self.kind} is invalid: expected a positive number"
+            )
         if self.relative and self.kind not in COSTS:
-            raise PlanError(f"a goal of {self.kind} cannot be a share of the whole network's")
+            raise PlanError(
+                f"a goal of {self.kind} cannot be relative: expected one of {', '.join(COSTS)}"
+            )
 
     @classmethod
     def parse(cls, kind: str, text: str) -> Goal:
-        """A goal as in `60%`, `62.7M` (also K, G), `8.5ms` (also s, us) or `10`.
+        """Read a goal such as `60%`, `62.7M` (also K, G), `8.5ms` (also s, us) or `10`.
 
         Raises:
-            PlanError: it does not read as one of that kind.
+            PlanError: `text` is no goal of that kind.
         """
         match = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z]*|%)", text.strip())
         number, unit = _number(match[1]) if match else None, match[2] if match else ""
-        share = unit == "%" and kind in COSTS
-        counted = kind != "blocks" or (number is not None and number.is_integer())
-        if number is None or not (number or kind not in COSTS) or not counted:
+        relative = unit == "%" and kind in COSTS
+        whole_blocks = kind != "blocks" or (number is not None and number.is_integer())
+        if number is None or not (number or kind not in COSTS) or not whole_blocks:
             raise _unreadable(kind, text)
-        if not share and unit not in UNITS[kind]:
+        if not relative and unit not in UNITS[kind]:
             raise _unreadable(kind, text)
-        return cls(kind, number / 100 if share else number * UNITS[kind][unit], share)
+        return cls(kind, number / 100 if relative else number * UNITS[kind][unit], relative)
 
     def limit(self, whole: float) -> float:
-        """The most that is left, where the whole network costs so much."""
+        """The highest cost that reaches the goal, if the whole network costs `whole`."""
         return self.amount * whole if self.relative else self.amount
 
     def text(self, amount: float, whole: float) -> str:
-        """An amount for a reader, with its share of the whole network's."""
+        """A cost as text, with its share of the whole network's: `62.7 M MACs (50.0%)`."""
         return f"{amount_text(self.kind, amount)} ({amount / whole:.1%})"
 
     def __str__(self) -> str:
-        """As part of a file's name: `drop10`, `macs50`, `latency8.5ms`, `loss0.5`."""
+        """The goal as part of a file name: `drop10`, `macs50`, `latency8.5ms`, `loss0.5`."""
         if self.relative:
             return f"{self.kind}{100 * self.amount:g}"
         if self.kind == "latency":
@@ -93,30 +97,30 @@ def _number(text: str) -> float | None:
 
 
 def _unreadable(kind: str, text: str) -> PlanError:
-    what = COSTS.get(kind, "blocks to remove" if kind == "blocks" else "points of accuracy")
+    quantity = COSTS.get(kind, "blocks to remove" if kind == "blocks" else "points of accuracy")
     example = EXAMPLES.get(kind, "60% or 62.7M")
-    return PlanError(f"cannot read {text!r} as {what}: expected a number as in {example}")
+    return PlanError(f"cannot read {text!r} as {quantity}: expected a number such as {example}")
 
 
 def amount_text(cost: str, amount: float) -> str:
-    """`62.7 M MACs`, `8.52 ms`."""
+    """A cost as text: `62.7 M MACs`, `8.52 ms`."""
     if cost == "latency":
         return f"{1e3 * amount:.2f} ms"
     scales = ((1e9, "G "), (1e6, "M "), (1e3, "K "))
-    scale, unit = next((one for one in scales if amount >= one[0]), (1.0, ""))
-    return f"{amount / scale:.4g} {unit}{COSTS[cost]}"
+    scale, prefix = next((pair for pair in scales if amount >= pair[0]), (1.0, ""))
+    return f"{amount / scale:.4g} {prefix}{COSTS[cost]}"
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What a goal asks for, between nothing removed and every block of a ranking removed.
+    """How a ranking reaches a goal.
 
     Attributes:
-        goal: what is asked for.
-        removed: how many blocks that takes, least important first.
-        whole: cost of the whole network, or its accuracy in points.
-        least: the same with every block of the ranking removed.
-        reached: the same with `removed` blocks removed.
+        goal: what to reach.
+        removed: number of blocks to remove, least important first.
+        whole: cost of the whole network, or its accuracy in percent.
+        least: the same after removing all blocks of the ranking.
+        reached: the same after removing `removed` blocks.
     """
 
     goal: Goal
@@ -127,23 +131,29 @@ class Reach:
 
     @property
     def range(self) -> str:
-        """What the ranking can reach."""
+        """The costs or accuracies that the ranking can reach, as text."""
         if self.goal.kind in COSTS:
-            low, high = (self.goal.text(it, self.whole) for it in (self.least, self.whole))
+            low, high = (self.goal.text(cost, self.whole) for cost in (self.least, self.whole))
             return f"{COSTS[self.goal.kind]} from {low} to {high}"
         return f"accuracy from {self.least:.1f} to {self.whole:.1f} %"
 
 
+def check_count(count: float, network: Network, names: Sequence[str]) -> None:
+    """Raise a `PlanError` if a network has fewer removable blocks than `count`."""
+    if count > len(names):
+        raise PlanError(
+            f"cannot remove {count:g} blocks: {network} has only {len(names)} removable ones"
+        )
+
+
 def check_reachable(goal: Goal, network: Network, names: Sequence[str], meter: Meter) -> str:
-    """What the removal of these blocks can reach, if the goal is within it.
+    """The range that removing these blocks can reach, as text.
 
     Raises:
-        PlanError: the goal is outside it.
+        PlanError: the goal is outside that range.
     """
-    if goal.kind == "blocks" and goal.amount > len(names):
-        raise PlanError(
-            f"cannot remove {goal.amount:g} blocks: {network} has {len(names)} removable ones"
-        )
+    if goal.kind == "blocks":
+        check_count(goal.amount, network, names)
     if goal.kind not in COSTS:
         return f"from 0 to {len(names)} blocks removed"
     whole, least = meter.costs(goal.kind, [network, network.without(names)])
@@ -163,19 +173,20 @@ def blocks_for(
     meter: Meter,
     curve: Callable[[], Sequence[Point]],
 ) -> Reach:
-    """How many blocks of a ranking a goal takes, least important first.
+    """How many blocks of a ranking to remove for a goal, least important first.
 
-    The fewest that bring a cost down to it; or the most within a loss of accuracy.
+    The fewest that reach a cost, or the most that stay within a loss of accuracy.
 
     Args:
-        goal: what is asked for.
-        network: whose blocks go.
-        ranking: in which order.
-        meter: tells costs.
-        curve: measures accuracy on held-out images, from nothing removed on, if asked.
+        goal: what to reach.
+        network: the whole network.
+        ranking: its blocks in the order of removal.
+        meter: measures costs.
+        curve: called only for a goal of loss: measures accuracy on held-out images, beginning
+            with the whole network.
 
     Raises:
-        PlanError: no number of blocks reaches it.
+        PlanError: no number of blocks reaches the goal.
     """
     if goal.kind == "loss":
         return _most_within(goal, curve())
@@ -185,7 +196,7 @@ def blocks_for(
     check_reachable(goal, network, ranking.names, meter)
     whole, least = meter.costs(goal.kind, [network, network.without(ranking.names)])
     low, high = int(goal.limit(whole) < whole), len(ranking.names)
-    while low < high:  # a cost falls with every block
+    while low < high:  # every removal reduces the cost
         middle = (low + high) // 2
         if meter.cost(goal.kind, network.without(ranking.first(middle))) <= goal.limit(whole):
             high = middle
@@ -196,17 +207,25 @@ def blocks_for(
 
 
 def _most_within(goal: Goal, points: Sequence[Point]) -> Reach:
-    accuracy = {point.removed: 100 * point.accuracy.accuracy for point in points}
-    whole, last = points[0].removed, points[-1].removed
-    within = [at for at, one in accuracy.items() if one >= accuracy[whole] - goal.amount - 1e-7]
-    return Reach(goal, max(within), accuracy[whole], accuracy[last], accuracy[max(within)])
+    percent = {point.removed: 100 * point.accuracy.accuracy for point in points}
+    whole, last = percent[points[0].removed], percent[points[-1].removed]
+    most = max(
+        count for count, accuracy in percent.items() if accuracy >= whole - goal.amount - 1e-7
+    )
+    return Reach(goal, most, whole, last, percent[most])
 
 
 def most_needed(whole: float, limit: float, saved: Mapping[str, float]) -> int:
-    """How many blocks have to go at most, in whatever order they do."""
-    left, needed = whole, 0
-    for one in sorted(saved.values()):
-        if left <= limit:
+    """The most blocks that any order of removal needs to reach a cost of `limit`.
+
+    Args:
+        whole: cost of the whole network.
+        limit: cost to reach.
+        saved: what the removal of each block saves.
+    """
+    cost, needed = whole, 0
+    for saving in sorted(saved.values()):
+        if cost <= limit:
             break
-        left, needed = left - max(one, 0.0), needed + 1
+        cost, needed = cost - max(saving, 0.0), needed + 1
     return needed

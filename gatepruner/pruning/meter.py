@@ -1,4 +1,4 @@
-"""What networks cost, each found out once: counted, or measured beside the whole network."""
+"""The meter: costs of networks, each counted or measured only once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from gatepruner.networks.network import Network
 
 @dataclass(frozen=True)
 class Meter:
-    """Costs of a network and of what is left of it after removals.
+    """Costs of a network before and after removals.
 
-    A network's latency is measured once, in turns with the whole network's, and scaled by how
-    much faster or slower the whole one was than when it was measured first: so all latencies
-    compare, though a machine's speed drifts, and one network has one number.
+    The latency of a network is measured once, in turns with the whole network. It is scaled by
+    the whole network's first latency over its present one, so that latencies can be compared
+    although the speed of a machine drifts.
 
     Attributes:
-        whole: the network that all are compared with.
+        whole: the whole network.
         device: where latency is measured.
-        batch: images in one pass when it is.
-        seconds: how long to measure a group of networks, about.
-        known: latencies by the edits of their network, as JSON; filled as they are measured, and
-            given back to a new meter where a run is resumed.
+        batch: images per pass when latency is measured.
+        seconds: approximate time to measure a group of networks.
+        known: measured latencies by the edits of their network as JSON; a resumed run passes
+            those of the run before.
         track: wraps the rounds of a measurement, to show progress.
     """
 
@@ -43,13 +43,13 @@ class Meter:
         return self.costs(kind, [network])[0]
 
     def costs(self, kind: str, networks: Sequence[Network]) -> list[float]:
-        """The cost of every network; those whose latency is new are measured in turns."""
+        """The cost of every network; unknown latencies are measured in turns."""
         if kind != "latency":
             return [float(getattr(count(network), kind)) for network in networks]
-        return [one.median for one in self.latencies(networks)]
+        return [latency.median for latency in self.latencies(networks)]
 
     def latencies(self, networks: Sequence[Network]) -> list[Latency]:
-        """The latency of every network; those that are new are measured in turns."""
+        """The latency of every network; unknown ones are measured in turns."""
         new = {_key(network): network for network in networks}
         new = {key: network for key, network in new.items() if key not in self.known}
         if new:
@@ -57,30 +57,28 @@ class Meter:
         return [self.known[_key(network)] for network in networks]
 
     def savings(self, kind: str) -> dict[str, float]:
-        """What the removal of each removable block alone saves."""
+        """What removing each removable block alone saves."""
         names = self.whole.removable
-        whole, *small = self.costs(
-            kind, [self.whole, *(self.whole.without([name]) for name in names)]
-        )
-        return {name: whole - one for name, one in zip(names, small, strict=True)}
+        networks = [self.whole, *(self.whole.without([name]) for name in names)]
+        whole, *costs = self.costs(kind, networks)
+        return {name: whole - cost for name, cost in zip(names, costs, strict=True)}
 
     def _measure(self, networks: dict[str, Network]) -> None:
         weights = self.whole.initial_weights()
         modules = {}
         for key, network in networks.items():
             fresh = {} if network.state().keys() <= weights.keys() else network.initial_weights()
-            given = {name: {**fresh, **weights}[name] for name in network.state()}
-            modules[key] = network.build(given)
+            state = {**fresh, **weights}
+            modules[key] = network.build({name: state[name] for name in network.state()})
         shape, how = self.whole.base.input_shape, {"batch": self.batch, "device": self.device}
-        first = latency(modules, shape, runs=1, **how)  # type: ignore[arg-type]
-        rounds = self.seconds / max(sum(one.median for one in first.values()), 1e-9)
+        once = latency(modules, shape, runs=1, **how)  # type: ignore[arg-type]
+        rounds = self.seconds / max(sum(time.median for time in once.values()), 1e-9)
         runs = min(max(int(rounds), 10), 300)
         measured = latency(modules, shape, runs=runs, track=self.track, **how)  # type: ignore[arg-type]
         whole = _key(self.whole)
-        reference = self.known.get(whole, measured[whole]).median
-        drift = reference / measured[whole].median
-        for key, one in measured.items():
-            self.known.setdefault(key, one.scaled(drift))
+        first = self.known.get(whole, measured[whole])
+        for key, time in measured.items():
+            self.known.setdefault(key, time.scaled(first.median / measured[whole].median))
 
 
 def _key(network: Network) -> str:
@@ -90,12 +88,12 @@ def _key(network: Network) -> str:
 def savings(
     network: Network, cost: str, device: str | torch.device = "cpu", batch: int = 1
 ) -> dict[str, float]:
-    """What the removal of each removable block alone saves.
+    """What removing each removable block alone saves, by block name.
 
     Args:
-        network: of which a block is removed.
-        cost: `"params"`, `"macs"`, or `"latency"`, in seconds, measured with random weights.
+        network: the whole network.
+        cost: `"params"`, `"macs"`, or `"latency"` in seconds, measured with random weights.
         device: where latency is measured.
-        batch: images in one pass when it is.
+        batch: images per pass when latency is measured.
     """
     return Meter(network, device, batch).savings(cost)

@@ -1,4 +1,4 @@
-"""Orders of removal side by side: one curve for each criterion, with what it took to find it."""
+"""Comparing criteria: the removal curve of each, and the time its ranking took."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from gatepruner.pruning.criteria import CRITERIA
 from gatepruner.pruning.curve import Point, sweep
 from gatepruner.pruning.ranking import Ranking, rank
 
-NOISE = 0.05  # differences at least as probable as this between equals are within noise
+NOISE = 0.05  # differences with at least this p-value are within noise
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of a criterion and its removal curve, for one seed or several.
+    """The removal order and curve of a criterion, for one or several seeds.
 
     Attributes:
-        rankings: the blocks, least important first, for each seed.
-        runs: the points of each, all at the same numbers of blocks.
-        seconds: that a ranking took to find; what was learned before is not in it.
-        statistics: training images that every network was recalibrated on; 0 if none was.
+        rankings: one for each seed.
+        runs: the points of each ranking, all at the same numbers of blocks.
+        seconds: time to compute one ranking, without learning gates.
+        statistics: number of training images that networks were recalibrated on; 0 without
+            recalibration.
     """
 
     rankings: tuple[Ranking, ...]
@@ -38,7 +39,7 @@ class Order:
 
     @property
     def criterion(self) -> str:
-        """By what the blocks are ranked."""
+        """The name of the criterion."""
         return self.rankings[0].criterion
 
     @property
@@ -48,23 +49,32 @@ class Order:
 
     @property
     def label(self) -> str:
-        """The criterion, and how its networks were treated, as a legend tells it."""
+        """The criterion and how its networks were treated, for legends."""
         learned = "along the learned path" if self.rankings[0].learned else ""
         seeds = f"mean and range of {len(self.runs)} orders" if len(self.runs) > 1 else ""
         images = f"recalibrated on {self.statistics:,} images" if self.statistics else ""
         return ", ".join(part for part in (self.criterion, learned, seeds, images) if part)
 
     def accuracies(self, index: int) -> list[float]:
-        """Accuracy at one point of every run, as fractions of 1."""
+        """The accuracy of every run at the point `index`, as fractions of 1."""
         return [points[index].accuracy.accuracy for points in self.runs]
 
     def within_noise(self, other: Order, index: int) -> bool:
+<<<<<<< HEAD
         """Whether no run differs from another order's first by more than chance may explain.
 
         By McNemar's test on the same images.
         """
         theirs = other.points[index].accuracy
         return all(mcnemar(points[index].accuracy, theirs) >= NOISE for points in self.runs)
+=======
+        """Whether any run is within noise of another order at the point `index`.
+
+        By McNemar's test on the same images, against the other order's first run.
+        """
+        reference = other.points[index].accuracy
+        return any(mcnemar(points[index].accuracy, reference) >= NOISE for points in self.runs)
+>>>>>>> w2
 
     def to_json(self) -> dict[str, Any]:
         """The order as plain JSON; accuracies are fractions of 1."""
@@ -93,43 +103,42 @@ def compare(
     normalization: Normalization | None = None,
     track: Callable[[str], Track] = lambda description: iter,
 ) -> Iterator[Order]:
-    """Rank by every criterion, and measure accuracy against blocks removed in its order.
+    """Rank by several criteria and measure the removal curve of each.
 
     Args:
         checkpoint: a network with its weights.
-        data: labelled images to measure on; nothing is learned from them.
+        data: labelled images to measure accuracy on; no criterion sees them.
         by: names of criteria.
-        training: images that criteria learn from, where they need some.
-        statistics: images that every network is recalibrated on, as for `sweep`.
-        counts: numbers of blocks to remove; from none to all by default.
-        seeds: of the random order; other criteria have one order alone.
+        training: training images, for the criteria that need them.
+        statistics: training images to recalibrate every network on; see `sweep`.
+        counts: numbers of blocks to remove; by default from none to all.
+        seeds: for random criteria; the others use only the first.
         device: where to compute.
-        batch_size: images at a time.
-        normalization: instead of the one that the checkpoint records.
-        track: makes, from a description, a wrapper of an iterable that shows progress.
+        batch_size: images per batch.
+        normalization: replaces the one that the checkpoint records.
+        track: maps a description to a wrapper of an iterable that shows progress.
 
     Yields:
         An order for each criterion, as soon as it is measured.
 
     Raises:
-        PlanError: a criterion is unknown, or lacks what it needs.
-        DataError: images do not fit the network.
+        PlanError: a criterion is unknown, or the gates it needs are missing.
+        DataError: training images are missing, or images do not fit the network.
     """
     how: Any = {"device": device, "batch_size": batch_size, "normalization": normalization}
+    measure: Any = {**how, "counts": counts, "statistics": statistics}
     for criterion in by:
-        start = time.monotonic()
-        chosen = seeds if criterion in CRITERIA and CRITERIA[criterion].random else seeds[:1]
-        shown = track(f"rank by {criterion}")
+        start, progress = time.monotonic(), track(f"rank by {criterion}")
+        random = criterion in CRITERIA and CRITERIA[criterion].random
         rankings = [
-            rank(checkpoint, criterion, training, seed=seed, track=shown, **how) for seed in chosen
+            rank(checkpoint, criterion, training, seed=seed, track=progress, **how)
+            for seed in (seeds if random else seeds[:1])
         ]
         seconds = (time.monotonic() - start) / len(rankings)
-        measure: Any = {**how, "counts": counts, "statistics": statistics}
-        runs = tuple(
-            tuple(
-                sweep(checkpoint, data, ranking, track=track(f"remove by {criterion}"), **measure)
-            )
+        progress = track(f"remove by {criterion}")
+        runs = [
+            tuple(sweep(checkpoint, data, ranking, track=progress, **measure))
             for ranking in rankings
-        )
-        used = len(statistics) if statistics is not None else 0
-        yield Order(tuple(rankings), runs, seconds, used)
+        ]
+        images = len(statistics) if statistics is not None else 0
+        yield Order(tuple(rankings), tuple(runs), seconds, images)

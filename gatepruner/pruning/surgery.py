@@ -1,4 +1,4 @@
-"""Surgery: from one checkpoint to a smaller one. Nothing is changed in place."""
+"""Surgery: removing blocks and shortcuts, adding and folding gates; every verb is pure."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from gatepruner.pruning.ranking import Ranking
 
 
 def add_gates(checkpoint: Checkpoint) -> Checkpoint:
-    """Put a residual gate of k = 1 into every block: the same function, bit for bit.
+    """Add a residual gate with k = 1 to every removable block; logits stay equal bit for bit.
 
     Args:
-        checkpoint: a network with its weights; one that has gates stays as it is.
+        checkpoint: a network with its weights; returned unchanged if it has gates.
 
     Raises:
-        PlanError: the network has no block for a gate.
+        PlanError: the network has no removable block.
     """
     if checkpoint.network.edits.gated:
         return checkpoint
     network = checkpoint.network.with_gates()
     if not network.edits.gated:
-        raise PlanError(f"{network} has no block with both branch and shortcut: nothing to gate")
+        raise PlanError(
+            f"cannot add gates: {network} has no block with both its branch and its shortcut"
+        )
     ones = {key: torch.ones(()) for key in map(network.gate_key, network.edits.gated)}
     weights = {**ones, **checkpoint.weights}
     weights = {key: weights[key] for key in network.state()}
@@ -38,12 +40,15 @@ def add_gates(checkpoint: Checkpoint) -> Checkpoint:
 def remove(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
     """Remove residual blocks.
 
-    A block with an identity shortcut vanishes; of one that changes shape the shortcut stays.
-    What is left computes what the whole network computes with gates of 0 in those blocks, bit
-    for bit.
+    A block with an identity shortcut vanishes; a shortcut that changes shape stays. The logits
+    equal, bit for bit, those of the whole network with gates of 0 in those blocks.
+
+    Args:
+        checkpoint: a network with its weights.
+        blocks: names of removable blocks.
 
     Raises:
-        PlanError: a block is not there, or has only its branch or its shortcut left.
+        PlanError: there is no such block, or it has only its branch or its shortcut left.
     """
     blocks = listed_names(blocks)
     network = checkpoint.network.without(blocks)
@@ -51,14 +56,17 @@ def remove(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
 
 
 def follow(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
-    """Remove residual blocks with what was learned when they went.
+    """Remove residual blocks and use the weights learned along the checkpoint's path.
 
-    Of the checkpoint's path as much is followed as the plan holds, from the beginning and without
-    a gap: gates, scales, shifts and statistics are those of that state. The other blocks are
-    removed as `remove` does. Without a path it is `remove`.
+    The longest start of the path whose blocks are all to be removed decides on gates, scales,
+    shifts and statistics. All other blocks are removed as by `remove`.
+
+    Args:
+        checkpoint: a network with its weights and its learned path.
+        blocks: names of removable blocks.
 
     Raises:
-        PlanError: a block is not there, or has only its branch or its shortcut left.
+        PlanError: there is no such block, or it has only its branch or its shortcut left.
     """
     blocks = listed_names(blocks)
     followed = checkpoint.path.followed(blocks)
@@ -67,33 +75,36 @@ def follow(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
     learned = {**checkpoint.weights, **followed[-1].weights}
     network = checkpoint.network.without(blocks)
     weights = MappingProxyType({key: learned[key] for key in network.state()})
-    gates = {**checkpoint.notes.get("gates", {}), **{one.block: one.gate for one in followed}}
+    gates = {removal.block: removal.gate for removal in followed}
     notes = checkpoint.noting(removed=list(blocks), path=len(followed))
-    return Checkpoint(network, weights, {**notes, "gates": gates})
+    return Checkpoint(network, weights, {**notes, "gates": {**notes.get("gates", {}), **gates}})
 
 
 def prune(checkpoint: Checkpoint, ranking: Ranking, count: int) -> Checkpoint:
-    """Remove the first blocks of a ranking.
+    """Remove the least important blocks of a ranking.
 
-    With what was learned when they were removed, if the ranking is that of the checkpoint's
-    learned path; else plainly.
+    Uses `follow` if the ranking is that of the checkpoint's learned path, else `remove`.
 
     Args:
         checkpoint: a network with its weights.
         ranking: its blocks, least important first.
-        count: how many to remove.
+        count: number of blocks to remove.
 
     Raises:
-        PlanError: the ranking has fewer.
+        PlanError: the ranking has fewer blocks.
     """
     return (follow if ranking.learned else remove)(checkpoint, ranking.first(count))
 
 
 def remove_shortcuts(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
-    """Remove the shortcuts of residual blocks; their branches stay, and so do their gates.
+    """Remove the shortcuts of residual blocks; their branches and gates stay.
+
+    Args:
+        checkpoint: a network with its weights.
+        blocks: names of removable blocks.
 
     Raises:
-        PlanError: a block is not there, or has only its branch or its shortcut left.
+        PlanError: there is no such block, or it has only its branch or its shortcut left.
     """
     blocks = listed_names(blocks)
     network = checkpoint.network.without_shortcuts(blocks)
@@ -101,7 +112,7 @@ def remove_shortcuts(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Che
 
 
 def _kept(checkpoint: Checkpoint, network: Network, **done: list[str]) -> Checkpoint:
-    """The weights that the network still takes."""
+    """The network with the weights that it still has, and a note of what was done."""
     weights = {key: checkpoint.weights[key] for key in network.state()}
     return Checkpoint(network, MappingProxyType(weights), checkpoint.noting(**done))
 
@@ -109,10 +120,10 @@ def _kept(checkpoint: Checkpoint, network: Network, **done: list[str]) -> Checkp
 def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
     """Multiply every gate into the last affine layer of its branch.
 
-    The logits stay the same to rounding and no gate is left. Where a branch does not end in an
-    affine layer (an activation comes after it, say), and for the shortcut of a plain gate, a
-    constant factor stays: `network.edits.scaled_branches` and `scaled_shortcuts` name those
-    blocks. The notes keep the gates under `gates`, so that the blocks can still be ranked.
+    No gate is left, and the logits stay equal up to rounding. A constant factor replaces the gate
+    of a branch that does not end in an affine layer, and scales the shortcut of a plain gate;
+    `network.edits.scaled_branches` and `scaled_shortcuts` list those blocks. The notes keep the
+    gates under `gates`, so that the blocks can still be ranked.
     """
     network, weights = checkpoint.network, dict(checkpoint.weights)
     folded, targets, constants = network.without_gates(), network.fold_targets(), []
@@ -121,10 +132,10 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
         weights.pop(network.gate_key(name))
         for key in targets[name]:
             weights[key] = (weights[key] * g).to(weights[key].dtype)
-        operands = {} if targets[name] else {"branch": g}
+        factors = {} if targets[name] else {"branch": g}
         if network.edits.gate == "plain" and name not in network.edits.shortcuts_removed:
-            operands["shortcut"] = 1 - g
-        for operand, factor in operands.items():
+            factors["shortcut"] = 1 - g
+        for operand, factor in factors.items():
             key = network.scale_key(name, operand)
             weights[key] = (weights.get(key, 1.0) * factor).float()
             constants.append(name)

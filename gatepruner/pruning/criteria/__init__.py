@@ -1,4 +1,4 @@
-"""The criteria by which blocks are ranked: a file in this folder and a line below for each."""
+"""The criteria by which blocks are ranked; each is a function in this folder and an entry below."""
 
 from __future__ import annotations
 

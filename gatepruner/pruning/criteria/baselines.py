@@ -1,4 +1,4 @@
-"""Orders that look at neither weights nor images, to compare criteria with."""
+"""Baselines: orders that depend neither on weights nor on images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gatepruner.pruning.criteria.criterion import Evidence
 
 
 def at_random(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
-    """A random order that depends on the seed alone; scores are the positions in it."""
+    """A random order that depends only on the seed; the score of a block is its position."""
     positions = list(range(len(names)))
     random.Random(evidence.seed).shuffle(positions)
     order = sorted(zip(positions, names, strict=True))
@@ -18,5 +18,5 @@ def at_random(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) 
 
 
 def by_depth(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
-    """The last block first; scores are the positions in this order."""
+    """The deepest block first; the score of a block is its position."""
     return {name: float(position) for position, name in enumerate(reversed(names))}

@@ -1,4 +1,4 @@
-"""How little the features before the head change when a block is removed."""
+"""CKA: how much the features before the head change when a block is removed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from gatepruner.pruning.criteria.passes import batches, device_of
 def cka(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
     """1 minus the linear CKA of the features with and without each block.
 
-    All networks share one pass over the images. The features of all images are kept in memory,
-    once for each block.
+    All networks share one pass over the images. The features of all images are kept in memory
+    once per block.
 
     Source: Kornblith, Norouzi, Lee, Hinton, 2019, https://arxiv.org/abs/1905.00414; for layers
     Pons et al., 2024, https://arxiv.org/abs/2405.17081.
@@ -35,7 +35,7 @@ def cka(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dic
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of features `(N, D)` and `(N, E)`, from 0 to 1."""
+    """The linear centred kernel alignment of features `(N, D)` and `(N, E)`, from 0 to 1."""
     x, y = x - x.mean(0), y - y.mean(0)
     cross, own = (x.T @ y).norm().square(), (x.T @ x).norm() * (y.T @ y).norm()
     return float(cross / own)

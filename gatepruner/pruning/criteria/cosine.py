@@ -1,4 +1,4 @@
-"""How little a block turns what goes through it."""
+"""Cosine similarity: how much a block changes the direction of its input."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gatepruner.pruning.criteria.passes import batches, device_of, images_of
 
 @torch.inference_mode()
 def cosine(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
-    """1 minus the mean cosine similarity of what enters and what leaves each block.
+    """1 minus the mean cosine similarity of each block's input and output.
 
-    What enters is the value of the shortcut, which would stand in the block's place; what leaves
-    is its sum with the branch, gate included. Both are flattened, one vector for each image.
+    The input is the value of the shortcut, which would replace the block; the output is its sum
+    with the gated branch. Both are flattened to one vector per image.
 
     Source: Men et al., 2024, https://arxiv.org/abs/2403.03853 (Block Influence).
     """
@@ -33,20 +33,20 @@ def cosine(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
 
 
 def _similarities(network: Network, names: Sequence[str]) -> fx.Graph:
-    """A graph whose output is the sum of the similarities of each block `(blocks,)`."""
-    joins = {network.joins[name][1]: name for name in names}
-    graph, env, found = fx.Graph(), dict[str, fx.Node](), dict[str, fx.Node]()
+    """A graph that returns the similarities of each block, summed over images, `(blocks,)`."""
+    outputs = {network.joins[name][1]: name for name in names}
+    graph, env, similarities = fx.Graph(), dict[str, fx.Node](), dict[str, fx.Node]()
     for node in network.graph().nodes:
-        env[node.name] = graph.node_copy(node, lambda used: env[used.name])
-        if name := joins.get(node.name):
-            pair = tuple(env[at] for at in network.joins[name])
-            found[name] = graph.call_function(similarity, pair)
-        if len(found) == len(names):
+        env[node.name] = graph.node_copy(node, lambda value: env[value.name])
+        if name := outputs.get(node.name):
+            ends = tuple(env[end] for end in network.joins[name])
+            similarities[name] = graph.call_function(similarity, ends)
+        if len(similarities) == len(names):
             break
-    graph.output(graph.call_function(torch.stack, ([found[name] for name in names],)))
+    graph.output(graph.call_function(torch.stack, ([similarities[name] for name in names],)))
     return graph
 
 
-def similarity(one: Tensor, other: Tensor) -> Tensor:
-    """The cosine similarity of the images' vectors, summed over the images."""
-    return F.cosine_similarity(one.flatten(1), other.flatten(1)).sum()
+def similarity(x: Tensor, y: Tensor) -> Tensor:
+    """The cosine similarity of `(N, ...)` and `(N, ...)`, summed over images."""
+    return F.cosine_similarity(x.flatten(1), y.flatten(1)).sum()

@@ -1,4 +1,4 @@
-"""What a criterion is: what it needs, and a function from a checkpoint to a score per block."""
+"""Criteria as values: what a criterion needs, and a function that scores blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:  # the names of the criteria are known without torch
+if TYPE_CHECKING:  # listing the criteria does not import torch
     import torch
 
     from gatepruner.images.images import Images, Track
@@ -19,13 +19,13 @@ if TYPE_CHECKING:  # the names of the criteria are known without torch
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at besides the checkpoint.
+    """What a criterion may use besides the checkpoint.
 
     Attributes:
-        images: training images; there whenever the criterion needs images.
-        normalization: instead of the one that the checkpoint records.
+        images: training images; not `None` if the criterion needs images.
+        normalization: replaces the one that the checkpoint records.
         device: where to compute.
-        batch_size: images in one pass.
+        batch_size: images per batch.
         seed: of a random order.
         track: wraps the steps, to show progress.
     """
@@ -43,12 +43,12 @@ class Criterion:
     """A way to score blocks.
 
     Attributes:
-        scores: maps a checkpoint, the names of its removable blocks in the order of depth and
-            the evidence to a score for each name; the lower the score, the sooner the block goes.
-        needs: what the scores are computed from, apart from the network and its weights.
-        source: where the criterion comes from, with author, year and link.
-        ordered: whether the mapping is already in the order in which the blocks go.
-        random: whether it depends on the seed.
+        scores: maps a checkpoint, names of blocks in the order of depth, and the evidence to a
+            score for each name; blocks with low scores are removed first.
+        needs: what the scores depend on besides the network and its weights.
+        source: of the criterion: author, year and link.
+        ordered: whether the scores are already in the order of removal.
+        random: whether the scores depend on the seed.
     """
 
     scores: Scores
@@ -59,7 +59,7 @@ class Criterion:
 
 
 def late(place: str) -> Scores:
-    """The function at `FILE.NAME` of this folder, imported when it is first called."""
+    """The function `FILE.NAME` of this folder, imported when it is first called."""
 
     def scores(
         checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence

@@ -1,4 +1,4 @@
-"""The learned gate of a block."""
+"""The learned gate of each block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gatepruner.pruning.criteria.criterion import Evidence
 
 
 def gate(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
-    """The size of each gate |g(k)| with g = ReLU, that of a folded gate included.
+    """Each gate g = relu(k), including folded gates.
 
     Source: Savarese, Mazza, Figueiredo, 2016, https://arxiv.org/abs/1611.01260.
     """

@@ -1,4 +1,4 @@
-"""The loss without a block: of each block alone, and of one after the other."""
+"""The loss without each block, and the greedy order that repeats it."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from gatepruner.pruning.surgery import remove
 def leave_one_out(
     checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence
 ) -> dict[str, float]:
-    """The cross-entropy without each block alone, minus that of the whole network.
+    """The cross-entropy without each block, minus that of the whole network.
 
-    All networks share one pass over the images; what they have in common is computed once.
+    All networks share one pass over the images, which computes common parts once.
 
     Source: Veit, Wilber, Belongie, 2016, https://arxiv.org/abs/1605.06431.
 
     Raises:
-        DataError: the images are of other classes.
+        DataError: the images have another number of classes.
     """
-    # The whole network comes last: the input of a block is then freed once it is left out.
+    # The whole network comes last, so that a block's input is freed after its last use.
     networks = [*(checkpoint.network.without([name]) for name in names), checkpoint.network]
     *without, whole = losses(checkpoint, networks, evidence)
     return {name: loss - whole for name, loss in zip(names, without, strict=True)}
 
 
 def greedy(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
-    """Leave-one-out repeated: the block goes without which the cross-entropy is lowest.
+    """Leave-one-out repeated: remove the block without which the cross-entropy is lowest.
 
-    After each removal the statistics of batch norm are estimated anew on the images. The score
-    of a block is the cross-entropy without it and all before it, minus that of the whole
-    network. A block that lies in the branch of another one goes with it.
+    Batch norm is recalibrated on the images after each removal. The score of a block is the
+    cross-entropy without it and all blocks removed before it, minus that of the whole network. A
+    block inside the branch of another is removed with it.
 
     Raises:
-        DataError: the images are of other classes, or there are fewer than two.
+        DataError: the images have another number of classes, or there are fewer than two.
     """
     quiet = replace(evidence, track=iter)
     (whole,) = losses(checkpoint, [checkpoint.network], quiet)
@@ -51,8 +51,8 @@ def greedy(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
         name, loss = _least_harmful(small, left, quiet)
         small = _recalibrated(remove(small, [name]), evidence)
         order[name] = loss - whole
-        gone = set(left) - {*small.network.removable, *order}
-        order |= {inner: order[name] for inner in left if inner in gone}
+        inside = set(left) - {*small.network.removable, *order}
+        order |= {inner: order[name] for inner in left if inner in inside}
     return order
 
 
@@ -61,9 +61,9 @@ def _least_harmful(
 ) -> tuple[str, float]:
     """The block without which the loss is lowest, and that loss."""
     networks = [checkpoint.network.without([name]) for name in names]
-    found = losses(checkpoint, networks, evidence)
-    found = [loss if math.isfinite(loss) else math.inf for loss in found]
-    return names[found.index(min(found))], min(found)
+    without = losses(checkpoint, networks, evidence)
+    without = [loss if math.isfinite(loss) else math.inf for loss in without]
+    return names[without.index(min(without))], min(without)
 
 
 def _recalibrated(checkpoint: Checkpoint, evidence: Evidence) -> Checkpoint:

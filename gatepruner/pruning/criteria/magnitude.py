@@ -1,4 +1,4 @@
-"""The size of a branch's weights."""
+"""Magnitude: the size of each branch's weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gatepruner.pruning.criteria.criterion import Evidence
 
 
 def magnitude(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
-    """The mean absolute weight of the convolutions and matrices that go with each block.
+    """The mean absolute weight of the convolutions and matrices that are removed with each block.
 
-    Biases, gates and the scales and shifts of norms are left out: a weight counts if it is longer
-    than 1 along two axes or more.
+    A weight counts if at least two of its axes are longer than 1, which leaves out biases, gates,
+    scales and shifts.
 
     Source: Li, Kadav, Durdanovic, Samet, Graf, 2017, https://arxiv.org/abs/1608.08710, for blocks
     instead of filters.
@@ -25,8 +25,8 @@ def magnitude(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) 
 
 
 def _mean(checkpoint: Checkpoint, name: str) -> float:
-    gone = _matrices(checkpoint.network) - _matrices(checkpoint.network.without([name]))
-    weights = [checkpoint.weights[key].detach().double().abs() for key in sorted(gone)]
+    removed = _matrices(checkpoint.network) - _matrices(checkpoint.network.without([name]))
+    weights = [checkpoint.weights[key].detach().double().abs() for key in sorted(removed)]
     total = sum(float(weight.sum()) for weight in weights)
     return total / sum(weight.numel() for weight in weights) if weights else math.nan
 

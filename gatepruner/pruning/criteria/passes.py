@@ -1,4 +1,4 @@
-"""Passes over training images, as criteria make them."""
+"""Passes over training images, for the criteria that need them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ def images_of(evidence: Evidence) -> Images:
         DataError: there are none.
     """
     if evidence.images is None:
-        raise DataError("this criterion looks at training images: none were given")
+        raise DataError("this criterion needs training images: pass some")
     return evidence.images
 
 
 def device_of(evidence: Evidence) -> torch.device:
     """The device to compute on."""
-    device = evidence.device
-    return pick_device(device) if isinstance(device, str) else device
+    return pick_device(evidence.device)
 
 
 def batches(checkpoint: Checkpoint, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
@@ -41,20 +40,20 @@ def batches(checkpoint: Checkpoint, evidence: Evidence) -> Iterator[tuple[Tensor
     normalization = normalization_of(checkpoint.notes, data.shape[0], evidence.normalization)
     size, indices = evidence.batch_size, torch.arange(len(data))
     steps = range(0, len(data), size)
-    found = data.to(device_of(evidence)).batches(indices, size)
-    for _, (pixels, labels) in zip(evidence.track(steps), found, strict=True):
+    parts = data.to(device_of(evidence)).batches(indices, size)
+    for _, (pixels, labels) in zip(evidence.track(steps), parts, strict=True):
         yield normalization(pixels), labels
 
 
 def losses(checkpoint: Checkpoint, networks: Sequence[Network], evidence: Evidence) -> list[float]:
-    """Mean cross-entropy of several networks with weights of one checkpoint, in one pass.
+    """The mean cross-entropy of several networks that share a checkpoint's weights, in one pass.
 
     Raises:
-        DataError: the images are of other classes.
+        DataError: the images have another number of classes.
     """
     data = images_of(evidence)
     check_fit(checkpoint.network, data)
     normalization = normalization_of(checkpoint.notes, data.shape[0], evidence.normalization)
     module, device = merged(checkpoint, networks), device_of(evidence)
-    found = tally(module, data, normalization, device, evidence.batch_size, evidence.track)
-    return [accuracy.loss for accuracy in found]
+    measured = tally(module, data, normalization, device, evidence.batch_size, evidence.track)
+    return [accuracy.loss for accuracy in measured]

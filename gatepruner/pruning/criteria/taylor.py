@@ -1,4 +1,4 @@
-"""The first-order estimate of what the loss changes by when a gate closes."""
+"""Taylor: the first-order estimate of how the loss changes when a gate closes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gatepruner.pruning.criteria.passes import batches, device_of, images_of
 
 @torch.enable_grad()
 def taylor(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
-    """|k dL/dk| of the gate k of every block, L the cross-entropy of a batch.
+    """|k dL/dk| for the gate k of each block and the cross-entropy L of a batch.
 
-    A network without gates gets one of 1 in every block, which changes nothing; a gate that has
-    been learned is taken as it is. The network is in evaluation mode and its weights are frozen.
-    Scores are means over the batches, each weighted by its number of images.
+    Blocks without a gate get one of 1, which does not change the logits. The network is in
+    evaluation mode and its weights are frozen. Scores are means over the batches, weighted by
+    their numbers of images.
 
     Source: Molchanov, Tyree, Karras, Aila, Kautz, 2017, https://arxiv.org/abs/1611.06440, for
     gates instead of feature maps.
 
     Raises:
-        DataError: the images are of other classes.
+        DataError: the images have another number of classes.
     """
     data = images_of(evidence)
     check_fit(checkpoint.network, data)
@@ -47,5 +47,5 @@ def _gated(checkpoint: Checkpoint) -> tuple[fx.GraphModule, dict[str, str]]:
     network = checkpoint.network.with_gates(checkpoint.network.edits.gate or "residual")
     keys = {name: network.gate_key(name) for name in network.edits.gated}
     ones = {key: torch.ones(()) for key in keys.values()}
-    weights = {key: value.clone() for key, value in {**ones, **checkpoint.weights}.items()}
+    weights = {key: tensor.clone() for key, tensor in {**ones, **checkpoint.weights}.items()}
     return network.build(weights), keys
