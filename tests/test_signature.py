@@ -132,8 +132,10 @@ def test_names_of_blocks_are_never_cut(monkeypatch, capsys, columns, colour):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("FORCE_COLOR", colour)
     network = Network.named("torchvision:vit_b_32", num_classes=10, input_shape=(3, 64, 64))
-    Terminal().say(block_table(network.blocks, {}))
-    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    text = block_table(network.blocks, {})
+    Terminal().say(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    shown = [line.split()[0] for line in text.splitlines()]
     assert shown == ["block", *(block.name for block in network.blocks)]
 
 

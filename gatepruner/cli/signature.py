@@ -45,7 +45,7 @@ class Group:
 class _Taken:
     """A dataclass that a command takes, and the fields of it that are options."""
 
-    kind: type[Any]
+    kind: Any  # a dataclass; mypy takes type[Any] for unhashable
     default: Any
     group: Group
     options: dict[str, str]  # the option of each field
@@ -92,8 +92,8 @@ def _made(taken: Mapping[str, _Taken], values: Mapping[str, Any]) -> dict[str, A
     return made
 
 
-def _take(kind: type[Any], default: Any, group: Group) -> _Taken:
-    hints = get_type_hints(kind, include_extras=True)
+def _take(kind: Any, default: Any, group: Group) -> _Taken:
+    hints = _hints(kind)
     names = [one.name for one in fields(kind)]
     everything = tuple(name for name in names if EVERYTHING in get_args(hints[name]))
     options = {name: name for name in names if name not in (*everything, *group.leave_out)}
@@ -101,7 +101,7 @@ def _take(kind: type[Any], default: Any, group: Group) -> _Taken:
 
 
 def _parameter(taken: _Taken, name: str, option: str) -> inspect.Parameter:
-    hint, given = _split(get_type_hints(taken.kind, include_extras=True)[name], OptionInfo)
+    hint, given = _split(_hints(taken.kind)[name], OptionInfo)
     hint, argument = _split(hint, ArgumentInfo)
     info = copy.copy(given or argument or typer.Option())
     info.help = info.help or attributes(taken.kind).get(name, "")
@@ -115,6 +115,11 @@ def _parameter(taken: _Taken, name: str, option: str) -> inspect.Parameter:
         default=inspect.Parameter.empty if needed else _default(one, taken.default),
         annotation=Annotated[_choices(hint, name, taken.group.words.get(name, ())), info],
     )
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _default(one: Field[Any], instance: Any) -> Any:
@@ -149,7 +154,8 @@ def title(kind: type[Any]) -> str:
     return (inspect.getdoc(kind) or kind.__name__).splitlines()[0].rstrip(".")
 
 
-def attributes(kind: type[Any]) -> dict[str, str]:
+@functools.cache
+def attributes(kind: Any) -> dict[str, str]:
     """What the docstrings of a dataclass and its bases say of each field."""
     told: dict[str, str] = {}
     for one in reversed(kind.__mro__):

@@ -97,7 +97,7 @@ def compress(
         checkpoint=small,
         steps=records,
         removed=small.network.in_order(removed),
-        configuration={**configuration, **_facts(request)},
+        configuration={**configuration, **_conditions(request, small)},
     )
 
 
@@ -220,11 +220,13 @@ def _configuration(
     }
 
 
-def _facts(request: Request) -> dict[str, Any]:
-    """The conditions under which latency was measured."""
-    runs = [latency.runs for latency in request.meter.known.values()]
-    return {
-        "device": f"{request.device} ({description(request.device)})",
-        "latency": f"batch size {request.meter.batch}, median of {min(runs)} to {max(runs)} "
-        "rounds in turns",
+def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
+    """The images that every step used, and the conditions of latency measurements."""
+    used = {
+        f"{verb} on": f"{entry['images']} images of {entry[verb]}"
+        for entry in small.notes["history"]
+        for verb in ("gates_learned", "recalibrated", "finetuned")
+        if verb in entry
     }
+    device = f"{request.device} ({description(request.device)})"
+    return {**used, "device": device, "latency batch size": request.meter.batch}

@@ -30,6 +30,7 @@ class StepRecord:
         latency: median, in seconds; measured at the end, for all networks in turns.
         latency_low: first quartile.
         latency_high: third quartile.
+        latency_rounds: number of measured rounds.
         shown: whether figures show the step.
     """
 
@@ -45,6 +46,7 @@ class StepRecord:
     latency: float | None = None
     latency_low: float | None = None
     latency_high: float | None = None
+    latency_rounds: int | None = None
     shown: bool = True
 
     @classmethod
@@ -69,7 +71,11 @@ class StepRecord:
     def timed(self, latency: Latency) -> StepRecord:
         """The record with a measured latency."""
         return replace(
-            self, latency=latency.median, latency_low=latency.low, latency_high=latency.high
+            self,
+            latency=latency.median,
+            latency_low=latency.low,
+            latency_high=latency.high,
+            latency_rounds=latency.runs,
         )
 
 

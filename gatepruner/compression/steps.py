@@ -162,7 +162,7 @@ class Step:
         make: maps the request and the previous step's network to the step's network.
         wanted: whether a recipe includes the step.
         resumable: whether the step can be resumed from a state file.
-        shown: whether figures show the step.
+        shown: whether figures show the step; steps with gates that are still to be folded are not.
     """
 
     name: str
@@ -175,8 +175,8 @@ class Step:
 STEPS = (
     Step("whole", lambda request, whole: whole),
     Step("gated", _gate, resumable=True, shown=False),
-    Step("removed", _remove),
-    Step("folded", lambda request, removed: fold_gates(removed), shown=False),
+    Step("removed", _remove, shown=False),
+    Step("folded", lambda request, removed: fold_gates(removed)),
     Step("recalibrated", _recalibrate, wanted=lambda recipe: recipe.recalibrate > 0),
     Step("fine-tuned", _tune, wanted=lambda recipe: recipe.tuning is not None, resumable=True),
 )

@@ -60,12 +60,12 @@ class Order:
         return [points[index].accuracy.accuracy for points in self.runs]
 
     def within_noise(self, other: Order, index: int) -> bool:
-        """Whether any run is within noise of another order at the point `index`.
+        """Whether every run is within noise of another order at the point `index`.
 
         By McNemar's test on the same images, against the other order's first run.
         """
         reference = other.points[index].accuracy
-        return any(mcnemar(points[index].accuracy, reference) >= NOISE for points in self.runs)
+        return all(mcnemar(points[index].accuracy, reference) >= NOISE for points in self.runs)
 
     def to_json(self) -> dict[str, Any]:
         """The order as plain JSON; accuracies are fractions of 1."""

@@ -58,14 +58,15 @@ def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
         axes.plot(x, y, color=GONE, linewidth=0.8, linestyle="--", zorder=1)
         label = f"95 % interval (n = {shown[0].images:,})"
         axes.errorbar(x, y, yerr=errors, fmt="o", color=OURS, markersize=4, capsize=2, label=label)
-        for index, (step, *point) in enumerate(zip(shown, x, y, strict=True)):
-            right = index == 1  # later steps are faster: their bars are to the left of this one
+        for index, step in enumerate(shown):
+            right = index % 2 == 1  # after folding, the steps differ only in accuracy
             axes.annotate(
                 step.name,
-                (point[0], point[1]),
-                xytext=(7 if right else -7, -11 if right else 4),
+                (x[index], y[index]),
+                xytext=(7 if right else -7, 0),
                 textcoords="offset points",
                 ha="left" if right else "right",
+                va="center",
                 fontsize=8,
                 path_effects=[withStroke(linewidth=2, foreground="white")],
             )
@@ -91,13 +92,15 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         "",
         "![accuracy against latency](tradeoff.png)",
         "",
-        "| step | blocks | accuracy (%) | 95 % interval | MACs | parameters | latency (ms) | time (s) |",  # noqa: E501
-        "|:---|---:|---:|---:|---:|---:|---:|---:|",
+        "| step | blocks | accuracy (%) | 95 % interval | MACs | parameters | latency (ms) "
+        "| quartiles | rounds | time (s) |",
+        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {step.name} | {step.blocks} | {100 * step.accuracy:.2f} "
         f"| {100 * step.low:.1f} to {100 * step.high:.1f} | {step.macs:,} | {step.params:,} "
-        f"| {1e3 * (step.latency or 0.0):.2f} | {step.seconds:.1f} |"
+        f"| {1e3 * (step.latency or 0.0):.2f} | {1e3 * (step.latency_low or 0.0):.2f} to "
+        f"{1e3 * (step.latency_high or 0.0):.2f} | {step.latency_rounds} | {step.seconds:.1f} |"
         for step in steps
     ]
     return "\n".join([*lines, *condition_lines(document)]) + "\n"

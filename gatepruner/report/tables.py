@@ -84,7 +84,7 @@ def curve_table(orders: Sequence[Order]) -> str:
         compared = [_compared(order, orders[0], index) for order in orders]
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
         rows.append((str(point.removed), *compared, interval, kept))
-    rows.append(("time", *(f"{order.seconds:.1f} s" for order in orders), "", ""))
+    rows.append(("ranking", *(f"{order.seconds:.1f} s" for order in orders), "", ""))
     names = [order.criterion for order in orders]
     text = table(("removed", *names, f"95 % of {names[0]}", "MACs kept"), rows)
     noise = f"\n~: within noise of {names[0]}, by McNemar's test" if "~" in text else ""
