@@ -4,7 +4,7 @@
 
     whole = gatepruner.load("resnet56.th")
     images = gatepruner.load_images("imagefolder:DIR", (3, 32, 32), split="train", limit=10_000)
-    gated = gatepruner.learn_gates(whole, images)  # its own weights stay as they are
+    gated = gatepruner.learn_gates(whole, images)  # leaves its weights unchanged
     small = gatepruner.follow(gated, gatepruner.rank(gated).first(10))
     small = gatepruner.recalibrate(gatepruner.fold_gates(small), images)
     gatepruner.save(small, "small.pt")
@@ -72,58 +72,38 @@ if TYPE_CHECKING:
     from gatepruner.report.files import Report as Report
     from gatepruner.report.files import write_report as write_report
 
-# Where each public name lives; imported when it is first asked for, so that `import gatepruner`
-# and `gatepruner --help` do not wait for torch.
-_HOME = {
-    "compress": "compression.compress",
-    "CompressionRecipe": "compression.recipe",
-    "Compressed": "compression.record",
-    "StepRecord": "compression.record",
-    "GatePrunerError": "errors",
-    "load": "files.checkpoints",
-    "save": "files.checkpoints",
-    "to_torchvision": "files.export",
-    "Images": "images.images",
-    "load_images": "images.readers",
-    "GateRecipe": "learning.recipes",
-    "add_gates": "pruning.surgery",
-    "learn_gates": "learning.gates",
-    "FINE_TUNING": "learning.recipes",
-    "Recipe": "learning.recipes",
-    "finetune": "learning.training",
-    "train": "learning.training",
-    "Accuracy": "measuring.accuracy",
-    "accuracy": "measuring.accuracy",
-    "Cost": "measuring.cost",
-    "count": "measuring.cost",
-    "latency": "measuring.latency",
-    "Meter": "pruning.meter",
-    "savings": "pruning.meter",
-    "recalibrate": "measuring.recalibration",
-    "Checkpoint": "networks.checkpoint",
-    "Block": "networks.network",
-    "Network": "networks.network",
-    "Path": "networks.path",
-    "Removal": "networks.path",
-    "CRITERIA": "pruning.criteria",
-    "Criterion": "pruning.criteria.criterion",
-    "Evidence": "pruning.criteria.criterion",
-    "Point": "pruning.curve",
-    "accuracies": "pruning.curve",
-    "sweep": "pruning.curve",
-    "Goal": "pruning.goals",
-    "Order": "pruning.orders",
-    "compare": "pruning.orders",
-    "Ranking": "pruning.ranking",
-    "rank": "pruning.ranking",
-    "fold_gates": "pruning.surgery",
-    "follow": "pruning.surgery",
-    "remove": "pruning.surgery",
-    "remove_shortcuts": "pruning.surgery",
-    "prune": "pruning.surgery",
-    "Report": "report.files",
-    "write_report": "report.files",
+# The public names by module. A module is imported when one of its names is first used, so that
+# `import gatepruner` and `gatepruner --help` do not wait for torch.
+_PUBLIC = {
+    "compression.compress": "compress",
+    "compression.recipe": "CompressionRecipe",
+    "compression.record": "Compressed StepRecord",
+    "errors": "GatePrunerError",
+    "files.checkpoints": "load save",
+    "files.export": "to_torchvision",
+    "images.images": "Images",
+    "images.readers": "load_images",
+    "learning.gates": "learn_gates",
+    "learning.recipes": "FINE_TUNING GateRecipe Recipe",
+    "learning.training": "finetune train",
+    "measuring.accuracy": "Accuracy accuracy",
+    "measuring.cost": "Cost count",
+    "measuring.latency": "latency",
+    "measuring.recalibration": "recalibrate",
+    "networks.checkpoint": "Checkpoint",
+    "networks.network": "Block Network",
+    "networks.path": "Path Removal",
+    "pruning.criteria": "CRITERIA",
+    "pruning.criteria.criterion": "Criterion Evidence",
+    "pruning.curve": "accuracies Point sweep",
+    "pruning.goals": "Goal",
+    "pruning.meter": "Meter savings",
+    "pruning.orders": "compare Order",
+    "pruning.ranking": "rank Ranking",
+    "pruning.surgery": "add_gates fold_gates follow prune remove remove_shortcuts",
+    "report.files": "Report write_report",
 }
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = [*_HOME, "__version__"]
 
 

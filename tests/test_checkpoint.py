@@ -694,7 +694,7 @@ REFUSED = {
         own,
         "net.pt",
         {"arch": "resnet20"},
-        ("leave out resnet20",),
+        ("leave out the architecture resnet20",),
     ),
     "header is no JSON": (lambda p: with_header(p, lambda _: "{"), "net.pt", {}, ("damaged",)),
     "header is no JSON, .safetensors": (

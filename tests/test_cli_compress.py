@@ -492,9 +492,9 @@ def test_another_compression_is_not_resumed(run, shallow, quick):
     assert run(*compress_command(shallow, "--drop", 2, "--epochs", 0)).code == 0
     before = files_in(shallow)
     others = [
-        (("--drop", 2, "--seed", 1), "seed was 0, is 1"),
+        (("--drop", 2, "--seed", 1), "seed was 0, is now 1"),
         (("--drop", 3), "goal was drop2, is now drop3"),
-        (("--drop", 2, "--gate-steps", 3), "gate steps was 2, is 3"),
+        (("--drop", 2, "--gate-steps", 3), "gate steps was 2, is now 3"),
     ]
     for options, named in others:
         told = run(*compress_command(shallow, *options, "--epochs", 0, "--resume"))
@@ -608,8 +608,8 @@ def bad(tmp_path_factory) -> dict[str, bytes]:
 GATE = "gate whole.pt --batch-size 16 --hold-out 0"
 COMPRESS = "compress whole.pt -o it.pt --batch-size 16 --hold-out 12 --gate-steps 2"
 BAD = {
-    "gate, image size": (f"{GATE} --data imagefolder:large", "is 9x9.*--resize 8"),
-    "gate, labels": (f"{GATE} --data imagefolder:many --labels", "has 5 classes: .* tells 4"),
+    "gate, image size": (f"{GATE} --data imagefolder:large", "has 9x9 pixels.*--resize 8"),
+    "gate, labels": (f"{GATE} --data imagefolder:many --labels", "has 5 classes: .* has 4"),
     "gate, no split": (f"{GATE} --data imagefolder:untaught", "no split 'train'"),
     "gate, few images": (
         "gate whole.pt --data imagefolder:images --hold-out 0",
@@ -629,7 +629,7 @@ BAD = {
     "gate, suffix": (f"{GATE} --data imagefolder:images -o it.onnx", "it.onnx: expected a name"),
     "recalibrate, image size": (
         "recalibrate whole.pt --data imagefolder:large",
-        "is 9x9.*--resize 8",
+        "has 9x9 pixels.*--resize 8",
     ),
     "recalibrate, no split": (
         "recalibrate whole.pt --data imagefolder:untaught",
@@ -684,7 +684,7 @@ BAD = {
     ),
     "compress, image size": (
         f"{COMPRESS} --drop 1 --data imagefolder:large",
-        "is 9x9.*--resize 8",
+        "has 9x9 pixels.*--resize 8",
     ),
     "compress, no train split": (
         f"{COMPRESS} --drop 1 --data imagefolder:untaught",

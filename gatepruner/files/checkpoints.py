@@ -155,7 +155,7 @@ def load(
         )
     if arch is not None:
         raise CheckpointError(
-            f"{path} is a gatepruner file and contains its architecture: leave out {arch}"
+            f"{path} contains its own architecture: leave out the architecture {arch}"
         )
     try:
         header = _upgraded(header)
