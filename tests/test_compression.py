@@ -235,7 +235,7 @@ def test_what_is_done_is_not_done_again(kept, whole, train, test, monkeypatch):
 def test_another_request_is_not_resumed_and_what_differs_is_named(kept, whole, train, test):
     _, folder, _ = kept
     recipe = replace(RECIPE, gating=replace(GATING, batch_size=8))
-    told = r"goal was drop2, is drop3; batch size was 16, is 8"
+    told = r"goal was drop2, is now drop3; batch size was 16, is now 8"
     with pytest.raises(CheckpointError, match=told):
         compressed(whole, train, test, Goal("blocks", 3), recipe, folder=folder, resume=True)
 

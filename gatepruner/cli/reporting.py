@@ -15,6 +15,7 @@ from gatepruner.cli.measuring import change, latencies, meter_of
 from gatepruner.cli.options import Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
+from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
@@ -52,6 +53,16 @@ class Curves(Criterion):
     def name(self) -> str:
         """Part of a folder's name; the random baseline is not in it."""
         return "-".join(["sweep", *(one for one in self.criteria if one != "random")])
+
+    def check(self, checkpoint: Checkpoint, problems: Problems) -> None:
+        """Refuse criteria that are unknown, or that look at gates where there are none."""
+        from gatepruner.pruning.ranking import rank
+
+        for criterion in self.criteria:
+            with problems:
+                if criterion not in CRITERIA or CRITERIA[criterion].needs == "gates":
+                    rank(checkpoint, criterion)
+        problems.refuse()
 
     def counts(self, last: int) -> list[int]:
         """Numbers of blocks to remove, from none to all."""
@@ -92,6 +103,7 @@ def sweep(
     with problems:
         refuse_report(target, force=call.force)
     checkpoint = read(source, data, problems)
+    curves.check(checkpoint, problems)
     data = replace(data, device=str(pick_device(data.device)))
     shape, counts = checkpoint.network.base.input_shape, curves.counts(_removable(checkpoint))
     images = data.images(shape, call.terminal)
@@ -210,5 +222,6 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     report = Report(whole, orders, plan, times, configuration)
     write_report(report, output, force=call.force)
     save(small, smaller, force=call.force)
+    call.record(output)
     terminal.say(f"\nwrote {smaller} and the report {output / 'report.md'}\n{NEXT}")
     call.finish(report.to_json() | {"output": str(smaller), "after": counted.to_json()})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gatepruner.compression.record import StepRecord
-from gatepruner.errors import CheckpointError
+from gatepruner.errors import CheckpointError, differences
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.storage import write_text
 from gatepruner.networks.checkpoint import Checkpoint
@@ -67,14 +67,9 @@ class Folder:
             raise CheckpointError(
                 f"{steps} is damaged ({type(error).__name__}: {error}): begin anew"
             ) from None
-        differing = [
-            f"{key} was {before.get(key)}, is {value}"
-            for key, value in self.configuration.items()
-            if before.get(key) != value
-        ]
-        if differing:
+        if changed := differences(before, self.configuration):
             raise CheckpointError(
-                f"cannot resume {self.path} with another request: {'; '.join(differing)}"
+                f"cannot resume {self.path} with another request: {'; '.join(changed)}"
             )
 
     def done(self, name: str) -> Checkpoint | None:

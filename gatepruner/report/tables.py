@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def ranking_table(ranking: Ranking, gates: Mapping[str, float], limit: int | Non
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 block`, `3 blocks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def curve_table(orders: Sequence[Order]) -> str:
     """Accuracy in every order at about twenty numbers of blocks, and the time it took to find."""
     first = orders[0].points
@@ -94,7 +100,7 @@ def _compared(order: Order, first: Order, at: int) -> str:
     """Mean accuracy of an order's runs, marked if it differs from the first order by chance."""
     accuracies = order.accuracies(at)
     marked = "~" if order is not first and order.within_noise(first, at) else ""
-    return f"{marked}{100 * sum(accuracies) / len(accuracies):.1f} %"
+    return f"{marked}{100 * fmean(accuracies):.1f} %"
 
 
 def accuracy_text(measured: Accuracy) -> str:
