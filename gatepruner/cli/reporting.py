@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion, criterion_images
 from gatepruner.cli.measuring import change, latencies, meter_of
-from gatepruner.cli.options import Data, Source, Writing
+from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
 from gatepruner.pruning.criteria import CRITERIA
@@ -40,6 +41,15 @@ class Curves(Criterion):
             prune does; 0 keeps the checkpoint's.
     """
 
+    by: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=COMMON,
+            metavar="CRITERIA",
+            autocompletion=criterion_words,
+            help=f"Criteria to compare, with commas: {', '.join(CRITERIA)}.",
+        ),
+    ] = "gate,random"
     random: Annotated[int, typer.Option(min=1)] = 3
     step: Annotated[int, typer.Option(min=1)] = 1
     recalibrate: Annotated[int, typer.Option(min=0)] = 2000
@@ -73,13 +83,10 @@ class Curves(Criterion):
         return len(self.criteria) + ("random" in self.criteria) * (self.random - 1)
 
 
-GATE_AND_RANDOM = Curves(by="gate,random")
-
-
 def sweep(
     source: Source,
     *,
-    curves: Curves = GATE_AND_RANDOM,
+    curves: Curves,
     call: Writing,
     data: Annotated[Data, Group(needs=("data",))],
 ) -> None:
