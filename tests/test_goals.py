@@ -89,7 +89,8 @@ def test_what_is_no_goal_is_refused(kind, amount, relative):
         (Goal("macs", 0.475, True), "macs47.5"),
         (Goal("latency", 0.0085), "latency8.5ms"),
         (Goal("loss", 0.5), "loss0.5"),
-        (Goal("params", 4e5), "params400000"),
+        (Goal("params", 4e5), "params400K"),
+        (Goal("macs", 6.27e7), "macs62.7M"),
     ],
 )
 def test_a_goal_is_part_of_a_files_name(goal, name):

@@ -65,7 +65,7 @@ def write_configuration(given: Mapping[str, Any], output: Path) -> Path:
     kept = {
         _spelled(key): str(value) if isinstance(value, Path) else value
         for key, value in given.items()
-        if key not in PASSING and value is not None
+        if key not in PASSING and value not in (None, "")
     }
     partial = path.with_name(f".{path.name}.part")
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)

@@ -40,8 +40,8 @@ def foretell(
     seconds = [work.passes * second for work in works]
     for work, time in zip(works, seconds, strict=True):
         call.terminal.say(f"would {work.what}: about {duration(time)}")
-    recorded = [configuration_path(outputs[0])]
-    names = ", ".join(map(str, [*outputs, *recorded]))
+    written = [*outputs, configuration_path(outputs[0])]
+    names = ", ".join(map(str, written))
     call.terminal.say(f"would write {names}; the whole network has {size / 2**20:,.1f} MiB")
     if works:
         total = duration(sum(seconds))
@@ -49,7 +49,7 @@ def foretell(
     steps = [
         {"step": work.what, "seconds": time} for work, time in zip(works, seconds, strict=True)
     ]
-    given = {"outputs": [str(path) for path in outputs], "bytes": size, "steps": steps}
+    given = {"outputs": [str(path) for path in written], "bytes": size, "steps": steps}
     call.finish({"dry_run": True, **given, "seconds": sum(seconds)})
 
 

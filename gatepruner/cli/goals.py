@@ -59,9 +59,11 @@ class Goals:
 
 def reached_text(reach: Reach) -> str:
     """What a goal takes, and what else could be reached."""
+    from gatepruner.report.tables import counted
+
     goal = reach.goal
     if goal.kind == "blocks":
-        return f"goal: {reach.removed} blocks removed"
+        return f"goal: {counted(reach.removed, 'block')} removed"
     if goal.kind == "loss":
         asked = f"at most {goal.amount:g} points lower"
         reached = f"{reach.reached:.1f} %"
@@ -70,5 +72,5 @@ def reached_text(reach: Reach) -> str:
         reached = goal.text(reach.reached, reach.whole)
     return (
         f"reachable: {reach.range}\n"
-        f"goal: {asked}, reached by removing {reach.removed} blocks ({reached})"
+        f"goal: {asked}, reached by removing {counted(reach.removed, 'block')} ({reached})"
     )

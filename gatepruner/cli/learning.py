@@ -35,8 +35,13 @@ def training_work(images: Images, recipe: Recipe, verb: str, *, taught: bool) ->
 
 def read(source: Source, data: Data, problems: Problems) -> Checkpoint:
     """The network; what has been found wrong by then is refused, as nothing else can be read."""
+    from gatepruner.images.readers import located
+
     with problems:
         checkpoint = source.read()
+    with problems:
+        if data.data:
+            located(data.data)
     check_device(data, problems)
     problems.refuse()
     return checkpoint

@@ -69,7 +69,7 @@ class Criterion:
             rich_help_panel=COMMON,
             metavar="CRITERION",
             autocompletion=criterion_words,
-            help=f"Criterion: {', '.join(CRITERIA)}; for sweep several, with commas.",
+            help=f"Criterion: {', '.join(CRITERIA)}.",
         ),
     ] = "gate"
     criterion_images: Annotated[int, typer.Option(min=1)] = 1000

@@ -112,7 +112,7 @@ def prune(
     from gatepruner.files.checkpoints import save
     from gatepruner.report.tables import loading_text
 
-    name, terminal = _name(goals, choice, data), call.terminal
+    name, terminal = _name(goals, choice, criterion, data), call.terminal
     target = call.target(source.ckpt, name, seed=criterion.seed)
     problems = Problems()
     call.check([target], problems)
@@ -121,7 +121,7 @@ def prune(
     request = _Request(whole, goals, choice, criterion, data, sets, after.latency_batch, terminal)
     plan = request.plan()
     if call.dry_run:
-        return foretell(call, whole, [target], _works(whole, plan, sets), data)
+        return foretell(call, whole, [target], _works(whole, plan, choice.shortcuts, sets), data)
     small, document = request.pruned(plan)
     if sets.statistics is not None and small.network != whole.network:
         small = request.recalibrated(small, sets.statistics)
@@ -136,7 +136,7 @@ def prune(
     return call.finish({"input": str(source.ckpt), "output": str(target), **document})
 
 
-def _name(goals: Goals, choice: Choice, data: Data) -> str:
+def _name(goals: Goals, choice: Choice, criterion: Criterion, data: Data) -> str:
     """What is asked for, as a part of a file's name; refuses more or less than one thing."""
     goal = goals.goal
     given = [*([str(goal)] if goal is not None else []), *choice.given]
@@ -147,7 +147,9 @@ def _name(goals: Goals, choice: Choice, data: Data) -> str:
         )
     if goals.max_loss is not None and not data.data:
         raise typer.BadParameter("--max-loss is measured on held-out training images: give --data")
-    return "-".join([*given, *([f"shortcuts{choice.shortcuts}"] if choice.shortcuts else [])])
+    shortcuts = [f"shortcuts{choice.shortcuts}"] if choice.shortcuts else []
+    other = [criterion.by] if criterion.by != Criterion.by else []
+    return "-".join([*given, *shortcuts, *other])
 
 
 @dataclass(frozen=True)
@@ -287,13 +289,15 @@ class _Request:
         return recalibrate(small, images, **self.data.how, whole=self.whole, track=track)
 
 
-def _works(whole: Checkpoint, plan: Sequence[str], sets: _Sets) -> list[Work]:
+def _works(whole: Checkpoint, plan: Sequence[str], shortcuts: int, sets: _Sets) -> list[Work]:
     """What a removal would do."""
     from gatepruner.measuring.cost import count
 
     before, after = count(whole.network), count(whole.network.without(plan))
     left = f"{after.params / before.params:.1%} of the parameters would be left"
     works = [Work(f"remove {len(plan)} of {whole.network.depth} blocks; {left}", 0)]
+    if shortcuts:
+        works.append(Work(f"remove the shortcuts of {shortcuts} of the others", 0))
     if sets.statistics is not None:
         images = len(sets.statistics)
         works.append(Work(f"estimate statistics from {images:,} training images", 2 * images))

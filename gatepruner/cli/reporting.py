@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion, criterion_images
 from gatepruner.cli.measuring import change, latencies, meter_of
-from gatepruner.cli.options import Data, Source, Writing
+from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
+from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
@@ -39,6 +41,15 @@ class Curves(Criterion):
             prune does; 0 keeps the checkpoint's.
     """
 
+    by: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=COMMON,
+            metavar="CRITERIA",
+            autocompletion=criterion_words,
+            help=f"Criteria to compare, with commas: {', '.join(CRITERIA)}.",
+        ),
+    ] = "gate,random"
     random: Annotated[int, typer.Option(min=1)] = 3
     step: Annotated[int, typer.Option(min=1)] = 1
     recalibrate: Annotated[int, typer.Option(min=0)] = 2000
@@ -53,6 +64,16 @@ class Curves(Criterion):
         """Part of a folder's name; the random baseline is not in it."""
         return "-".join(["sweep", *(one for one in self.criteria if one != "random")])
 
+    def check(self, checkpoint: Checkpoint, problems: Problems) -> None:
+        """Refuse criteria that are unknown, or that look at gates where there are none."""
+        from gatepruner.pruning.ranking import rank
+
+        for criterion in self.criteria:
+            with problems:
+                if criterion not in CRITERIA or CRITERIA[criterion].needs == "gates":
+                    rank(checkpoint, criterion)
+        problems.refuse()
+
     def counts(self, last: int) -> list[int]:
         """Numbers of blocks to remove, from none to all."""
         return sorted({*range(0, last + 1, self.step), last})
@@ -62,13 +83,10 @@ class Curves(Criterion):
         return len(self.criteria) + ("random" in self.criteria) * (self.random - 1)
 
 
-GATE_AND_RANDOM = Curves(by="gate,random")
-
-
 def sweep(
     source: Source,
     *,
-    curves: Curves = GATE_AND_RANDOM,
+    curves: Curves,
     call: Writing,
     data: Annotated[Data, Group(needs=("data",))],
 ) -> None:
@@ -92,6 +110,7 @@ def sweep(
     with problems:
         refuse_report(target, force=call.force)
     checkpoint = read(source, data, problems)
+    curves.check(checkpoint, problems)
     data = replace(data, device=str(pick_device(data.device)))
     shape, counts = checkpoint.network.base.input_shape, curves.counts(_removable(checkpoint))
     images = data.images(shape, call.terminal)
@@ -210,5 +229,6 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     report = Report(whole, orders, plan, times, configuration)
     write_report(report, output, force=call.force)
     save(small, smaller, force=call.force)
+    call.record(output)
     terminal.say(f"\nwrote {smaller} and the report {output / 'report.md'}\n{NEXT}")
     call.finish(report.to_json() | {"output": str(smaller), "after": counted.to_json()})

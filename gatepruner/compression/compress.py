@@ -210,12 +210,14 @@ def _configuration(
         "test images": f"{test.source}, {len(test)}",
         "normalization": f"mean {normalization.mean}, deviation {normalization.std}",
         "gate images": min(recipe.gate_images, len(train)),
+        "gate warmup": gating.warmup,
         "gate steps": gating.steps,
         "identity only": gating.identity_only,
         "recalibration images": min(recipe.recalibrate, len(train)),
         "epochs": tuning.epochs if tuning else 0,
         "learning rate": tuning.learning_rate if tuning else None,
         "batch size": gating.batch_size,
+        "latency batch size": gating.latency_batch,
         "seed": gating.seed,
     }
 
@@ -223,10 +225,9 @@ def _configuration(
 def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
     """The images that every step used, and the conditions of latency measurements."""
     used = {
-        f"{verb} on": f"{entry['images']} images of {entry[verb]}"
+        f"images used, {verb.replace('_', ' ')}": f"{entry['images']} of {entry[verb]}"
         for entry in small.notes["history"]
         for verb in ("gates_learned", "recalibrated", "finetuned")
         if verb in entry
     }
-    device = f"{request.device} ({description(request.device)})"
-    return {**used, "device": device, "latency batch size": request.meter.batch}
+    return {**used, "device": f"{request.device} ({description(request.device)})"}

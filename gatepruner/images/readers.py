@@ -43,14 +43,7 @@ def load_images(
     Raises:
         DataError: the set is unknown, missing or empty, or its images have another size.
     """
-    kind, _, directory = spec.partition(":")
-    if kind not in READERS or not directory:
-        known = ", ".join(f"{name}:DIR" for name in READERS)
-        hint = f"; for the folder {spec}: imagefolder:{spec}" if Path(spec).is_dir() else ""
-        raise DataError(f"unknown data {spec!r}: expected {known}{hint}")
-    root = Path(directory).expanduser()
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root} for {spec!r}: expected {LAYOUTS[kind]}")
+    kind, root = located(spec)
     images = READERS[kind](root, split, shape, resize, limit, track)
     if not len(images):
         raise DataError(f"{spec} is empty: expected {LAYOUTS[kind]}")
@@ -59,6 +52,23 @@ def load_images(
             f"{spec} has images of {_size(images.shape)}: the network takes {_size(shape)}"
         )
     return images
+
+
+def located(spec: str) -> tuple[str, Path]:
+    """The layout and the folder of a set of images.
+
+    Raises:
+        DataError: the layout is unknown, or there is no such folder.
+    """
+    kind, _, directory = spec.partition(":")
+    if kind not in READERS or not directory:
+        known = ", ".join(f"{name}:DIR" for name in READERS)
+        hint = f"; for the folder {spec}: imagefolder:{spec}" if Path(spec).is_dir() else ""
+        raise DataError(f"unknown data {spec!r}: expected {known}{hint}")
+    root = Path(directory).expanduser()
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root} for {spec!r}: expected {LAYOUTS[kind]}")
+    return kind, root
 
 
 def has_split(spec: str, split: str) -> bool:

@@ -54,10 +54,11 @@ def recalibrate(
         device: where to compute.
         batch_size: images per pass through a node; affects only time.
         normalization: replaces the one that the checkpoint records.
-        augment: whether to shift and mirror the images at random, as in training; by default, if
-            the first batch norm's statistics are closer to those of augmented images.
-        whole: the network before any removal; its first batch norm, instead of the checkpoint's,
-            decides on `augment`.
+        augment: whether to shift and mirror the images at random, as in training; by default as
+            when the network was recalibrated last, or else if the first batch norm's statistics
+            are closer to those of augmented images.
+        whole: the network before any removal, which decides on `augment` in the checkpoint's
+            place.
         memory: most bytes of activations in memory.
         track: wraps the nodes of the network, to show progress.
 
@@ -76,8 +77,7 @@ def recalibrate(
     data = data.spread(max(memory // peak(module, data.shape), 2)).to(device)
     views = Views(data, normalization, batch_size)
     if augment is None:
-        trained = module if whole is None else whole.build()
-        augment = _seen_augmented(trained, views, device)
+        augment = _seen_augmented(whole or checkpoint, views, device)
     estimated = estimate(module, views(augment), device, track)
     weights = {
         key: estimated[key].to(tensor.dtype) if key in estimated else tensor
@@ -126,8 +126,8 @@ def seen_augmented(
 ) -> bool:
     """Whether the statistics of a trained network are those of augmented images.
 
-    They are if the first batch norm's statistics are closer to those of augmented images than to
-    those of plain ones.
+    They are if they were estimated from such images when the network was recalibrated last, or
+    else if the first batch norm's are closer to those of augmented images than of plain ones.
 
     Args:
         checkpoint: a trained network before any removal.
@@ -139,12 +139,16 @@ def seen_augmented(
     if not statistics(module):
         return False
     data = data.spread(max(MEMORY // peak(module, data.shape), 2)).to(device)
-    return _seen_augmented(module, Views(data, normalization), device)
+    return _seen_augmented(checkpoint, Views(data, normalization), device)
 
 
 @torch.inference_mode()
-def _seen_augmented(module: fx.GraphModule, views: Views, device: torch.device) -> bool:
-    module.to(device)
+def _seen_augmented(checkpoint: Checkpoint, views: Views, device: torch.device) -> bool:
+    history = checkpoint.notes.get("history", ())
+    recorded = [bool(done["augmented"]) for done in history if "augmented" in done]
+    if recorded:
+        return recorded[-1]
+    module = checkpoint.build().to(device)
     return _divergence(module, views(True)) < _divergence(module, views(False))
 
 
@@ -220,14 +224,9 @@ def moments(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
     Those of the batches are combined in float64 (Chan, Golub, LeVeque, 1979).
     """
     wide = wide_type(batches[0].device)
-    flat = [
-        batch.float().flatten(2) if batch.ndim > 2 else batch.float()[..., None]
-        for batch in batches
-    ]
-    means = torch.stack([batch.mean((0, 2)) for batch in flat])
-    centred = (batch - mean[:, None] for batch, mean in zip(flat, means, strict=True))
-    variances = torch.stack([batch.square_().mean((0, 2)) for batch in centred]).to(wide)
-    means = means.to(wide)
+    others = [axis for axis in range(batches[0].ndim) if axis != 1]
+    pairs = [torch.var_mean(batch.float(), dim=others, correction=0) for batch in batches]
+    variances, means = (torch.stack(values).to(wide) for values in zip(*pairs, strict=True))
     counts = [batch.numel() // batch.shape[1] for batch in batches]
     share = torch.tensor(counts, dtype=wide, device=means.device)[:, None] / sum(counts)
     mean = (share * means).sum(0)

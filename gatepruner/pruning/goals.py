@@ -81,11 +81,13 @@ class Goal:
         return f"{amount_text(self.kind, amount)} ({amount / whole:.1%})"
 
     def __str__(self) -> str:
-        """The goal as part of a file name: `drop10`, `macs50`, `latency8.5ms`, `loss0.5`."""
+        """The goal as part of a file name: `drop10`, `macs50`, `params400K`, `loss0.5`."""
         if self.relative:
             return f"{self.kind}{100 * self.amount:g}"
         if self.kind == "latency":
             return f"latency{1e3 * self.amount:g}ms"
+        if self.kind in COSTS:
+            return f"{self.kind}{_scaled(self.amount).replace(' ', '')}"
         return f"{'drop' if self.kind == 'blocks' else self.kind}{self.amount:g}"
 
 
@@ -106,9 +108,14 @@ def amount_text(cost: str, amount: float) -> str:
     """A cost as text: `62.7 M MACs`, `8.52 ms`."""
     if cost == "latency":
         return f"{1e3 * amount:.2f} ms"
-    scales = ((1e9, "G "), (1e6, "M "), (1e3, "K "))
+    return f"{_scaled(amount)} {COSTS[cost]}"
+
+
+def _scaled(amount: float) -> str:
+    """`62.7 M`, `999`."""
+    scales = ((1e9, " G"), (1e6, " M"), (1e3, " K"))
     scale, prefix = next((pair for pair in scales if amount >= pair[0]), (1.0, ""))
-    return f"{amount / scale:.4g} {prefix}{COSTS[cost]}"
+    return f"{amount / scale:.4g}{prefix}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class Reach:
         """The costs or accuracies that the ranking can reach, as text."""
         if self.goal.kind in COSTS:
             low, high = (self.goal.text(cost, self.whole) for cost in (self.least, self.whole))
-            return f"{COSTS[self.goal.kind]} from {low} to {high}"
+            return f"from {low} to {high}"
         return f"accuracy from {self.least:.1f} to {self.whole:.1f} %"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def ranking_table(ranking: Ranking, gates: Mapping[str, float], limit: int | Non
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 block`, `3 blocks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def curve_table(orders: Sequence[Order]) -> str:
     """Accuracy of every order at about twenty numbers of blocks, and the time of its ranking."""
     first = orders[0].points
@@ -93,9 +99,8 @@ def curve_table(orders: Sequence[Order]) -> str:
 
 def _compared(order: Order, first: Order, index: int) -> str:
     """Mean accuracy of an order's runs, marked if it is within noise of the first order's."""
-    accuracies = order.accuracies(index)
     mark = "~" if order is not first and order.within_noise(first, index) else ""
-    return f"{mark}{100 * sum(accuracies) / len(accuracies):.1f} %"
+    return f"{mark}{100 * fmean(order.accuracies(index)):.1f} %"
 
 
 def accuracy_text(measured: Accuracy) -> str:
