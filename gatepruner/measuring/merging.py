@@ -9,9 +9,9 @@ from torch import fx
 
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import settle_in_place
-from gatepruner.networks.graph import attribute
 from gatepruner.networks.head import features_graph
 from gatepruner.networks.network import Network
+from gatepruner.networks.nodes import attribute
 from gatepruner.networks.norms import statistics
 
 

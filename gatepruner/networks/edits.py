@@ -18,17 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gatepruner.networks.graph import (
-    OWNS_TENSORS,
-    Addition,
-    Trace,
-    attribute,
-    forget_constants,
-    identifier,
-    kind,
-    pads_with_zeros,
-    tensors_of,
-)
+from gatepruner.networks.additions import Addition
+from gatepruner.networks.graph import Trace, forget_constants, identifier
+from gatepruner.networks.nodes import OWNS_TENSORS, attribute, kind, pads_with_zeros, tensors_of
 
 FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d}  # their outputs are no views
 

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from gatepruner.networks.graph import (
-    STOCHASTIC,
-    Trace,
+from gatepruner.networks.graph import STOCHASTIC, Trace
+from gatepruner.networks.nodes import (
+    argument,
     attribute,
+    function_name,
     kind,
     pads_with_zeros,
+    read_key,
     tensors_of,
 )
 
@@ -101,11 +103,6 @@ def _commutes(module: nn.Module, node: fx.Node) -> bool:
     return operation in COMMUTES or function_name(operation) in STOCHASTIC
 
 
-def function_name(operation: Any) -> str:
-    """The name of a function or class; empty for the name of a method."""
-    return getattr(operation, "__name__", "")
-
-
 def affine_keys(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
     """Keys of the weight and bias that a node applies last."""
     operation = kind(module, node)
@@ -124,18 +121,8 @@ def affine_keys(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
     return tuple(keys) if all(keys) else ()
 
 
-def argument(node: fx.Node, index: int, name: str) -> Any:
-    """The argument that a node passes by position or by name; `None` if it passes none."""
-    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
-
-
 def _parameter(value: Any) -> str:
     """The key of a tensor that a graph reads, perhaps reshaped; empty for any other value."""
     while isinstance(value, fx.Node) and value.target in RESHAPES and len(value.users) == 1:
         value = value.args[0]
     return read_key(value)
-
-
-def read_key(value: Any) -> str:
-    """The key of a tensor that a graph reads; empty for any other value."""
-    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else ""

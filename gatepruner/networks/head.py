@@ -7,8 +7,8 @@ import functools
 from torch import fx, nn
 
 from gatepruner.networks.base import Base, traced
-from gatepruner.networks.graph import tensors_of
 from gatepruner.networks.network import Network
+from gatepruner.networks.nodes import tensors_of
 
 
 def features_graph(network: Network) -> fx.Graph:

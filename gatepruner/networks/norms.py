@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from gatepruner.networks.folding import affine_keys, argument, function_name, read_key
-from gatepruner.networks.graph import Mode, kind
+from gatepruner.networks.folding import affine_keys
+from gatepruner.networks.graph import Mode
+from gatepruner.networks.nodes import argument, function_name, kind, read_key
 
 BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm
 NORMS = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm)

@@ -1,0 +1,51 @@
+"""Nodes of a graph: the operation of a node, its arguments and its tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+OWNS_TENSORS = ("call_module", "get_attr")
+
+
+def tensors_of(module: nn.Module, target: str) -> dict[str, Tensor]:
+    """The tensors at or below a target of the graph, by state-dict key."""
+    owner = attribute(module, target)
+    if isinstance(owner, Tensor):
+        return {target: owner}
+    return {f"{target}.{key}": value for key, value in owner.state_dict(keep_vars=True).items()}
+
+
+def kind(module: nn.Module, node: fx.Node) -> Any:
+    """The operation of a node: the class of its module, its function or its method's name."""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target)))
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def pads_with_zeros(node: fx.Node) -> bool:
+    """Whether a padding node pads with zeros."""
+    given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+    return bool(given.get("mode", "constant") == "constant" and given.get("value") in (None, 0))
+
+
+def attribute(module: nn.Module, target: str) -> Any:
+    """The module or tensor at a target of the graph."""
+    owner, _, last = target.rpartition(".")
+    return getattr(module.get_submodule(owner), last)
+
+
+def function_name(operation: Any) -> str:
+    """The name of a function or class; empty for the name of a method."""
+    return getattr(operation, "__name__", "")
+
+
+def argument(node: fx.Node, index: int, name: str) -> Any:
+    """The argument that a node passes by position or by name; `None` if it passes none."""
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
+
+
+def read_key(value: Any) -> str:
+    """The key of a tensor that a graph reads; empty for any other value."""
+    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else ""
