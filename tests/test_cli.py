@@ -112,7 +112,7 @@ PRUNED = {
     "random": (
         ("--drop", 3, "--by", "random", "--seed", 4),
         lambda it: rank(it, "random", seed=4).first(3),
-        "drop3-seed4",
+        "drop3-random-seed4",
     ),
 }
 

@@ -370,7 +370,7 @@ def test_prune_removes_as_few_as_a_target_needs(
         == (fold_gates(follow(whole, ranking.first(needed))).notes["history"])
     )
     told = run("prune", folder / file, option, text, "--device", "cpu", "--force").out
-    assert re.search(r"reachable: \w+ from .* to .*\(100\.0%\)", told)
+    assert re.search(r"reachable: .* to .*\(100\.0%\)", told)
 
 
 def test_prune_measures_real_latency(run, folder):
@@ -663,9 +663,9 @@ BAD = {
     "prune, target": ("prune gated.pt --target-macs half", "cannot read 'half' as MACs: .*60%"),
     "prune, out of reach": (
         "prune gated.pt --target-macs 1%",
-        r"cannot reach .*: resnet14 reaches MACs from .* to .*\(100\.0%\); choose a target",
+        r"cannot reach .*: resnet14 reaches .* MACs .* to .*\(100\.0%\); choose a target",
     ),
-    "prune, above reach": ("prune gated.pt --target-params 10G", "reaches parameters from .* to "),
+    "prune, above reach": ("prune gated.pt --target-params 10G", "reaches .* parameters .* to "),
     "prune, no gates": (
         "prune whole.pt --target-macs 70%",
         "has no gate .*learn gates first, or rank by",
@@ -692,7 +692,7 @@ BAD = {
     ),
     "compress, out of reach": (
         f"{COMPRESS} --target-macs 1% --data imagefolder:images",
-        "cannot reach .* reaches MACs from .* to .*choose a target within this range",
+        "cannot reach .* reaches .* MACs .* to .*choose a target within this range",
     ),
     "compress, too many": (f"{COMPRESS} --drop 7 --data imagefolder:images", "7 blocks"),
     "compress, few images": (

@@ -119,7 +119,7 @@ def test_the_demo_command_does_the_whole_job(tmp_path, whole, images):
     assert run.returncode == 0, run.stderr
     document = json.loads(run.stdout)
     folder = tmp_path / "gatepruner-demo"
-    assert {file.name for file in folder.iterdir()} == {*FILES, "pruned.pt"}
+    assert {file.name for file in folder.iterdir()} == {*FILES, "pruned.pt", "config.yaml"}
     small = load(tmp_path / document["output"])
     assert len(small.network.blocks) == 40
     assert small.network.edits.gated == ()

@@ -76,4 +76,6 @@ def write_configuration(given: Mapping[str, Any], output: Path) -> Path:
 
 def configuration_path(output: Path) -> Path:
     """Where the options are written that made this output."""
-    return output / "config.yaml" if output.is_dir() else output.with_name(f"{output.name}.yaml")
+    if output.suffix in (".pt", ".pth", ".safetensors"):
+        return output.with_name(f"{output.name}.yaml")
+    return output / "config.yaml"

@@ -141,8 +141,8 @@ class Reach:
         """The costs or accuracies that the ranking can reach, as text."""
         if self.goal.kind in COSTS:
             low, high = (self.goal.text(cost, self.whole) for cost in (self.least, self.whole))
-            return f"from {low} to {high}"
-        return f"accuracy from {self.least:.1f} to {self.whole:.1f} %"
+            return f"{low} to {high}"
+        return f"accuracy of {self.least:.1f} to {self.whole:.1f} %"
 
 
 def check_count(count: float, network: Network, names: Sequence[str]) -> None:
