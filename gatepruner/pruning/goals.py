@@ -167,7 +167,7 @@ def check_reachable(goal: Goal, network: Network, names: Sequence[str], meter: M
     reach, limit = Reach(goal, len(names), whole, least, least), goal.limit(whole)
     if not least <= limit <= whole:
         raise PlanError(
-            f"cannot reach {goal.text(limit, whole)}: {network} reaches {reach.range}; choose a "
+            f"cannot reach {goal.text(limit, whole)}: {network} can cost {reach.range}; choose a "
             "target within this range"
         )
     return reach.range
