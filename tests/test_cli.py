@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -823,3 +824,46 @@ def test_the_examples_of_the_readme_run(folder, monkeypatch):
         exec(example, found)
     assert isinstance(found["module"], torch.nn.Module)
     assert (folder / "small.pt").is_file()
+
+
+# ------------------------------------------------------------------- what strangers have tried
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("prune gated.pt --drop 1 --by height", "unknown criterion 'height'"),
+        ("prune gated.pt --drop 1 --by gate,random", "unknown criterion 'gate,random'"),
+        ("sweep gated.pt --by , --data {data}", "cannot compare 0 criteria"),
+        ("sweep gated.pt --by height,gate --data {data}", "unknown criterion 'height'"),
+        ("sweep plain.pt --data {data}", "has no gate"),
+        ("compress plain.pt --drop 99 --dry-run -o it.pt --data {data}", "has only 6 removable"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_measured(run, folder, command, told):
+    whole = load(folder / "gated.pt")
+    plain = replace(whole.network, edits=replace(whole.network.edits, gate="", gated=()))
+    weights = {key: whole.weights[key] for key in plain.state()}
+    save(Checkpoint(plain, weights, whole.notes), folder / "plain.pt")
+    before = files_in(folder)
+    words = command.format(data=data_in(folder)).split()
+    words = [str(folder / word) if word.endswith(".pt") else word for word in words]
+    refused = run(*words, *(("--batch-size", 4, "--hold-out", 10) if "compress" in words else ()))
+    assert refused.code == 1
+    assert told in refused.err
+    assert files_in(folder) == before
+
+
+def test_a_goal_on_the_command_line_takes_the_place_of_a_files(run, folder):
+    settings = folder / "it.yaml"
+    settings.write_text("target-macs: 50%\nfold: false\n")
+    command = ("prune", folder / "gated.pt", "--config", settings, "--json")
+    assert len(run(*command, "--drop", 2).document["removed"]) == 2
+    assert (
+        run(*command, "--force").document["macs_after"]
+        < 0.5 * (run(*command, "--force").document["macs_before"])
+    )
+    settings.write_text("drop: true\n")
+    refused = run("prune", folder / "gated.pt", "--config", settings)
+    assert refused.code == 2
+    assert "True" in refused.err

@@ -54,5 +54,5 @@ def test_a_run_that_has_no_number_leaves_a_gap_and_not_an_error():
 def test_every_kind_has_a_colour_and_a_line_of_its_own():
     assert len(set(COLORS)) == len(set(map(str, LINES))) == len(COLORS)
     too_many = KINDS * len(COLORS)
-    with pytest.raises(ValueError, match="cannot draw 14 kinds: there are 7 colours"):
+    with pytest.raises(ValueError, match="cannot draw 20 kinds: there are 10 colours"):
         comparison_figure(too_many, "x", "y")

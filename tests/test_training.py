@@ -345,6 +345,17 @@ def test_the_state_of_a_run_on_other_images_is_refused(tmp_path):
         train(network(), images, FAST, normalization=grey, state=state, resume=True)
 
 
+def test_the_state_of_a_run_on_as_many_other_images_is_refused(tmp_path):
+    state = tmp_path / "run.state"
+    stopped(state)
+    images, grey = images_for(network(), 70), NORMALIZATIONS["mnist"]
+    other = replace(images, pixels=images.pixels.flip(0))
+    assert other.source == images.source
+    with pytest.raises(TrainingError, match=r"another run \(images was"):
+        train(network(), other, FAST, normalization=grey, state=state, resume=True)
+    train(network(), images, FAST, normalization=grey, state=state, resume=True)
+
+
 def test_a_run_without_a_state_cannot_be_resumed(tmp_path):
     with pytest.raises(TrainingError, match=r"no run to resume: .*run\.state does not exist"):
         run(state=tmp_path / "run.state", resume=True)

@@ -54,12 +54,11 @@ def recalibrate(
         if not has_split(data.data, "train"):
             raise DataError(f"{data.data} has no train split: statistics are of training images")
     checkpoint = read(source, data, problems)
-    if call.dry_run:
-        what = f"estimate statistics from {statistics.images:,} training images"
-        work = Work(what, 2 * statistics.images)
-        return foretell(call, checkpoint, [target], [work], data)
     images = data.training(checkpoint.network.base.input_shape, call.terminal, statistics.images)
     assert images is not None  # refused above
+    if call.dry_run:
+        work = Work(f"estimate statistics from {len(images):,} training images", 2 * len(images))
+        return foretell(call, checkpoint, [target], [work], data)
     data.normalization(checkpoint, images, call.terminal)
     track, augment = call.terminal.track("recalibrating"), statistics.augment
     done = estimated(checkpoint, images, **data.how, augment=augment, track=track)

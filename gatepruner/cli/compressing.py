@@ -14,6 +14,7 @@ from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.keeping import stopping
 from gatepruner.cli.learning import check, gating_work, read, training_work
+from gatepruner.cli.measuring import meter_of
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -88,7 +89,9 @@ def compress(
     -o small.pt`
     """
     from gatepruner.compression.compress import compress as compressed
+    from gatepruner.compression.compress import refuse
     from gatepruner.files.checkpoints import save
+    from gatepruner.pruning.goals import check_reachable
     from gatepruner.report.compression import write_compression
     from gatepruner.report.tables import loading_text, steps_table
 
@@ -106,6 +109,9 @@ def compress(
     train, held_out, test = _images(whole, data, held, steps, gating, call.terminal, problems)
     recipe = steps.recipe(gating, tuning)
     if call.dry_run:
+        refuse(whole, train, goal, recipe, test, held_out)
+        meter = meter_of(whole.network, data, recipe.gating.latency_batch, call.terminal)
+        check_reachable(goal, whole.network, whole.network.removable, meter)
         works = _works(whole, train, test, goal, recipe)
         return foretell(call, whole, [output, folder, *outputs[1:]], works, data)
     with stopping(folder / "steps.json"), call.terminal.watching() as watch:

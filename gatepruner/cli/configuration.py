@@ -12,6 +12,10 @@ import yaml
 from gatepruner.errors import nearest
 
 # What a call is about, not what it makes: it is not recorded, and a file cannot set it.
+GOALS = frozenset(  # of which a call has one
+    {"drop", "keep", "threshold", "blocks"}
+    | {"target_macs", "target_params", "target_latency", "max_loss"}
+)
 PASSING = frozenset({"config", "as_json", "quiet", "force", "dry_run", "resume", "help", "command"})
 
 
@@ -19,12 +23,22 @@ def read_configuration(context: typer.Context, value: Path | None) -> Path | Non
     """Take the options of a file as the defaults of this call."""
     if value is not None and not context.resilient_parsing:
         known = {str(one.name) for one in context.command.params} - PASSING
+        flags = {str(one.name) for one in context.command.params if getattr(one, "is_flag", False)}
         context.default_map = {
-            key: setting if isinstance(setting, bool) else str(setting)
+            key: setting if key in flags else str(setting)
             for key, setting in _settings(value, known).items()
             if setting is not None
         }
     return value
+
+
+def without_overruled(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a call, without a file's goal where the command line asks for another."""
+    sources = {name: context.get_parameter_source(name) for name in GOALS & values.keys()}
+    told = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    return {
+        name: None if told and name in GOALS - told else value for name, value in values.items()
+    }
 
 
 def _settings(path: Path, known: set[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from gatepruner.cli.measuring import change, latencies, meter_of
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
+from gatepruner.errors import PlanError
 from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
@@ -66,13 +67,30 @@ class Curves(Criterion):
 
     def check(self, checkpoint: Checkpoint, problems: Problems) -> None:
         """Refuse criteria that are unknown, or that look at gates where there are none."""
-        from gatepruner.pruning.ranking import rank
+        from gatepruner.pruning.ranking import criterion_named, rank
+        from gatepruner.report.style import COLORS
 
+        with problems:
+            if not 0 < len(self.criteria) <= len(COLORS):
+                raise PlanError(
+                    f"cannot compare {len(self.criteria)} criteria in one figure: expected 1 to "
+                    f"{len(COLORS)}"
+                )
         for criterion in self.criteria:
             with problems:
-                if criterion not in CRITERIA or CRITERIA[criterion].needs == "gates":
+                if criterion_named(criterion).needs == "gates":
                     rank(checkpoint, criterion)
         problems.refuse()
+
+    def works(self, checkpoint: Checkpoint) -> list[Work]:
+        """Rankings that take their time."""
+        blocks = len(checkpoint.network.removable)
+        passes = {name: CRITERIA[name].passes(blocks) for name in self.criteria}
+        return [
+            Work(f"rank by {name} on {self.criterion_images:,} images", self.criterion_images * one)
+            for name, one in passes.items()
+            if one
+        ]
 
     def counts(self, last: int) -> list[int]:
         """Numbers of blocks to remove, from none to all."""
@@ -117,14 +135,19 @@ def sweep(
     chosen = data.normalization(checkpoint, images, call.terminal)
     if call.dry_run:
         networks = len(counts) * curves.orders()
-        what = f"measure {networks} networks on {len(images):,} images"
-        return foretell(call, checkpoint, [target], [Work(what, networks * len(images) / 2)], data)
+        passes = networks * (len(images) + 2 * curves.recalibrate) / 2
+        works = [*curves.works(checkpoint), Work(f"measure {networks} networks", passes)]
+        return foretell(call, checkpoint, [target], works, data)
     training = criterion_images(
         curves.criteria, curves.criterion_images, shape, data, call.terminal
     )
     statistics = None
     if curves.recalibrate:
         statistics = data.training(shape, call.terminal, curves.recalibrate)
+        if statistics is None:
+            call.terminal.say(
+                f"{data.data} has no training images: batch norm keeps its statistics"
+            )
     orders = compare(
         checkpoint,
         images,

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin, get_
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from gatepruner.cli.configuration import without_overruled
 from gatepruner.cli.problems import Problems
 
 EVERYTHING = object()  # marks the field that holds the values of all options of the call
@@ -73,12 +74,16 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
             parameters.setdefault(option, _parameter(one, name, option))
 
     @functools.wraps(command)
-    def call(**values: Any) -> None:
+    def call(context: typer.Context, **given: Any) -> None:
+        values = without_overruled(context, given)
         plain = {key: one.value if isinstance(one, Enum) else one for key, one in values.items()}
         command(**_made(taken, {"command": command.__name__, **plain}))
 
+    parameters["context"] = inspect.Parameter(
+        "context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
+    )
     call.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
-    call.__annotations__ = {name: it.annotation for name, it in parameters.items()}
+    call.__annotations__ = {name: one.annotation for name, one in parameters.items()}
     return call
 
 

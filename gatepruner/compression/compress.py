@@ -77,7 +77,7 @@ def compress(
     recipe = recipe or CompressionRecipe()
     device = pick_device(device)
     meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
-    _refuse(checkpoint, train, goal, recipe, test, held_out)
+    refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint.notes, train.shape[0], normalization)
     configuration = _configuration(checkpoint, train, goal, recipe, test, normalization)
     steps = Folder(Path(folder) if folder is not None else None, configuration)
@@ -149,7 +149,7 @@ def _latencies(facts: Mapping[str, Any]) -> dict[str, Latency]:
     return {key: Latency(**fields) for key, fields in facts.get("latencies", {}).items()}
 
 
-def _refuse(
+def refuse(
     checkpoint: Checkpoint,
     train: Images,
     goal: Goal,
@@ -206,8 +206,8 @@ def _configuration(
         "network": str(checkpoint.network),
         "fingerprint": checkpoint.fingerprint,
         "goal": str(goal),
-        "training images": f"{train.source}, {len(train)}",
-        "test images": f"{test.source}, {len(test)}",
+        "training images": f"{train.source}, {len(train)}, {train.fingerprint}",
+        "test images": f"{test.source}, {len(test)}, {test.fingerprint}",
         "normalization": f"mean {normalization.mean}, deviation {normalization.std}",
         "gate images": min(recipe.gate_images, len(train)),
         "gate warmup": gating.warmup,

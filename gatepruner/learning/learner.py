@@ -141,7 +141,7 @@ class Learner(ABC, Generic[Shown]):
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed, as plain JSON."""
-        images = [self.data.source, len(self.data)]
+        images = [self.data.source, len(self.data), self.data.fingerprint]
         return {"format": FORMAT, "images": images, "normalization": self.normalize}
 
     def snapshot(self) -> dict[str, Any]:

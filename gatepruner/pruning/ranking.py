@@ -15,7 +15,7 @@ from gatepruner.measuring.inputs import check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.path import NO_PATH, Path
 from gatepruner.pruning.criteria import CRITERIA
-from gatepruner.pruning.criteria.criterion import Evidence
+from gatepruner.pruning.criteria.criterion import Criterion, Evidence
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def rank(
             a finite number.
         DataError: the images that the criterion needs are missing or do not fit the network.
     """
-    if by not in CRITERIA:
-        raise PlanError(f"unknown criterion {by!r}: expected {', '.join(CRITERIA)}")
-    criterion = CRITERIA[by]
+    criterion = criterion_named(by)
     path = path_of(checkpoint, by).scores
     names = [name for name in checkpoint.network.removable if name not in path]
     _check_needs(checkpoint, by, names, images)
@@ -134,9 +132,20 @@ def rank(
     return Ranking(by, pairs, str(checkpoint.network), learned=bool(path))
 
 
+def criterion_named(by: str) -> Criterion:
+    """The criterion of that name.
+
+    Raises:
+        PlanError: there is none.
+    """
+    if by not in CRITERIA:
+        raise PlanError(f"unknown criterion {by!r}: expected {', '.join(CRITERIA)}")
+    return CRITERIA[by]
+
+
 def path_of(checkpoint: Checkpoint, by: str) -> Path:
     """The learned path that a criterion follows: the checkpoint's if it needs gates, else none."""
-    return checkpoint.path if CRITERIA[by].needs == "gates" else NO_PATH
+    return checkpoint.path if criterion_named(by).needs == "gates" else NO_PATH
 
 
 def _check_needs(

@@ -24,8 +24,14 @@ WIDE = 5.6  # inches, a column and a half
 
 # Safe for colour-blind readers (Okabe and Ito, 2008, https://jfly.uni-koeln.de/color/); line
 # styles tell the lines apart in grey.
-COLORS = ("#0072B2", "#D55E00", "#6b6b6b", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+COLORS = (
+    *("#0072B2", "#D55E00", "#6b6b6b", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#8c6d31", "#7f3c8d"),
+)
+LINES: tuple[Any, ...] = (
+    *("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))),
+    *((0, (6, 1, 1, 1, 1, 1)), (0, (2, 2))),
+)
 
 
 def save_figure(figure: Figure, stem: Path) -> None:

@@ -14,28 +14,33 @@ CRITERIA: dict[str, Criterion] = {
         late("taylor.taylor"),
         "images",
         "Molchanov, Tyree, Karras, Aila, Kautz, 2017, https://arxiv.org/abs/1611.06440",
+        passes=lambda blocks: 3,
     ),
     "leave-one-out": Criterion(
         late("leave_one_out.leave_one_out"),
         "images",
         "Veit, Wilber, Belongie, 2016, https://arxiv.org/abs/1605.06431",
+        passes=lambda blocks: blocks / 2,
     ),
     "greedy": Criterion(
         late("leave_one_out.greedy"),
         "images",
         "leave-one-out (Veit, Wilber, Belongie, 2016, https://arxiv.org/abs/1605.06431), repeated",
         ordered=True,
+        passes=lambda blocks: blocks**2 / 6 + blocks,
     ),
     "cosine": Criterion(
         late("cosine.cosine"),
         "images",
         "Men et al., 2024, https://arxiv.org/abs/2403.03853",
+        passes=lambda blocks: 1,
     ),
     "cka": Criterion(
         late("cka.cka"),
         "images",
         "Kornblith, Norouzi, Lee, Hinton, 2019, https://arxiv.org/abs/1905.00414; for layers "
         "Pons et al., 2024, https://arxiv.org/abs/2405.17081",
+        passes=lambda blocks: blocks / 2,
     ),
     "magnitude": Criterion(
         late("magnitude.magnitude"),

@@ -49,6 +49,7 @@ class Criterion:
         source: of the criterion: author, year and link.
         ordered: whether the scores are already in the order of removal.
         random: whether the scores depend on the seed.
+        passes: about how often every image passes through the whole network, for so many blocks.
     """
 
     scores: Scores
@@ -56,6 +57,7 @@ class Criterion:
     source: str
     ordered: bool = False
     random: bool = False
+    passes: Callable[[int], float] = lambda blocks: 0.0
 
 
 def late(place: str) -> Scores:
