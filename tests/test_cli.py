@@ -867,3 +867,31 @@ def test_a_goal_on_the_command_line_takes_the_place_of_a_files(run, folder):
     refused = run("prune", folder / "gated.pt", "--config", settings)
     assert refused.code == 2
     assert "valid integer" in refused.err
+
+
+def test_a_file_in_the_place_of_the_configuration_is_left_alone(run, folder):
+    written = folder / "it.pt.yaml"
+    written.write_text("mine")
+    command = ("prune", folder / "gated.pt", "--drop", 1, "-o", folder / "it.pt")
+    refused = run(*command)
+    assert refused.code == 1
+    assert "it.pt.yaml already exists" in refused.err
+    assert written.read_text() == "mine"
+    assert run(*command, "--force").code == 0
+
+
+def test_a_compression_that_begins_replaces_nothing_though_it_may_resume(run, folder):
+    (folder / "it.pt").write_bytes(b"mine")
+    command = ("compress", folder / "gated.pt", "--drop", 1, "--data", data_in(folder))
+    refused = run(*command, "--batch-size", 8, "-o", folder / "it.pt", "--resume")
+    assert refused.code == 1
+    assert "it.pt already exists" in refused.err
+    assert (folder / "it.pt").read_bytes() == b"mine"
+
+
+def test_nothing_removed_is_nothing_recalibrated(run, folder):
+    command = ("prune", folder / "gated.pt", "--drop", 0, "--data", data_in(folder), "--json")
+    document = run(*command).document
+    assert document["accuracy_after"] == document["accuracy_before"]
+    history = load(Path(document["output"])).notes["history"]
+    assert not [done for done in history if "recalibrated" in done]

@@ -58,6 +58,10 @@ def test_what_cannot_be_ranked_is_refused(whole):
     images = random_images(8, SHAPE)
     with pytest.raises(PlanError, match="unknown criterion 'height'"):
         list(compare(whole, images, ["height"]))
+    with pytest.raises(PlanError, match="no seed"):
+        list(compare(whole, images, "gate", seeds=()))
+    (order,) = compare(whole, images, "gate", counts=[1])
+    assert order.criterion == "gate"
     with pytest.raises(DataError, match="cannot rank by taylor without images"):
         list(compare(whole, images, ["taylor"]))
 

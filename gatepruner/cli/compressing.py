@@ -104,7 +104,8 @@ def compress(
     outputs = [output, *([steps.export] if steps.export else [])]
     folder = output.with_name(f"{output.stem}-compress")
     problems = Problems()
-    call.check(outputs, problems, resume=call.resume)
+    begun = call.resume and (folder / "steps.json").exists()
+    call.check(outputs, problems, resume=begun)
     whole = read(source, data, problems)
     train, held_out, test = _images(whole, data, held, steps, gating, call.terminal, problems)
     recipe = steps.recipe(gating, tuning)

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatepruner.cli.completion import data_words, device_words
-from gatepruner.cli.configuration import read_configuration, write_configuration
+from gatepruner.cli.configuration import (
+    configuration_path,
+    read_configuration,
+    write_configuration,
+)
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import EVERYTHING
 
@@ -210,6 +214,8 @@ class Writing(Call):
             with problems:
                 refuse_existing(output, force=self.force or resume)
                 refuse_name(output)
+        with problems:
+            refuse_existing(configuration_path(outputs[0]), force=self.force or resume)
 
     def record(self, output: Path) -> None:
         """Write the options of this call beside what it wrote, or into the folder."""

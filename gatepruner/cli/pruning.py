@@ -123,7 +123,7 @@ def prune(
     if call.dry_run:
         return foretell(call, whole, [target], _works(whole, plan, choice.shortcuts, sets), data)
     small, document = request.pruned(plan)
-    if sets.statistics is not None and small.network != whole.network:
+    if sets.statistics is not None and (plan or choice.shortcuts):
         small = request.recalibrated(small, sets.statistics)
     if sets.test is not None:
         document |= _accuracies(whole, small, sets.test, data, terminal)

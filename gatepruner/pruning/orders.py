@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gatepruner.errors import PlanError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import mcnemar
@@ -83,7 +84,7 @@ class Order:
 def compare(
     checkpoint: Checkpoint,
     data: Images,
-    by: Sequence[str],
+    by: str | Sequence[str],
     *,
     training: Images | None = None,
     statistics: Images | None = None,
@@ -99,7 +100,7 @@ def compare(
     Args:
         checkpoint: a network with its weights.
         data: labelled images to measure accuracy on; no criterion sees them.
-        by: names of criteria.
+        by: names of criteria, or one of them.
         training: training images, for the criteria that need them.
         statistics: training images to recalibrate every network on; see `sweep`.
         counts: numbers of blocks to remove; by default from none to all.
@@ -118,7 +119,9 @@ def compare(
     """
     how: Any = {"device": device, "batch_size": batch_size, "normalization": normalization}
     measure: Any = {**how, "counts": counts, "statistics": statistics}
-    for criterion in by:
+    if not seeds:
+        raise PlanError("no seed to compare orders with: expected at least one")
+    for criterion in (by,) if isinstance(by, str) else by:
         start, progress = time.monotonic(), track(f"rank by {criterion}")
         random = criterion in CRITERIA and CRITERIA[criterion].random
         rankings = [
