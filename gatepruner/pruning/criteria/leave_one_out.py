@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.criteria.criterion import Evidence
 from gatepruner.pruning.criteria.passes import images_of, losses
+from gatepruner.pruning.curve import accuracies
 from gatepruner.pruning.surgery import remove
 
 
@@ -34,9 +36,10 @@ def leave_one_out(
 def greedy(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
     """Leave-one-out repeated: remove the block without which the cross-entropy is lowest.
 
-    Batch norm is recalibrated on the images after each removal. The score of a block is the
-    cross-entropy without it and all blocks removed before it, minus that of the whole network. A
-    block inside the branch of another is removed with it.
+    Batch norm is recalibrated on the images in every network that is compared; all candidates of
+    a removal share one pass. The score of a block is the cross-entropy without it and all blocks
+    removed before it, minus that of the whole network. A block inside the branch of another is
+    removed with it.
 
     Raises:
         DataError: the images have another number of classes, or there are fewer than two.
@@ -49,7 +52,9 @@ def greedy(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
         if not left:
             break
         name, loss = _least_harmful(small, left, quiet)
-        small = _recalibrated(remove(small, [name]), evidence)
+        small = recalibrate(
+            remove(small, [name]), images_of(evidence), whole=checkpoint, **_how(evidence)
+        )
         order[name] = loss - whole
         inside = set(left) - {*small.network.removable, *order}
         order |= {inner: order[name] for inner in left if inner in inside}
@@ -61,16 +66,15 @@ def _least_harmful(
 ) -> tuple[str, float]:
     """The block without which the loss is lowest, and that loss."""
     networks = [checkpoint.network.without([name]) for name in names]
-    without = losses(checkpoint, networks, evidence)
-    without = [loss if math.isfinite(loss) else math.inf for loss in without]
+    images = images_of(evidence)
+    measured = accuracies(checkpoint, networks, images, statistics=images, **_how(evidence))
+    without = [one.loss if math.isfinite(one.loss) else math.inf for one in measured]
     return names[without.index(min(without))], min(without)
 
 
-def _recalibrated(checkpoint: Checkpoint, evidence: Evidence) -> Checkpoint:
-    return recalibrate(
-        checkpoint,
-        images_of(evidence),
-        device=evidence.device,
-        batch_size=evidence.batch_size,
-        normalization=evidence.normalization,
-    )
+def _how(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "device": evidence.device,
+        "batch_size": evidence.batch_size,
+        "normalization": evidence.normalization,
+    }
