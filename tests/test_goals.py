@@ -12,6 +12,7 @@ from gatepruner.errors import PlanError
 from gatepruner.measuring.accuracy import Accuracy
 from gatepruner.measuring.cost import Cost, count
 from gatepruner.measuring.latency import Latency
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning import meter as meter_module
 from gatepruner.pruning.curve import Point
@@ -254,6 +255,15 @@ def test_a_cost_out_of_reach_is_refused_with_the_range(network, cost, text):
     assert "cannot reach" in str(told.value)
     assert "choose a target within this range" in str(told.value)
     assert str(network) in str(told.value)
+
+
+def test_costs_and_savings_that_are_not_known_are_refused(network):
+    with pytest.raises(PlanError, match="unknown cost 'height': expected macs, params, latency"):
+        Meter(network).savings("height")
+    first, *others = network.removable
+    weights = network.initial_weights()
+    with pytest.raises(PlanError, match=f"nothing is given for {first};"):
+        rank(Checkpoint(network, weights), saved=dict.fromkeys(others, 1.0))
 
 
 def test_the_ends_of_the_range_can_be_reached(network):

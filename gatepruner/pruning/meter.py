@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gatepruner.errors import PlanError
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency, latency
 from gatepruner.networks.network import Network
+
+KINDS = ("macs", "params", "latency")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Meter:
 
     def costs(self, kind: str, networks: Sequence[Network]) -> list[float]:
         """The cost of every network; unknown latencies are measured in turns."""
+        if kind not in KINDS:
+            raise PlanError(f"unknown cost {kind!r}: expected {', '.join(KINDS)}")
         if kind != "latency":
             return [float(getattr(count(network), kind)) for network in networks]
         return [latency.median for latency in self.latencies(networks)]

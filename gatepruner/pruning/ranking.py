@@ -125,6 +125,11 @@ def rank(
     evidence = Evidence(images, normalization, device, batch_size, seed, track)
     scores = _scored(checkpoint, by, names, evidence)
     if saved is not None and not criterion.ordered:
+        if unknown := [name for name, _ in scores if name not in saved]:
+            raise PlanError(
+                f"cannot divide scores by savings: nothing is given for {listed(unknown, 4)}; "
+                "give what the removal of each block saves"
+            )
         scores = [(name, score / max(saved[name], 1e-12)) for name, score in scores]
     if not criterion.ordered:
         scores = sorted(scores, key=lambda pair: pair[1])
