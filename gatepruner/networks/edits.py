@@ -136,11 +136,14 @@ class Edited:
         new: the added gates and factors, by target.
         joins: for each block that is still used, the names of the nodes whose values enter and
             leave it: its shortcut, and what replaces its addition.
+        values: for each node of the base whose value is still used, the name of the node that has
+            its place.
     """
 
     graph: fx.Graph
     new: dict[str, nn.Module]
     joins: dict[str, tuple[str, str]]
+    values: dict[str, str]
 
 
 def edited(traced: Trace, edits: Edits) -> Edited:
@@ -168,6 +171,7 @@ def edited(traced: Trace, edits: Edits) -> Edited:
         editor.graph,
         {target: module for target, module in editor.new.items() if target in used},
         {name: (s.name, joined.name) for name, (s, joined) in joins.items() if joined in kept},
+        {node.name: value.name for node, value in env.items() if value in kept},
     )
 
 

@@ -21,7 +21,7 @@ def features_graph(network: Network) -> fx.Graph:
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in network.graph().nodes:
         if node.op == "output" or node.meta.get("base", "") == head:
-            graph.output(env[_values(node)[0]])
+            graph.output(env[values_of(node)[0]])
             break
         env[node] = graph.node_copy(node, env.__getitem__)
     return graph
@@ -36,14 +36,14 @@ def head_of(base: Base) -> str | None:
     """
     module = traced(base).module
     (node,) = (node for node in module.graph.nodes if node.op == "output")
-    while len(values := _values(node)) == 1:
+    while len(values := values_of(node)) == 1:
         if _has_parameters(module, node):
             return str(node.name)
         (node,) = values
     return None
 
 
-def _values(node: fx.Node) -> list[fx.Node]:
+def values_of(node: fx.Node) -> list[fx.Node]:
     """The inputs of a node, without the module's tensors."""
     return [value for value in node.all_input_nodes if value.op != "get_attr"]
 

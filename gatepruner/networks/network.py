@@ -324,6 +324,11 @@ class Network:
         """The names of the nodes of `graph()` whose values enter and leave each block."""
         return _edited(self.base, self.edits).joins
 
+    @property
+    def values(self) -> dict[str, str]:
+        """The names of the nodes of `graph()` that have the places of the base's nodes."""
+        return _edited(self.base, self.edits).values
+
     def state(self) -> dict[str, Tensor]:
         """The network's state dict on the meta device."""
         return state_keys(traced(self.base), _edited(self.base, self.edits))

@@ -1,0 +1,94 @@
+"""The features of a network: the last feature map, which its head pools and classifies.
+
+A map has more than one position, as `(C, H, W)` or `(tokens, C)` do. Every path from the images
+to the logits passes through it, so no removal of blocks can go around it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gatepruner.networks.base import Base, traced
+from gatepruner.networks.head import head_of, values_of
+from gatepruner.networks.network import Network
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where a network has its features.
+
+    Attributes:
+        node: name of the base's node whose value they are.
+        reader: name of the base's node that takes them, for messages.
+        shape: of the features of one image.
+    """
+
+    node: str
+    reader: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"what {self.reader} takes ({'x'.join(map(str, self.shape))})"
+
+
+@functools.lru_cache(maxsize=32)
+def features_of(base: Base) -> Features | None:
+    """The last feature map of a base, or else what its head takes; `None` if there is neither."""
+    shapes = _Shapes(Network(base).build_blank().to("meta"))
+    with torch.no_grad():
+        shapes.run(torch.empty(2, *base.input_shape, device="meta"))
+    head = head_of(base)
+    taken = None
+    for value in _passages(traced(base).module.graph):
+        reader = next(user for user in value.users if user.name in shapes.of)
+        found = Features(value.name, reader.name, shapes.of.get(value.name, ()))
+        if sum(side > 1 for side in found.shape) > 1:
+            return found
+        taken = found if reader.name == head else taken
+    return taken
+
+
+def _passages(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The values that every path from the images to the logits passes, from the last to the first.
+
+    Without the images and the logits.
+    """
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    logits, taken = values_of(output), set(values_of(output))  # by the nodes after this one
+    for node in reversed(graph.nodes):
+        if node in taken:
+            if len(taken) == 1 and node.op != "placeholder" and node not in logits:
+                yield node
+            taken = taken - {node} | set(values_of(node))
+
+
+def with_features(network: Network, features: Features) -> fx.Graph:
+    """The network's graph with two outputs: the logits and the features."""
+    graph = fx.Graph()
+    env: dict[str, fx.Node] = {}
+    for node in network.graph().nodes:
+        if node.op == "output":
+            graph.output((env[node.args[0].name], env[network.values[features.node]]))
+        else:
+            env[node.name] = graph.node_copy(node, lambda value: env[value.name])
+    return graph
+
+
+class _Shapes(fx.Interpreter):
+    """Records the shape of every value, without the batch."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.of: dict[str, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.of[n.name] = tuple(result.shape[1:])
+        return result
