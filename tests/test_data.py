@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
-from conftest import draw, random_images, write_folder
+from conftest import draw, random_images, same, write_folder
 from PIL import Image
 
+from gatepruner.cli.completion import data_words
 from gatepruner.errors import DataError
+from gatepruner.files.checkpoints import save
 from gatepruner.images import readers as data
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import (
@@ -24,9 +26,12 @@ from gatepruner.images.normalization import (
     Normalization,
     parse_normalization,
 )
-from gatepruner.images.readers import load_images
+from gatepruner.images.readers import has_split, load_images
+from gatepruner.learning.gates import learn_gates
+from gatepruner.learning.recipes import GateRecipe
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.inputs import normalization_of
+from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 
@@ -262,9 +267,9 @@ def test_images_decoded_as_they_are_used_give_the_same_batches(tmp_path, monkeyp
     for size in (1, 3, 7, 20):
         expected, found = list(kept.batches(indices, size)), list(streamed.batches(indices, size))
         assert [len(labels) for _, labels in found] == [len(labels) for _, labels in expected]
-        for (pixels, labels), (others, same) in zip(expected, found, strict=True):
+        for (pixels, labels), (others, known) in zip(expected, found, strict=True):
             assert torch.equal(pixels, others)
-            assert torch.equal(labels, same)
+            assert torch.equal(labels, known)
     network = Network.named("residual-fc4,width=8", num_classes=3, input_shape=COLOUR)
     checkpoint = Checkpoint(network, network.initial_weights())
     assert accuracy(checkpoint, streamed) == accuracy(checkpoint, kept)
@@ -299,6 +304,174 @@ def test_reading_shows_its_progress_by_the_callers_own_means(tmp_path):
 
     load_images(f"imagefolder:{tmp_path}", COLOUR, track=track)
     assert len(seen) == 6
+
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+def write_pictures(root: Path, names: str, shape=COLOUR, seed: int = 3) -> dict[str, torch.Tensor]:
+    """Images in files of these names, and their pixels."""
+    names = names.split()
+    pixels = dict(zip(names, random_images(len(names), shape, seed=seed).pixels, strict=True))
+    for name, image in pixels.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / name)
+    return pixels
+
+
+def test_pictures_are_all_image_files_at_any_depth_in_the_order_of_their_paths(tmp_path):
+    shown = "C.BMP a/b.PNG a/b/c/d.tif b.png z/a.png"
+    made = write_pictures(tmp_path, f"{shown} .hidden.png a/.hidden/a.png .cache/b/c.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "folder.png").mkdir()
+    images = load_images(f"pictures:{tmp_path}", COLOUR)
+    assert torch.equal(images.pixels, torch.stack([made[name] for name in shown.split()]))
+    assert (images.labels.tolist(), images.classes) == ([-1] * 5, ())
+    assert not images.labelled
+    assert images.source == f"pictures:{tmp_path}"
+
+
+def test_what_has_classes_has_labels():
+    assert random_images(3).labelled
+    assert not replace(random_images(3), classes=()).labelled
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "found"),
+    [
+        ((), None, ""),
+        ((), "train", ""),
+        (("train",), None, ""),
+        (("train",), "train", " train"),
+        (("train", "val"), None, " val"),
+        (("train", "val", "test"), None, " test"),
+        (("train", "val", "test"), "val", " val"),
+        (("test",), "test", " test"),
+    ],
+)
+def test_a_split_of_pictures_is_a_folder_or_all_of_them(tmp_path, there, asked, found):
+    write_pictures(tmp_path, " ".join(["a.png", *(f"{split}/deep/b.png" for split in there)]))
+    images = load_images(f"pictures:{tmp_path}", COLOUR, split=asked)
+    assert images.source == f"pictures:{tmp_path}{found}"
+    assert len(images) == (1 if found else 1 + len(there))
+    assert has_split(f"pictures:{tmp_path}", asked or "train")
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "told"),
+    [((), "val", "none"), ((), "test", "none"), (("test",), "train", "test")],
+)
+def test_a_split_of_pictures_that_is_not_there_is_refused(tmp_path, there, asked, told):
+    write_pictures(tmp_path, " ".join(["a.png", *(f"{split}/b.png" for split in there)]))
+    message = f"has no split '{asked}': found {told}, expected {tmp_path}/{asked} with images"
+    with pytest.raises(DataError, match=message):
+        load_images(f"pictures:{tmp_path}", COLOUR, split=asked)
+    assert not has_split(f"pictures:{tmp_path}", asked)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 11, None])
+@pytest.mark.parametrize("resize", [None, 7])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_pictures_are_read_like_an_image_folder(tmp_path, monkeypatch, limit, resize, streamed):
+    write_folder(tmp_path, random_images(11, COLOUR, classes=3))
+    monkeypatch.setattr(data, "IN_MEMORY", 0 if streamed else data.IN_MEMORY)
+    sets = [
+        load_images(f"{kind}:{tmp_path}", COLOUR, resize=resize, limit=limit)
+        for kind in ("imagefolder", "pictures")
+    ]
+    labelled, pictures = sets
+    assert len(pictures) == (limit or 11)
+    assert pictures.files == labelled.files
+    assert (pictures.pixels is None) == streamed
+    indices = torch.arange(len(pictures)).flip(0)
+    expected, found = (
+        torch.cat([pixels for pixels, _ in images.batches(indices, 4)]) for images in sets
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_parts_of_pictures_have_no_labels_and_are_known_by_their_content(tmp_path, in_memory):
+    write_pictures(tmp_path, " ".join(f"{index:02d}.png" for index in range(9)))
+    images = load_images(f"pictures:{tmp_path}", COLOUR)
+    if not in_memory:
+        files = tuple(sorted(map(str, tmp_path.iterdir())))
+        images = replace(images, pixels=None, files=files)
+    rest, out = images.held_out(4, seed=1)
+    for part, count in ((rest, 5), (out, 4), (images.spread(3), 3), (rest.joined(out), 9)):
+        assert not part.labelled
+        assert part.labels.tolist() == [-1] * count
+    assert len({part.fingerprint for part in (images, rest, out, rest.joined(out))}) == 4
+    assert rest.fingerprint == images.held_out(4, seed=1)[0].fingerprint
+    with pytest.raises(DataError, match=r"cannot join .*: expected equal sizes and classes"):
+        rest.joined(replace(out, classes=("one",)))
+
+
+@pytest.mark.parametrize(("where", "split"), [("", None), ("", "train"), ("train", "train")])
+def test_an_image_folder_without_classes_is_refused_with_a_way_to_read_it(tmp_path, where, split):
+    write_pictures(tmp_path / where, "a.png b.png")
+    message = f"; to read its images without labels: pictures:{tmp_path}$"
+    with pytest.raises(DataError, match=message):
+        load_images(f"imagefolder:{tmp_path}", COLOUR, split=split)
+    assert len(load_images(f"pictures:{tmp_path}", COLOUR, split=split)) == 2
+
+
+def test_a_folder_without_a_layout_is_refused_with_both_that_it_may_have(tmp_path):
+    message = f"imagefolder:{tmp_path}, or without labels pictures:{tmp_path}$"
+    with pytest.raises(DataError, match=message):
+        load_images(str(tmp_path), COLOUR)
+
+
+def test_gates_and_statistics_are_the_same_with_and_without_labels():
+    whole = draw("resnet8", input_shape=(3, 8, 8))
+    labelled = random_images(12, (3, 8, 8))
+    unlabelled = replace(labelled, labels=torch.full((12,), -1), classes=())
+    recipe = GateRecipe(blocks=1, warmup=2, steps=2, batch_size=4)
+    one, other = (learn_gates(whole, it, recipe, device="cpu") for it in (labelled, unlabelled))
+    assert one.path.blocks == other.path.blocks
+    assert same(one, other)
+    one, other = (recalibrate(whole, it, device="cpu") for it in (labelled, unlabelled))
+    assert same(one, other)
+
+
+def test_the_commands_that_need_no_labels_take_pictures(run, tmp_path):
+    write_pictures(
+        tmp_path / "photos", " ".join(f"{at % 2}/{at}.png" for at in range(8)), (3, 9, 8)
+    )
+    path = save(draw("resnet8", input_shape=(3, 8, 8)), tmp_path / "whole.pt")
+    options = ("--data", f"pictures:{tmp_path}/photos", "--resize", 8, "--json")
+    gate = ("gate", path, *options, "--blocks", 1, "--warmup", 1, "--steps", 1)
+    assert len(run(*gate, "--hold-out", 4, "--batch-size", 4).document["path"]) == 1
+    done = run("recalibrate", tmp_path / "whole-gated.pt", *options).document
+    assert (done["recalibrated"], done["images"]) == (f"pictures:{tmp_path}/photos", 8)
+    assert len(run("rank", path, "--by", "cosine", *options).document["blocks"]) == 3
+    refused = run("gate", path, *options[:-1], "--split", "val", "-o", tmp_path / "no.pt")
+    assert refused.code == 1
+    assert f"photos has no split 'val': found none, expected {tmp_path}/photos/val" in refused.err
+
+
+def test_the_shell_completes_pictures():
+    assert data_words("pic") == ["pictures:"]
+
+
+def test_what_needs_labels_refuses_images_without_any():
+    whole = draw("resnet8", input_shape=(3, 8, 8))
+    images = replace(random_images(8, (3, 8, 8)), classes=(), source="pictures:photos")
+    message = "pictures:photos has no labels: accuracy and learning from labels need .*imagefolder:"
+    with pytest.raises(DataError, match=message):
+        accuracy(whole, images)
+    with pytest.raises(DataError, match=message):
+        learn_gates(whole, images, GateRecipe(labels=True, batch_size=4))
+
+
+@pytest.mark.parametrize(
+    ("source", "end"),
+    [("imagefolder:a", "; to use the images without labels: pictures:DIR"), ("cifar10:a", "")],
+)
+def test_an_image_folder_of_other_classes_is_refused_with_a_way_to_use_it(source, end):
+    images = replace(random_images(4, GREY, 7), source=source)
+    with pytest.raises(DataError, match=f"{source} has 7 classes: residual-fc4 has 10{end}$"):
+        accuracy(draw("residual-fc4,width=8"), images)
 
 
 # -------------------------------------------------------------------------------------- joined
@@ -424,6 +597,24 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path, case):
         load_images(f"imagefolder:{tmp_path}", COLOUR)
 
 
+REFUSED_PICTURES = {
+    "empty": (lambda root: None, "pictures:.* has no images: expected DIR, or DIR/train"),
+    "empty split": (lambda root: (root / "test").mkdir(), " test has no images: expected DIR"),
+    "another size": (lambda root: one_image(root, (9, 4)), "has 4x9 pixels.*; pass resize=6"),
+    "not an image": (lambda root: (root / "a.png").write_text("text"), "cannot read the image .*a"),
+    "cut short": (folder_with(b""), "cannot read the image .*png"),
+    "broken link": (lambda root: (root / "a.png").symlink_to("b"), "cannot read the image .*a.png"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PICTURES)
+def test_pictures_that_do_not_fit_are_refused(tmp_path, case):
+    make, message = REFUSED_PICTURES[case]
+    make(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load_images(f"pictures:{tmp_path}", COLOUR)
+
+
 @pytest.mark.parametrize("at", range(0, 80, 3))
 def test_an_image_with_a_wrong_byte_is_read_or_refused(tmp_path, at):
     path = one_image(tmp_path)
@@ -467,7 +658,7 @@ def test_data_of_another_split_size_or_channel_count_are_refused(tmp_path):
         load_images(spec, (3, 28, 28))
     with pytest.raises(DataError, match=r"has images of 1x28x28.*: the network takes 1x32x32"):
         load_images(spec, (1, 32, 32))
-    with pytest.raises(DataError, match="only images of an imagefolder can be resized"):
+    with pytest.raises(DataError, match="only images of an imagefolder or of pictures can"):
         load_images(spec, GREY, resize=32)
 
 

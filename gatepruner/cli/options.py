@@ -75,7 +75,8 @@ class Data:
     """Images.
 
     Attributes:
-        data: images, as mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR or imagefolder:DIR.
+        data: images, as mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR or imagefolder:DIR;
+            pictures:DIR without labels.
         split: which of them: train, val or test; by default test, or val where there is no test.
         limit: at most this many images, spread evenly over the set.
         normalize: normalisation, as mnist, cifar10, imagenet, … or MEAN,…/STD,…; by default the

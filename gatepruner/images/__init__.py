@@ -1,1 +1,1 @@
-"""Labelled images: reading, normalising and augmenting them."""
+"""Images, with or without labels: reading, normalising and augmenting them."""

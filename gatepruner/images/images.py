@@ -1,4 +1,4 @@
-"""Labelled images, in memory as uint8 or decoded from files batch by batch."""
+"""Images, in memory as uint8 or decoded from files batch by batch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Track = Callable[[Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images.
+    """Images, with or without labels.
 
     Attributes:
-        labels: `(N,)` int64.
-        classes: name of each class.
+        labels: `(N,)` int64; -1 for images without labels.
+        classes: name of each class; none if the images have no labels.
         shape: `(C, H, W)` of every image.
         source: where the images come from, for messages and reports.
         pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
@@ -42,6 +42,11 @@ class Images:
     pixels: Tensor | None = None
     files: tuple[str, ...] = ()
     resize: int | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return bool(self.classes)
 
     @functools.cached_property
     def fingerprint(self) -> str:

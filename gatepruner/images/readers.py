@@ -1,4 +1,4 @@
-"""Reading labelled images from torchvision's layouts."""
+"""Reading images: torchvision's layouts with labels, and folders of pictures without."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,17 @@ def load_images(
     limit: int | None = None,
     track: Track = iter,
 ) -> Images:
-    """Read labelled images.
+    """Read images.
 
     Args:
         spec: `mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR` or `cifar100:DIR` (torchvision's
-            layouts, nothing is downloaded), or `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`).
+            layouts, nothing is downloaded), `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`), or
+            `pictures:DIR` (images without labels, at any depth of `DIR`, or of `DIR/SPLIT`).
         shape: `(C, H, W)` of the network's input.
-        split: `train`, `val` or `test`; by default `test`, or `val` if there is no `test`.
+        split: `train`, `val` or `test`; by default `test`, or `val` if there is no `test`. Of
+            pictures in a folder without splits, all are read, also as `train`.
         resize: pixels to scale the shorter side to before cropping the centre `(H, W)`; only for
-            an image folder.
+            an image folder and for pictures.
         limit: most images to read, evenly spaced over the set.
         track: wraps the decoding of files, to show progress.
 
@@ -46,7 +50,7 @@ def load_images(
     kind, root = located(spec)
     images = READERS[kind](root, split, shape, resize, limit, track)
     if not len(images):
-        raise DataError(f"{spec} is empty: expected {LAYOUTS[kind]}")
+        raise DataError(f"{images.source} has no images: expected {LAYOUTS[kind]}")
     if images.shape != shape:
         raise DataError(
             f"{spec} has images of {_size(images.shape)}: the network takes {_size(shape)}"
@@ -63,7 +67,9 @@ def located(spec: str) -> tuple[str, Path]:
     kind, _, directory = spec.partition(":")
     if kind not in READERS or not directory:
         known = ", ".join(f"{name}:DIR" for name in READERS)
-        hint = f"; for the folder {spec}: imagefolder:{spec}" if Path(spec).is_dir() else ""
+        hint = ""
+        if Path(spec).is_dir():
+            hint = f"; for the folder {spec}: imagefolder:{spec}, or without labels pictures:{spec}"
         raise DataError(f"unknown data {spec!r}: expected {known}{hint}")
     root = Path(directory).expanduser()
     if not root.is_dir():
@@ -72,11 +78,19 @@ def located(spec: str) -> tuple[str, Path]:
 
 
 def has_split(spec: str, split: str) -> bool:
-    """Whether a set has a split: torchvision's sets have train and test, a folder its own."""
+    """Whether a set has a split: torchvision's sets have train and test, folders their own.
+
+    Pictures in a folder without splits count as training images.
+    """
     kind, _, directory = spec.partition(":")
-    if kind != "imagefolder":
+    if kind not in ("imagefolder", "pictures"):
         return split in ("train", "test")
-    return (Path(directory).expanduser() / split).is_dir()
+    splits = _splits(Path(directory).expanduser())
+    return split in splits or (kind == "pictures" and split == "train" and not splits)
+
+
+def _splits(root: Path) -> list[str]:
+    return [name for name in ("train", "val", "test") if (root / name).is_dir()]
 
 
 def _size(shape: Shape) -> str:
@@ -89,6 +103,7 @@ LAYOUTS = {
     "cifar10": "DIR/cifar-10-batches-py, as torchvision lays it out",
     "cifar100": "DIR/cifar-100-python, as torchvision lays it out",
     "imagefolder": "DIR/train, DIR/val or DIR/test with a folder of images for each class",
+    "pictures": "DIR, or DIR/train, DIR/val or DIR/test, with images at any depth",
 }
 
 
@@ -115,7 +130,9 @@ def _set_reader(kind: str) -> Callable[..., Images]:
         if split not in ("train", "test"):
             raise DataError(f"{kind} has no split {split!r}: expected train or test")
         if resize is not None:
-            raise DataError(f"cannot resize {kind}: only images of an imagefolder can be resized")
+            raise DataError(
+                f"cannot resize {kind}: only images of an imagefolder or of pictures can be resized"
+            )
         try:
             dataset = getattr(torchvision.datasets, SETS[kind])(root, train=split == "train")
         except Exception as error:  # torchvision raises many kinds for damaged files
@@ -144,25 +161,61 @@ def _read_folder(
 ) -> Images:
     from torchvision.datasets import ImageFolder
 
-    if shape[0] not in (1, 3):
-        raise DataError(
-            f"imagefolder:{root} has images of 1 or 3 channels: the network takes {_size(shape)}"
-        )
-    splits = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    splits = _splits(root)
     split = split or ("test" if "test" in splits else "val")
     if split not in splits:
         raise DataError(
             f"imagefolder:{root} has no split {split!r}: found {listed(splits) or 'none'}, "
-            f"expected {LAYOUTS['imagefolder']}"
+            f"expected {LAYOUTS['imagefolder']}{_hint(root, root)}"
         )
     source = f"imagefolder:{root} {split}"
     try:
         folder = ImageFolder(str(root / split))
     except (FileNotFoundError, RuntimeError) as error:
-        raise DataError(f"cannot read {source}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"cannot read {source}: {reason}{_hint(root, root / split)}") from None
     labels, files = torch.tensor(folder.targets), tuple(file for file, _ in folder.samples)
     images = Images(labels, tuple(folder.classes), shape, source, None, files, resize)
-    images = images.spread(limit)
+    return _in_memory(images.spread(limit), track)
+
+
+def _hint(root: Path, folder: Path) -> str:
+    """What to do if images lie in a folder itself, where folders of classes are expected."""
+    from torchvision.datasets.folder import is_image_file
+
+    flat = any(is_image_file(name) for name in glob("*", root_dir=folder))
+    return f"; to read its images without labels: pictures:{root}" if flat else ""
+
+
+def _read_pictures(
+    root: Path, split: str | None, shape: Shape, resize: int | None, limit: int | None, track: Track
+) -> Images:
+    from torchvision.datasets.folder import is_image_file
+
+    splits = _splits(root)
+    split = split or next((name for name in ("test", "val") if name in splits), None)
+    if split == "train" and not splits:
+        split = None
+    if split is not None and split not in splits:
+        raise DataError(
+            f"pictures:{root} has no split {split!r}: found {listed(splits) or 'none'}, expected "
+            f"{root / split} with images at any depth"
+        )
+    folder = root / (split or "")
+    names = sorted(filter(is_image_file, glob("**", root_dir=folder, recursive=True)))
+    files = tuple(str(folder / name) for name in names if not (folder / name).is_dir())
+    source = f"pictures:{root} {split}" if split else f"pictures:{root}"
+    labels = torch.full((len(files),), -1)
+    return _in_memory(Images(labels, (), shape, source, None, files, resize).spread(limit), track)
+
+
+def _in_memory(images: Images, track: Track) -> Images:
+    """The images of files, decoded unless they take too much memory."""
+    shape, resize = images.shape, images.resize
+    if shape[0] not in (1, 3):
+        raise DataError(
+            f"{images.source} has images of 1 or 3 channels: the network takes {_size(shape)}"
+        )
     if not len(images) or len(images) * math.prod(shape) > IN_MEMORY:
         return images
     pixels = torch.empty(len(images), *shape, dtype=torch.uint8)
@@ -170,12 +223,13 @@ def _read_folder(
         decoded = pool.map(lambda file: decode(file, shape, resize), images.files, chunksize=64)
         for index, image in enumerate(track(_Counted(decoded, len(images)))):
             pixels[index] = image
-    return Images(images.labels, images.classes, shape, source, pixels)
+    return replace(images, pixels=pixels, files=(), resize=None)
 
 
 READERS: dict[str, Callable[..., Images]] = {
     **{kind: _set_reader(kind) for kind in SETS},
     "imagefolder": _read_folder,
+    "pictures": _read_pictures,
 }
 
 

@@ -46,11 +46,18 @@ def check_size(network: Network, data: Images) -> None:
 
 
 def check_fit(network: Network, data: Images) -> None:
-    """Raise a `DataError` if the images have another size or number of classes."""
+    """Raise a `DataError` if the images have another size or number of classes, or no labels."""
     check_size(network, data)
+    if not data.labelled:
+        raise DataError(
+            f"{data.source} has no labels: accuracy and learning from labels need images in a "
+            "folder for each class, imagefolder:DIR"
+        )
     if len(data.classes) != network.num_classes:
+        hint = "; to use the images without labels: pictures:DIR"
         raise DataError(
             f"{data.source} has {len(data.classes)} classes: {network} has {network.num_classes}"
+            + (hint if data.source.startswith("imagefolder:") else "")
         )
 
 
