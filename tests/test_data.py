@@ -382,7 +382,8 @@ def test_pictures_are_read_like_an_image_folder(tmp_path, monkeypatch, limit, re
     labelled, pictures = sets
     assert len(pictures) == (limit or 11)
     assert pictures.files == labelled.files
-    assert (pictures.pixels is None) == streamed
+    assert (pictures.pixels is None, bool(pictures.files)) == (streamed, streamed)
+    assert pictures.resize == (resize if streamed else None)
     indices = torch.arange(len(pictures)).flip(0)
     expected, found = (
         torch.cat([pixels for pixels, _ in images.batches(indices, 4)]) for images in sets
@@ -410,6 +411,7 @@ def test_parts_of_pictures_have_no_labels_and_are_known_by_their_content(tmp_pat
 @pytest.mark.parametrize(("where", "split"), [("", None), ("", "train"), ("train", "train")])
 def test_an_image_folder_without_classes_is_refused_with_a_way_to_read_it(tmp_path, where, split):
     write_pictures(tmp_path / where, "a.png b.png")
+    assert has_split(f"imagefolder:{tmp_path}", "train") == (where == "train")
     message = f"; to read its images without labels: pictures:{tmp_path}$"
     with pytest.raises(DataError, match=message):
         load_images(f"imagefolder:{tmp_path}", COLOUR, split=split)

@@ -27,8 +27,7 @@ def cropped(pixels: Tensor, *, least: float = 0.35) -> Tensor:
     Each image has a rectangle of its own, with sides in a ratio of 3/4 to 4/3, which is scaled
     bilinearly.
 
-    Source: Szegedy et al., 2015, https://arxiv.org/abs/1409.4842, who crop to as little as 8 % of
-    the area; few pictures of a network that is already trained call for less.
+    Source: Szegedy et al., 2015, https://arxiv.org/abs/1409.4842, where the least share is 0.08.
 
     Args:
         pixels: `(N, C, H, W)` uint8.
