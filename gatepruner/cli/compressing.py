@@ -13,7 +13,7 @@ from gatepruner.cli.changing import write_export
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.keeping import stopping
-from gatepruner.cli.learning import check, gating_work, read, training_work
+from gatepruner.cli.learning import gating_work, read, training_work
 from gatepruner.cli.measuring import meter_of
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
@@ -36,13 +36,14 @@ class Steps:
     Attributes:
         gate_images: training images to learn gates from.
         recalibrate: training images to estimate batch-norm statistics from; 0 leaves this out.
-        epochs: epochs of fine-tuning; 0 leaves this out.
+        epochs: epochs of fine-tuning; by default 10, or as many as take 400 steps if there are few
+            images; 0 leaves this out.
         export: also write this file, .safetensors or .pth for stock torchvision.
     """
 
     gate_images: Annotated[int, typer.Option(min=2)] = CompressionRecipe.gate_images
     recalibrate: Annotated[int, typer.Option(min=0)] = CompressionRecipe.recalibrate
-    epochs: Annotated[int, typer.Option(min=0)] = FINE_TUNING.epochs
+    epochs: Annotated[int | None, typer.Option(min=0)] = None
     export: Path | None = None
 
     @property
@@ -53,10 +54,11 @@ class Steps:
     def recipe(self, gating: GateRecipe, tuning: Recipe) -> CompressionRecipe:
         """How to compress."""
         gating = replace(gating, identity_only=self.stock)
-        tuned = replace(tuning, epochs=self.epochs) if self.epochs else None
+        tuned = None if self.epochs == 0 else replace(tuning, epochs=self.epochs)
         return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate)
 
 
+FIFTH = 5  # at most this part of the training images is held out
 GATING = {
     "warmup": "gate_warmup",
     "steps": "gate_steps",
@@ -107,8 +109,8 @@ def compress(
     begun = call.resume and (folder / "steps.json").exists()
     call.check(outputs, problems, resume=begun)
     whole = read(source, data, problems)
-    train, held_out, test = _images(whole, data, held, steps, gating, call.terminal, problems)
-    recipe = steps.recipe(gating, tuning)
+    train, held_out, test = _images(whole, data, held, steps, call.terminal, problems)
+    recipe = steps.recipe(gating, tuning).fitted(len(train))
     if call.dry_run:
         refuse(whole, train, goal, recipe, test, held_out)
         meter = meter_of(whole.network, data, recipe.gating.latency_batch, call.terminal)
@@ -151,12 +153,12 @@ def _images(
     data: Data,
     held: HoldOut,
     steps: Steps,
-    gating: GateRecipe,
     terminal: Terminal,
     problems: Problems,
 ) -> tuple[Images, Images | None, Images]:
     """Images to learn from, those held out, and those that accuracy is measured on."""
     from gatepruner.files.export import to_torchvision
+    from gatepruner.images.readers import has_split
 
     shape = whole.network.base.input_shape
     with problems:
@@ -166,14 +168,14 @@ def _images(
         train = data.training(shape, terminal)
         if train is None:
             raise DataError(f"{data.data} has no train split: compress learns from training images")
-        test = data.images(shape, terminal)
+        apart = data.split or has_split(data.data, "test") or has_split(data.data, "val")
+        test = data.images(shape, terminal) if apart else None
     problems.refuse()
     assert train is not None
-    held_out = None
-    with problems:
-        train, held_out = train.held_out(held.hold_out, held.seed)
-    check(whole.network, train, gating.batch_size, problems)
-    problems.refuse()
+    train, held_out = train.held_out(min(held.hold_out, len(train) // FIFTH), held.seed)
+    if test is None:
+        test = train if held_out is None else held_out
+        terminal.say(f"no other images: agreement is measured on {len(test):,} training images")
     return train, held_out, test
 
 
@@ -186,7 +188,7 @@ def _works(
     works = [gating_work(whole, learned, replace(recipe.gating, blocks=blocks))]
     if recipe.tuning is not None:
         works.append(training_work(train, recipe.tuning, "fine-tune", taught=True))
-    return [*works, Work(f"measure accuracy on {len(test):,} images", 6 * len(test))]
+    return [*works, Work(f"measure networks on {len(test):,} images", 6 * len(test))]
 
 
 def _watch(show: Callable[[Any], None], terminal: Terminal) -> Callable[[Any], None]:

@@ -29,8 +29,9 @@ def gating_work(whole: Checkpoint, images: Images, recipe: GateRecipe) -> Work:
 
 def training_work(images: Images, recipe: Recipe, verb: str, *, taught: bool) -> Work:
     """Training: every epoch all images, and a pass more for a teacher."""
-    what = f"{verb} on {len(images):,} images for {recipe.epochs} epochs"
-    return Work(what, recipe.epochs * len(images) * (LEARNING + taught))
+    epochs = recipe.passes(len(images))
+    what = f"{verb} on {len(images):,} images for {epochs} epochs"
+    return Work(what, epochs * len(images) * (LEARNING + taught))
 
 
 def read(source: Source, data: Data, problems: Problems) -> Checkpoint:

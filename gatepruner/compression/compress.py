@@ -17,14 +17,18 @@ from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.accuracy import Accuracy, accuracy
+from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
-from gatepruner.measuring.inputs import check_batch, check_fit, normalization_of
+from gatepruner.measuring.inputs import check_batch, check_fit, check_size, normalization_of
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
 from gatepruner.pruning.meter import Meter
+
+LEAST_IMAGES = 32
+COMPARED = 1000  # most labelled test images on which agreement is measured beside accuracy
 
 
 def compress(
@@ -51,11 +55,13 @@ def compress(
 
     Args:
         checkpoint: the trained network.
-        train: training images of the network's size and classes.
+        train: training images of the network's size, with its classes or without labels.
         goal: blocks to remove, a cost to reach, or a loss of accuracy to stay within.
         recipe: how to compress.
-        test: labelled images to measure accuracy on; nothing is learned or chosen on them.
-        held_out: training images that are not in `train`, for a goal of loss.
+        test: images to measure accuracy on, or agreement with the whole network if they have no
+            labels; nothing is learned from them.
+        held_out: training images that are not in `train`, for a goal of loss and to keep the best
+            state of fine-tuning.
         normalization: replaces the one that the checkpoint records.
         device: where to compute and to measure latency.
         folder: where to keep the network of every step; by default none is kept.
@@ -112,15 +118,12 @@ def _carry_out(request: Request, test: Images) -> dict[str, Checkpoint]:
             start = time.monotonic()
             checkpoint = step.make(request, last)
             seconds = time.monotonic() - start
-            measured = accuracy(
-                checkpoint,
-                test,
-                device=request.device,
-                normalization=request.normalization,
-                track=request.track(f"accuracy, {step.name}"),
-            )
             record = StepRecord.of(
-                step.name, checkpoint.network, measured, seconds, shown=step.shown
+                step.name,
+                checkpoint.network,
+                *_measured(request, checkpoint, test),
+                seconds,
+                shown=step.shown,
             )
             request.folder.facts["latencies"] = _plain(request.meter)
             request.folder.keep(record, checkpoint)
@@ -128,6 +131,20 @@ def _carry_out(request: Request, test: Images) -> dict[str, Checkpoint]:
         records = {record.name: record for record in request.folder.records}
         request.watch(records[step.name])
     return checkpoints
+
+
+def _measured(
+    request: Request, checkpoint: Checkpoint, test: Images
+) -> tuple[Accuracy | None, Agreement]:
+    """The accuracy on the test images, if they have labels, and the agreement on some of them."""
+    how: Any = {
+        "device": request.device,
+        "normalization": request.normalization,
+        "track": request.track("measuring the network"),
+    }
+    some = test.spread(COMPARED) if test.labelled else test
+    agreed = agreement(checkpoint, request.whole, some, **how)
+    return accuracy(checkpoint, test, **how) if test.labelled else None, agreed
 
 
 def _timed(request: Request, checkpoints: Mapping[str, Checkpoint]) -> tuple[StepRecord, ...]:
@@ -159,8 +176,12 @@ def refuse(
 ) -> None:
     """Raise one error that lists everything wrong with the request, before computing anything."""
     checks: list[Callable[[], object]] = [
-        *(lambda images=images: check_fit(checkpoint.network, images) for images in (train, test)),
-        lambda: _check_batch(train, recipe),
+        *(
+            lambda images=images: _check_images(checkpoint.network, images)
+            for images in (train, test)
+        ),
+        lambda: check_enough(train, held_out),
+        lambda: check_batch(train, recipe.most_images),
         lambda: _check_held_out(goal, held_out),
         lambda: _check_count(goal, checkpoint.network),
     ]
@@ -175,14 +196,35 @@ def refuse(
         raise type(problems[0])(text) from None
 
 
-def _check_batch(train: Images, recipe: CompressionRecipe) -> None:
-    sizes = [recipe.gating.batch_size, *([recipe.tuning.batch_size] if recipe.tuning else [])]
-    check_batch(train, max(sizes))
+def check_enough(train: Images, held_out: Images | None) -> None:
+    """Raise a `DataError` if there are too few images to learn from, or all are alike."""
+    images = len(train) + (len(held_out) if held_out is not None else 0)
+    if images < LEAST_IMAGES:
+        raise DataError(
+            f"cannot compress with {images} images of {train.source}: expected at least "
+            f"{LEAST_IMAGES}; add some, they need no labels"
+        )
+    if train.alike:
+        raise DataError(
+            f"cannot learn from {train.source}: all its {len(train)} images are equal; expected "
+            "different ones"
+        )
+
+
+def _check_images(network: Network, images: Images) -> None:
+    (check_fit if images.labelled else check_size)(network, images)
 
 
 def _check_held_out(goal: Goal, held_out: Images | None) -> None:
-    if goal.kind == "loss" and held_out is None:
+    if goal.kind != "loss":
+        return
+    if held_out is None:
         raise DataError("a goal of loss is measured on held-out training images: pass some")
+    if not held_out.labelled:
+        raise DataError(
+            f"{held_out.source} has no labels, and a goal of loss needs them: give the blocks to "
+            "remove or a cost instead"
+        )
 
 
 def _check_count(goal: Goal, network: Network) -> None:
@@ -214,7 +256,8 @@ def _configuration(
         "gate steps": gating.steps,
         "identity only": gating.identity_only,
         "recalibration images": min(recipe.recalibrate, len(train)),
-        "epochs": tuning.epochs if tuning else 0,
+        "epochs": tuning.passes(len(train)) if tuning else 0,
+        "match": tuning.match if tuning else None,
         "learning rate": tuning.learning_rate if tuning else None,
         "batch size": gating.batch_size,
         "latency batch size": gating.latency_batch,

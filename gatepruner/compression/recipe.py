@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
+
+BATCHES = 6  # at least, of all training images
+LEAST_BATCH = 16  # images: batch norm needs some
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,17 @@ class CompressionRecipe:
     tuning: Recipe | None = FINE_TUNING
     gate_images: int = 10_000
     recalibrate: int = 2000
+
+    @property
+    def most_images(self) -> int:
+        """The most images in a batch."""
+        return max(self.gating.batch_size, self.tuning.batch_size if self.tuning else 0)
+
+    def fitted(self, images: int) -> CompressionRecipe:
+        """The recipe with batches that are small enough for so many training images."""
+        most = max(images // BATCHES, LEAST_BATCH)
+        gating = replace(self.gating, batch_size=min(self.gating.batch_size, most))
+        if self.tuning is None:
+            return replace(self, gating=gating)
+        tuning = replace(self.tuning, batch_size=min(self.tuning.batch_size, most))
+        return replace(self, gating=gating, tuning=tuning)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gatepruner.measuring.accuracy import Accuracy
+from gatepruner.measuring.agreement import Agreement
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
@@ -19,10 +20,13 @@ class StepRecord:
 
     Attributes:
         name: of the step.
-        accuracy: fraction of the test images classified correctly.
-        low: lower end of the accuracy's 95 % interval.
+        accuracy: fraction of the test images classified correctly; `None` without labels.
+        agreement: fraction of the test images, or of some of them, that the whole network assigns
+            to the same class.
+        distance: of the features from the whole network's, see `Agreement`.
+        low: lower end of the 95 % interval of the accuracy, or else of the agreement.
         high: upper end of the interval.
-        images: number of test images.
+        images: number of test images that the interval is for.
         blocks: number of blocks with a branch.
         params: number of parameters.
         macs: multiply-accumulates for one image.
@@ -35,7 +39,9 @@ class StepRecord:
     """
 
     name: str
-    accuracy: float
+    accuracy: float | None
+    agreement: float
+    distance: float | None
     low: float
     high: float
     images: int
@@ -51,22 +57,41 @@ class StepRecord:
 
     @classmethod
     def of(
-        cls, name: str, network: Network, accuracy: Accuracy, seconds: float, *, shown: bool
+        cls,
+        name: str,
+        network: Network,
+        accuracy: Accuracy | None,
+        agreement: Agreement,
+        seconds: float,
+        *,
+        shown: bool,
     ) -> StepRecord:
         """The record of a step that resulted in a network."""
-        cost, (low, high) = count(network), accuracy.interval
+        cost, (low, high) = count(network), (accuracy or agreement).interval
         return cls(
             name=name,
-            accuracy=accuracy.accuracy,
+            accuracy=accuracy.accuracy if accuracy else None,
+            agreement=agreement.agreement,
+            distance=agreement.distance,
             low=low,
             high=high,
-            images=accuracy.images,
+            images=(accuracy or agreement).images,
             blocks=network.depth,
             params=cost.params,
             macs=cost.macs,
             seconds=seconds,
             shown=shown,
         )
+
+    @property
+    def measure(self) -> str:
+        """What tells how good the network is: its accuracy, or its agreement without labels."""
+        return "agreement" if self.accuracy is None else "accuracy"
+
+    @property
+    def share(self) -> float:
+        """The accuracy, or the agreement without labels."""
+        return self.agreement if self.accuracy is None else self.accuracy
 
     def timed(self, latency: Latency) -> StepRecord:
         """The record with a measured latency."""

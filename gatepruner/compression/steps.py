@@ -34,7 +34,7 @@ class Request:
         goal: what to reach.
         recipe: how to compress.
         train: training images.
-        held_out: training images that are not in `train`, for a goal of loss.
+        held_out: training images that are not in `train`, to choose on.
         normalization: of all images.
         device: where to compute.
         meter: measures costs.
@@ -149,6 +149,7 @@ def _tune(request: Request, small: Checkpoint) -> Checkpoint:
         request.train,
         request.recipe.tuning,
         teacher=request.whole,
+        validation=request.held_out,
         **request.learning("fine-tuned"),
     )
 

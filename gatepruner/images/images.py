@@ -62,6 +62,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def alike(self) -> bool:
+        """Whether all images in memory are equal; of files only the first two are looked at."""
+        some = self if self.pixels is not None else self.spread(2)
+        ((pixels, _),) = some.batches(torch.arange(len(some)), len(some))
+        return bool((pixels == pixels[:1]).all())
+
     def take(self, indices: Tensor) -> Images:
         """The images at `indices` `(M,)`."""
         return replace(

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.images.images import Images
@@ -29,9 +29,9 @@ from gatepruner.learning.learner import Learner
 from gatepruner.learning.moments import GateMoment
 from gatepruner.learning.recipes import GateRecipe
 from gatepruner.learning.running import carry_out
+from gatepruner.measuring.agreement import answering
 from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.networks.edits import settle_in_place
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
 from gatepruner.networks.path import Path, Removal
@@ -200,9 +200,8 @@ class _Run(Learner[GateMoment]):
         """Build the module without the blocks removed so far."""
         network = self.start.network.without([removal.block for removal in self.removals])
         self.keys, self.candidates = network.state().keys(), _candidates(network, self.recipe)
-        self.module = module = fx.GraphModule(self.root, network.graph())
-        settle_in_place(module)
-        use_batch_statistics(module)
+        self.module = answering(self.root, network, self.matches)
+        use_batch_statistics(self.module)
 
     def _record_slopes(self) -> None:
         """Update the mean squared gradient of every gate, then add the penalty's gradient."""

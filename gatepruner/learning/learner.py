@@ -15,15 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.recipes import GateRecipe, Recipe
+from gatepruner.measuring.agreement import Answers, answering, answers, feature_distance
 from gatepruner.measuring.cost import count
-from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
+from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place
 from gatepruner.measuring.inputs import check_batch, normalization_of
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.features import features_of
+from gatepruner.networks.network import Network
 
-FORMAT = 2  # of snapshots
+FORMAT = 3  # of snapshots
+FEATURES = 10.0  # weight of the features' distance, so that one learning rate suits every loss
 Shown = TypeVar("Shown")
 
 
@@ -57,7 +62,11 @@ class Learner(ABC, Generic[Shown]):
         self.fast = learns_fast(self.device, count(start.network).macs)
         self.data = data.to(self.device)
         self.root = self._placed(start)
-        self.teacher_module = None if teacher is None else self._placed(teacher)
+        self.matches = teacher is not None and matches(recipe.match, start.network, teacher)
+        self.teacher_module = None
+        if teacher is not None:
+            root = self._placed(teacher)
+            self.teacher_module = answering(root, teacher.network, self.matches).eval()
         # sums of loss, accuracy and 1 over the steps since they were last cleared
         self.sums = torch.zeros(3, device=self.device)
         self.done = 0
@@ -102,30 +111,31 @@ class Learner(ABC, Generic[Shown]):
         torch.manual_seed(_mixed(self.recipe.seed, -1 - self.done))
         viewed = pixels if self.view is None else self.view(pixels)
         images = laid_out(self.normalization(viewed), self.fast)
-        logits = self._logits(self.module, images)
-        loss = self._loss(logits, images, labels)
+        given = answers(self.module, images, self.device, self.fast)
+        loss = self._loss(given, images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # it does not if no gate is left and norms are frozen
             torch.autograd.backward(loss + penalty)
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        accuracy = (given[0].detach().argmax(1) == labels).float().mean()
         self.sums += torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)])
 
-    def _loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """The weighted sum of the distillation loss and the cross-entropy."""
-        share = self.recipe.distillation
-        if self.teacher_module is None or not share:
+    def _loss(self, given: Answers, images: Tensor, labels: Tensor) -> Tensor:
+        """The distance from the teacher's answers; the cross-entropy if there is no teacher."""
+        logits, features = given
+        share = self.recipe.distillation if self.data.labelled else 1.0
+        if self.teacher_module is None or not (share or self.matches):
             return F.cross_entropy(logits, labels)
         with torch.no_grad():
-            target = self._logits(self.teacher_module, images)
-        distilled = distance(logits, target, self.recipe.temperature)
-        if share == 1:  # the labels may not fit the network
-            return distilled
-        return share * distilled + (1 - share) * F.cross_entropy(logits, labels)
-
-    def _logits(self, module: nn.Module, images: Tensor) -> Tensor:
-        with precision(self.device, self.fast):
-            logits: Tensor = module(images)
-        return logits.float()
+            targets, target = answers(self.teacher_module, images, self.device, self.fast)
+        losses = []
+        if features is not None and target is not None:
+            losses.append(FEATURES * feature_distance(features, target))
+        if features is None or self.recipe.match == "both":
+            loss = distance(logits, targets, self.recipe.temperature)
+            if share < 1:  # the labels need not fit the network otherwise
+                loss = share * loss + (1 - share) * F.cross_entropy(logits, labels)
+            losses.append(loss)
+        return torch.stack(losses).mean()
 
     def update(self) -> None:
         """End a step: let the optimizer change the tensors."""
@@ -167,6 +177,24 @@ class Learner(ABC, Generic[Shown]):
     def normalize(self) -> dict[str, list[float]]:
         """The normalisation as checkpoints record it."""
         return {"mean": list(self.normalization.mean), "std": list(self.normalization.std)}
+
+
+def matches(match: str, network: Network, teacher: Checkpoint) -> bool:
+    """Whether a network matches the features of its teacher, and not only the logits.
+
+    Raises:
+        TrainingError: their features have different shapes.
+    """
+    if match == "logits":
+        return False
+    own, others = features_of(network.base), features_of(teacher.network.base)
+    if own is not None and others is not None and own.shape != others.shape:
+        raise TrainingError(
+            f"cannot match the features of the teacher {teacher.network}, {others}: those of "
+            f"{network} are {own}; match its logits instead",
+            match="logits",
+        )
+    return own is not None and others is not None
 
 
 def distance(logits: Tensor, target: Tensor, temperature: float) -> Tensor:

@@ -40,11 +40,13 @@ class Moment:
         steps: steps in total.
         epoch: the current epoch, from 1.
         loss: mean over the epoch so far, without the penalty.
-        accuracy: on the augmented training images of the epoch so far.
+        accuracy: on the augmented training images of the epoch so far; `None` without labels.
         gate: mean of all gates; `None` without gates.
         learning_rate: of the weights.
         seconds: since the run was started or resumed.
         validation: accuracy on held-out images at the end of an epoch, if there are any.
+        agreement: with the teacher on held-out images, if there is one.
+        divergence: from the teacher on held-out images, in nats.
         ends_epoch: whether the step is the last of its epoch.
     """
 
@@ -52,11 +54,13 @@ class Moment:
     steps: int
     epoch: int
     loss: float
-    accuracy: float
+    accuracy: float | None
     gate: float | None
     learning_rate: float
     seconds: float
     validation: float | None = None
+    agreement: float | None = None
+    divergence: float | None = None
     ends_epoch: bool = False
 
     def record(self) -> dict[str, Any]:

@@ -15,13 +15,20 @@ from gatepruner.errors import TrainingError
 COSTS = ("none", "params", "macs", "latency")
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 SCHEDULES = ("onecycle", "step", "cosine")
+MATCHES = ("features", "logits", "both")
 
-CHOICES = {"cost": COSTS, "optimizer": tuple(LEARNING_RATES), "schedule": SCHEDULES}
+CHOICES = {
+    "cost": COSTS,
+    "match": MATCHES,
+    "optimizer": tuple(LEARNING_RATES),
+    "schedule": SCHEDULES,
+}
 LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1}
 LEAST["batch_size"] = 2  # batch norm needs at least two images
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
+EPOCHS, STEPS = 10, 400  # at least, where no number of epochs is given
 
 
 class _Checked:
@@ -67,7 +74,8 @@ class GateRecipe(_Checked):
         penalty: Weight of the sum of all open gates in the loss.
         cost: Cost of a block: none, params, macs or latency; weights the penalty and the order.
         latency_batch: Images per pass when latency is measured.
-        labels: Learn from labels instead of the whole network's logits.
+        labels: Learn from labels instead of the whole network's answers.
+        match: What to match of the whole network: features (of the last map), logits or both.
         temperature: Temperature that softens the logits for distillation.
         mirror: Mirror colour images at random.
         seed: Seed of the order of images and of all other random numbers.
@@ -84,6 +92,7 @@ class GateRecipe(_Checked):
     cost: str = "none"
     latency_batch: int = 1
     labels: bool = False
+    match: str = "logits"
     temperature: float = 4.0
     mirror: bool = True
     seed: int = 0
@@ -104,7 +113,8 @@ class Recipe(_Checked):
     as 0.1, a new network is close to the identity.
 
     Attributes:
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; by default 10, or as many as take 400 steps if
+            there are few images.
         batch_size: Images per step; an incomplete last batch of an epoch is dropped.
         optimizer: Optimizer: sgd (with Nesterov momentum of 0.9), adam or adamw.
         learning_rate: Peak learning rate of the weights; by default 0.1 for SGD, 0.001 for Adam.
@@ -114,14 +124,16 @@ class Recipe(_Checked):
         gate_learning_rate: Peak learning rate of the gates.
         gate_penalty: Weight of the sum of all gates in the loss.
         augment: Shift images at random by up to an eighth of their width, and mirror colour ones.
-        distillation: Share of the distillation loss if there is a teacher; the rest is the
+        match: What to match of a teacher: features (of the last map), logits or both. Features
+            need no labels.
+        distillation: Share of the distillation loss if logits are matched; the rest is the
             cross-entropy with the labels.
         temperature: Temperature that softens the logits of network and teacher.
         initial_gate: Initial value k of every gate.
         seed: Seed of initial weights, order of images, augmentation and dropout.
     """
 
-    epochs: int = 10
+    epochs: int | None = None
     batch_size: int = 128
     optimizer: str = "sgd"
     learning_rate: float | None = None
@@ -130,6 +142,7 @@ class Recipe(_Checked):
     gate_learning_rate: float = 0.05
     gate_penalty: float = 0.0
     augment: bool = True
+    match: str = "features"
     distillation: float = 0.9
     temperature: float = 4.0
     initial_gate: float = 1.0
@@ -139,6 +152,10 @@ class Recipe(_Checked):
     def peak(self) -> float:
         """The peak learning rate of the weights."""
         return self.learning_rate or LEARNING_RATES[self.optimizer]
+
+    def passes(self, images: int) -> int:
+        """How many passes over so many images are made."""
+        return self.epochs or max(EPOCHS, math.ceil(STEPS / max(images // self.batch_size, 1)))
 
 
 FINE_TUNING = Recipe(schedule="cosine", learning_rate=0.02, gate_learning_rate=0.001)

@@ -20,15 +20,19 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
-from gatepruner.images.views import augmented
+from gatepruner.images.views import varied
 from gatepruner.learning.learner import Learner
 from gatepruner.learning.moments import Moment
 from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.running import carry_out
 from gatepruner.measuring.accuracy import tally
-from gatepruner.measuring.inputs import check_fit
+from gatepruner.measuring.agreement import Agreement, answering, compared
+from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+
+PATIENCE = 5  # rounds without a better state, after which a run ends
+ROUND = 25  # steps, at least, between two comparisons with the teacher
 
 
 def train(
@@ -161,27 +165,32 @@ class _Run(Learner[Moment]):
         fresh: bool = False,
         **options: Any,
     ) -> None:
+        taught = options["teacher"] is not None
         for images in (data, validation) if validation is not None else (data,):
-            check_fit(start.network, images)
-        super().__init__(start, data, recipe, augmented if recipe.augment else None, **options)
+            check = check_size if taught and not images.labelled else check_fit
+            check(start.network, images)
+        super().__init__(start, data, recipe, varied if recipe.augment else None, **options)
         self.validation, self.fresh = validation, fresh
         self.history: list[dict[str, Any]] = []
-        self.module = self.root.train()
+        self.module = answering(self.root, start.network, self.matches).train()
         self.tensors = self.root.state_dict()
         keys = {start.network.gate_key(name) for name in start.network.edits.gated}
         named = dict(self.root.named_parameters())
         self.gates = [parameter for key, parameter in named.items() if key in keys]
         weights = [parameter for key, parameter in named.items() if key not in keys]
         self.per_epoch = len(data) // recipe.batch_size
-        self.steps = self.per_epoch * recipe.epochs
+        self.steps = self.per_epoch * recipe.passes(len(data))
+        self.best: dict[str, Any] = {}  # of the states that were compared with the teacher
         self.optimizer = _optimizer(recipe, weights, self.gates)
         self.scheduler = _scheduler(recipe, self.optimizer, self.steps)
 
     @property
     def finished(self) -> bool:
-        return self.done >= self.steps
+        return self.done >= self.steps or self.best.get("rounds", 0) >= PATIENCE
 
     def step(self) -> Moment | None:
+        if not self.best and self.validation is not None and self.teacher is not None:
+            self._compare(self.validation)
         weight = self.recipe.gate_penalty
         penalty = weight * self._relu_gates().sum() if self.gates and weight else 0.0
         self.compute_gradients(penalty)
@@ -189,7 +198,7 @@ class _Run(Learner[Moment]):
         self.scheduler.step()
         if self.done % self.per_epoch:
             return None
-        moment = replace(self.moment(), validation=self._validated(), ends_epoch=True)
+        moment = self._validated(replace(self.moment(), ends_epoch=True))
         self.history.append(moment.record())
         self.sums.zero_()
         return moment
@@ -201,22 +210,56 @@ class _Run(Learner[Moment]):
     def moment(self) -> Moment:
         epoch = (self.done - 1) // self.per_epoch + 1
         loss, accuracy, _ = (self.sums / self.sums[2]).tolist()
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and not self.best:
             raise TrainingError(
                 f"the loss is {loss} in epoch {epoch}: lower the learning rate "
                 f"({self.recipe.peak}) or that of the gates ({self.recipe.gate_learning_rate})"
             )
         gate = self._relu_gates().mean().item() if self.gates else None
         rate, seconds = float(self.scheduler.get_last_lr()[0]), time.monotonic() - self.started
-        return Moment(self.done, self.steps, epoch, loss, accuracy, gate, rate, seconds)
+        known = accuracy if self.data.labelled else None
+        return Moment(self.done, self.steps, epoch, loss, known, gate, rate, seconds)
 
-    def _validated(self) -> float | None:
-        """Accuracy on the held-out images, if there are any."""
+    def _validated(self, moment: Moment) -> Moment:
+        """The moment with what the held-out images tell, if it is time to look at them."""
         if self.validation is None:
-            return None
-        (measured,) = tally(self.module, self.validation, self.normalization, self.device, 256)
+            return moment
+        if self.teacher is None:
+            (measured,) = tally(self.root, self.validation, self.normalization, self.device, 256)
+            self.module.train()
+            return replace(moment, validation=measured.accuracy)
+        every = math.ceil(ROUND / self.per_epoch)
+        if self.done < self.steps and moment.epoch % every:
+            return moment
+        found = self._compare(self.validation)
+        return replace(
+            moment,
+            validation=found.accuracy,
+            agreement=found.agreement,
+            divergence=found.divergence,
+        )
+
+    def _compare(self, held_out: Images) -> Agreement:
+        """Compare the network with its teacher, and keep its state if it is the best so far.
+
+        The best has the least divergence of all that agree with the teacher on at least as many
+        images as the network did before the first step.
+        """
+        assert self.teacher_module is not None  # or nothing is compared
+        found = compared(
+            *(self.module, self.teacher_module, held_out, self.normalization, self.device),
+            fast=self.fast,
+        )
         self.module.train()
-        return measured.accuracy
+        best = self.best or {"least": found.agreeing, "divergence": math.inf}
+        better = found.agreeing >= best["least"] and found.divergence < best["divergence"]
+        if better or not self.best:
+            now = {"divergence": found.divergence, "agreement": found.agreement, "rounds": 0}
+            tensors = {key: tensor.detach().clone() for key, tensor in self.tensors.items()}
+            self.best = {**best, **now, "step": self.done, "tensors": tensors}
+        else:
+            self.best["rounds"] += 1
+        return found
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -228,28 +271,34 @@ class _Run(Learner[Moment]):
         }
 
     def snapshot(self) -> dict[str, Any]:
-        own = {"history": self.history, "scheduler": self.scheduler.state_dict()}
+        own = {
+            "history": self.history,
+            "scheduler": self.scheduler.state_dict(),
+            "best": self.best,
+        }
         return {**super().snapshot(), **own}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         super().restore(snapshot)
-        self.history = snapshot["history"]
+        self.history, self.best = snapshot["history"], snapshot["best"]
         self.scheduler.load_state_dict(snapshot["scheduler"])
 
     def result(self) -> Checkpoint:
         """The network with its new weights and notes."""
         verb = "trained" if self.fresh else "finetuned"
-        network, tensors = self.start.network, self.tensors
+        network, tensors = self.start.network, self.best.get("tensors", self.tensors)
         weights = {key: tensors[key].detach().cpu().contiguous() for key in network.state()}
         notes = {
             **self.start.noting(**{verb: self.data.source, "images": len(self.data)}),
             "normalize": self.normalize,
-            "classes": list(self.data.classes),
+            **({"classes": list(self.data.classes)} if self.data.labelled else {}),
             "recipe": asdict(self.recipe),
             "epochs": self.history,
             "torch": torch.__version__,
             "device": str(self.device),
         }
+        if self.best:
+            notes["kept"] = {key: self.best[key] for key in ("step", "agreement", "divergence")}
         return Checkpoint(network, MappingProxyType(weights), notes)
 
 

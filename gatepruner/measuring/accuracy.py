@@ -43,11 +43,8 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval (Wilson, 1927, https://doi.org/10.2307/2276774)."""
-        n, p = self.images, self.accuracy
-        middle = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-        half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-        return max(min(middle - half, p), 0.0), min(max(middle + half, p), 1.0)
+        """Wilson's 95 % interval."""
+        return wilson(self.correct, self.images)
 
     def to_json(self) -> dict[str, float | None]:
         """Counts, accuracy and its interval as plain JSON; accuracies are fractions of 1.
@@ -63,6 +60,14 @@ class Accuracy:
             "images": self.images,
             "loss": self.loss if math.isfinite(self.loss) else None,
         }
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a fraction, `count` of `n` (Wilson, 1927, doi:10.2307/2276774)."""
+    p = count / n
+    middle = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    return max(min(middle - half, p), 0.0), min(max(middle + half, p), 1.0)
 
 
 def accuracy(

@@ -1,4 +1,4 @@
-"""The report on a compression: accuracy, parameters, MACs and latency after every step."""
+"""The report on a compression: accuracy or agreement, and costs, after every step."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from matplotlib.patheffects import withStroke
 from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.report.files import condition_lines, versions
 from gatepruner.report.style import GONE, OURS, STYLE, WIDE, save_figure
+
+MEASURES = {"accuracy": "top-1 accuracy", "agreement": "agreement with the whole network"}
 
 
 def write_compression(compressed: Compressed, directory: Path) -> Path:
@@ -46,20 +48,20 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
 
 
 def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
-    """Accuracy against latency, from step to step."""
+    """Accuracy, or agreement without labels, against latency, from step to step."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, 3.4), layout="constrained")
         axes = figure.add_subplot()
         shown = [step for step in steps if step.shown]
         x = [1e3 * (step.latency or 0.0) for step in shown]
-        y = [100 * step.accuracy for step in shown]
-        errors = [[100 * (step.accuracy - step.low) for step in shown]]
-        errors += [[100 * (step.high - step.accuracy) for step in shown]]
+        y = [100 * step.share for step in shown]
+        errors = [[100 * (step.share - step.low) for step in shown]]
+        errors += [[100 * (step.high - step.share) for step in shown]]
         axes.plot(x, y, color=GONE, linewidth=0.8, linestyle="--", zorder=1)
         label = f"95 % interval (n = {shown[0].images:,})"
         axes.errorbar(x, y, yerr=errors, fmt="o", color=OURS, markersize=4, capsize=2, label=label)
         for index, step in enumerate(shown):
-            right = index % 2 == 1  # after folding, the steps differ only in accuracy
+            right = index % 2 == 1  # after folding, the steps differ only in height
             axes.annotate(
                 step.name,
                 (x[index], y[index]),
@@ -72,7 +74,7 @@ def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
             )
         axes.margins(x=0.25, y=0.2)
         axes.set_xlabel("latency (ms)")
-        axes.set_ylabel("top-1 accuracy (%)")
+        axes.set_ylabel(f"{MEASURES[shown[0].measure]} (%)")
         figure.legend(loc="outside upper right")
     return figure
 
@@ -84,23 +86,30 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         "# Compression, step by step",
         "",
         f"{whole.macs / last.macs:.2f} times fewer MACs, {whole.params / last.params:.2f} times "
-        f"fewer parameters, {faster:.2f} times less latency; top-1 accuracy "
-        f"{100 * whole.accuracy:.2f} % before and {100 * last.accuracy:.2f} % after "
+        f"fewer parameters, {faster:.2f} times less latency; {MEASURES[last.measure]} "
+        f"{100 * whole.share:.2f} % before and {100 * last.share:.2f} % after "
         f"(n = {last.images:,}).",
         "",
         f"Removed {len(document['removed'])} blocks: {', '.join(document['removed'])}.",
         "",
-        "![accuracy against latency](tradeoff.png)",
+        f"![{last.measure} against latency](tradeoff.png)",
         "",
-        "| step | blocks | accuracy (%) | 95 % interval | MACs | parameters | latency (ms) "
-        "| quartiles | rounds | time (s) |",
-        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| step | blocks | {last.measure} (%) | 95 % interval | agreement (%) | distance | MACs "
+        "| parameters | latency (ms) | quartiles | rounds | time (s) |",
+        f"|:---|{11 * '---:|'}",
     ]
     lines += [
-        f"| {step.name} | {step.blocks} | {100 * step.accuracy:.2f} "
-        f"| {100 * step.low:.1f} to {100 * step.high:.1f} | {step.macs:,} | {step.params:,} "
+        f"| {step.name} | {step.blocks} | {100 * step.share:.2f} "
+        f"| {100 * step.low:.1f} to {100 * step.high:.1f} | {100 * step.agreement:.2f} "
+        f"| {'' if step.distance is None else f'{step.distance:.3f}'} "
+        f"| {step.macs:,} | {step.params:,} "
         f"| {1e3 * (step.latency or 0.0):.2f} | {1e3 * (step.latency_low or 0.0):.2f} to "
         f"{1e3 * (step.latency_high or 0.0):.2f} | {step.latency_rounds} | {step.seconds:.1f} |"
         for step in steps
+    ]
+    lines += [
+        "",
+        "Agreement: images that the whole network assigns to the same class. Distance: mean squared "
+        "difference of the features, relative to the mean square of the whole network's.",
     ]
     return "\n".join([*lines, *condition_lines(document)]) + "\n"

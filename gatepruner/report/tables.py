@@ -138,21 +138,21 @@ def latency_text(measured: Mapping[str, Mapping[str, Any]]) -> str:
 def step_text(step: StepRecord) -> str:
     """The record of a step of a compression in one line."""
     return (
-        f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, accuracy "
-        f"{100 * step.accuracy:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), "
-        f"{step.seconds:.1f} s"
+        f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, {step.measure} "
+        f"{step.share:.2%} ({100 * step.low:.1f} to {100 * step.high:.1f}), {step.seconds:.1f} s"
     )
 
 
 def steps_table(steps: Sequence[StepRecord]) -> str:
     """The records of all steps of a compression."""
+    measures = ("accuracy", "agreement") if steps[0].accuracy is not None else ("agreement",)
     return table(
-        ("step", "blocks", "accuracy", "MACs", "parameters", "latency", "time"),
+        ("step", "blocks", *measures, "MACs", "parameters", "latency", "time"),
         (
             (
                 step.name,
                 str(step.blocks),
-                f"{100 * step.accuracy:.2f} %",
+                *(f"{getattr(step, measure):.2%}" for measure in measures),
                 f"{step.macs / steps[0].macs:.1%}",
                 f"{step.params / steps[0].params:.1%}",
                 f"{1e3 * (step.latency or 0.0):.2f} ms",

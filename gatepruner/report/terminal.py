@@ -138,12 +138,15 @@ def moment_text(moment: GateMoment | Moment) -> str:
     """The progress of a run in one line."""
     if isinstance(moment, GateMoment):
         return f"learning gates, {moment.gone} blocks removed  loss {moment.loss:.4f}"
-    gate = "" if moment.gate is None else f"  mean gate {moment.gate:.3f}"
-    held = "" if moment.validation is None else f"  held out {100 * moment.validation:.2f} %"
-    return (
-        f"epoch {moment.epoch}  loss {moment.loss:.4f}  "
-        f"accuracy {100 * moment.accuracy:.2f} %{gate}{held}"
-    )
+    shares = {
+        "accuracy": moment.accuracy,
+        "held out": moment.validation,
+        "agreement": moment.agreement,
+    }
+    parts = [f"epoch {moment.epoch}", f"loss {moment.loss:.4f}"]
+    parts += [f"{name} {share:.2%}" for name, share in shares.items() if share is not None]
+    parts += [] if moment.gate is None else [f"mean gate {moment.gate:.3f}"]
+    return "  ".join(parts)
 
 
 def completed_text(moment: GateMoment | Moment) -> str:

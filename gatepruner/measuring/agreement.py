@@ -1,0 +1,187 @@
+"""Agreement of a network with the whole one, on images whose labels are not needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from gatepruner.images.images import Images, Track
+from gatepruner.images.normalization import Normalization
+from gatepruner.measuring.accuracy import wilson
+from gatepruner.measuring.device import laid_out, pick_device, place, precision, wide_type
+from gatepruner.measuring.inputs import check_size, normalization_of
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.edits import settle_in_place
+from gatepruner.networks.features import features_of, with_features
+from gatepruner.networks.network import Network
+
+TINY = 1e-30  # instead of a square of 0
+Answers = tuple[Tensor, Tensor | None]  # logits `(N, K)` and features `(N, ...)`, if compared
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How nearly a network answers as the whole one does.
+
+    Attributes:
+        agreeing: number of images that both assign to the same class.
+        images: number of images.
+        divergence: mean Kullback-Leibler divergence of its classes' probabilities from the whole
+            network's, in nats.
+        distance: mean squared difference of the features, relative to the mean square of the whole
+            network's; `None` if they cannot be compared.
+        correct: number of images classified correctly; `None` without labels.
+    """
+
+    agreeing: int
+    images: int
+    divergence: float
+    distance: float | None
+    correct: int | None = None
+
+    @property
+    def agreement(self) -> float:
+        """Fraction of the images that both assign to the same class."""
+        return self.agreeing / self.images
+
+    @property
+    def accuracy(self) -> float | None:
+        """Fraction of the images classified correctly; `None` without labels."""
+        return None if self.correct is None else self.correct / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the agreement."""
+        return wilson(self.agreeing, self.images)
+
+    def to_json(self) -> dict[str, Any]:
+        """Agreement, its interval, divergence and distance as plain JSON."""
+        low, high = self.interval
+        return {
+            "agreement": self.agreement,
+            "agreement_low": low,
+            "agreement_high": high,
+            "agreement_images": self.images,
+            "divergence": self.divergence,
+            "distance": self.distance,
+        }
+
+
+def agreement(
+    checkpoint: Checkpoint,
+    whole: Checkpoint,
+    data: Images,
+    *,
+    device: str | torch.device = "auto",
+    batch_size: int = 128,
+    normalization: Normalization | None = None,
+    track: Track = iter,
+) -> Agreement:
+    """The agreement of a network with the whole one.
+
+    Args:
+        checkpoint: a network with its weights.
+        whole: a network that takes the same images and has the same classes.
+        data: images of the networks' size, with or without labels.
+        device: where to compute.
+        batch_size: images per batch.
+        normalization: replaces the one that the checkpoint records.
+        track: wraps the batches, to show progress.
+
+    Raises:
+        DataError: the images have another size.
+    """
+    check_size(checkpoint.network, data)
+    features = comparable(checkpoint.network, whole.network)
+    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    device = pick_device(device)
+    own, others = (
+        place(answering(one.build(), one.network, features), device) for one in (checkpoint, whole)
+    )
+    return compared(own, others, data, chosen, device, batch_size=batch_size, track=track)
+
+
+def comparable(network: Network, other: Network) -> bool:
+    """Whether both networks have features, and of the same shape."""
+    own, others = features_of(network.base), features_of(other.base)
+    return own is not None and others is not None and own.shape == others.shape
+
+
+def answering(root: nn.Module, network: Network, features: bool) -> fx.GraphModule:
+    """A module of a network that shares the tensors of `root` and computes `Answers`.
+
+    Args:
+        root: a module of the network, or of the whole one.
+        network: the network.
+        features: whether to compute its features, too.
+    """
+    found = features_of(network.base) if features else None
+    graph = with_features(network, found) if found else network.graph()
+    module = fx.GraphModule(root, graph)
+    settle_in_place(module)
+    return module
+
+
+def answers(module: nn.Module, images: Tensor, device: torch.device, fast: bool | None) -> Answers:
+    """The answers of an answering module, in float32."""
+    with precision(device, fast):
+        result = module(images)
+    logits, features = (result, None) if isinstance(result, Tensor) else result
+    return logits.float(), None if features is None else features.float()
+
+
+def feature_distance(features: Tensor, target: Tensor) -> Tensor:
+    """The squared difference of features from those of the whole network, relative to their square.
+
+    It does not depend on the scale of the features: 0 if they are equal, 1 if they are all zero.
+    """
+    return (features - target).square().sum() / target.square().sum().clamp_min(TINY)
+
+
+@torch.inference_mode()
+def compared(
+    module: nn.Module,
+    whole: nn.Module,
+    data: Images,
+    normalization: Normalization,
+    device: torch.device,
+    *,
+    batch_size: int = 128,
+    fast: bool | None = None,
+    track: Track = iter,
+) -> Agreement:
+    """The agreement of two answering modules, which are on the device already."""
+    module.eval()
+    whole.eval()
+    rows: list[Tensor] = []
+    starts = range(0, len(data), batch_size)
+    batches = data.to(device).batches(torch.arange(len(data)), batch_size)
+    for _, (pixels, labels) in zip(track(starts), batches, strict=True):
+        images = laid_out(normalization(pixels), fast)
+        own, others = (answers(one, images, device, fast) for one in (module, whole))
+        rows.append(_sums(own, others, labels))
+    agreeing, correct, divergence, *squares = torch.stack(rows).sum(0).tolist()
+    return Agreement(
+        agreeing=int(agreeing),
+        images=len(data),
+        divergence=divergence / len(data),
+        distance=squares[0] / max(squares[1], TINY) if squares else None,
+        correct=int(correct) if data.labelled else None,
+    )
+
+
+def _sums(own: Answers, others: Answers, labels: Tensor) -> Tensor:
+    """Agreeing and correct images, divergence and, of features, squared differences and squares."""
+    (logits, features), (targets, target) = own, others
+    divergence = F.kl_div(
+        F.log_softmax(logits, 1), F.log_softmax(targets, 1), log_target=True, reduction="sum"
+    )
+    classes = logits.argmax(1)
+    sums = [(classes == targets.argmax(1)).sum(), (classes == labels).sum(), divergence]
+    if features is not None and target is not None:
+        sums += [(features - target).square().sum(), target.square().sum()]
+    return torch.stack([value.to(wide_type(logits.device)) for value in sums])
