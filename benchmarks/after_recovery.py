@@ -8,8 +8,7 @@ The interval is a bootstrap over the plans. Compared are also
 
 - before: agreement with the whole network after removal and recalibration, before recovery;
 - recoverability: the distance of the features that is left when a block alone is removed and
-  the network recovered for a few steps (PRACTISE, Wang and Wu, 2023, arXiv:2202.06488, with all
-  weights learning instead of adapters).
+  the network recovered for a few steps; see `practise.py`.
 
 Finished plans and scores are kept in `results/after_recovery.work/`; a rerun continues there.
 
@@ -27,9 +26,9 @@ from typing import Any
 
 import record
 import torch
+from practise import recoverability
 
 import gatepruner
-from gatepruner.measuring.agreement import agreement
 
 CRITERIA = ("leave-one-out", "taylor", "cosine", "cka", "magnitude")
 BOOTSTRAPS = 2000
@@ -83,7 +82,7 @@ class Study:
         names = self.whole.network.removable
         plan = sorted(random.Random(index).sample(names, self.chosen.blocks))
         small, start = self.without(plan), time.time()
-        before = agreement(small, self.whole, self.images, **self.how)
+        before = gatepruner.agreement(small, self.whole, self.images, **self.how)
         after = gatepruner.accuracy(
             self.recovered(small, self.chosen.steps), self.images, **self.how
         )
@@ -100,7 +99,7 @@ class Study:
         """The rank of every block by a criterion, and how long it took."""
         start, whole = time.time(), self.whole
         if criterion == "recoverability":
-            left = {name: self.left(name) for name in whole.network.removable}
+            left = recoverability(whole, self.pictures, self.chosen.single_steps)
             order = sorted(left, key=left.__getitem__)
         elif criterion.startswith("gates"):
             recipe = gatepruner.GateRecipe(
@@ -115,13 +114,6 @@ class Study:
         print(criterion, order[:6], round(time.time() - start), "s", flush=True)
         places = {name: place for place, name in enumerate(order)}
         return {"places": places, "seconds": time.time() - start}
-
-    def left(self, name: str) -> float:
-        """The distance of the features that is left without a block, after a few steps."""
-        small = self.recovered(self.without([name]), self.chosen.single_steps)
-        found = agreement(small, self.whole, self.pictures, **self.how).distance
-        assert found is not None
-        return found
 
 
 def main() -> None:

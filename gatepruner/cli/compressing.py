@@ -20,7 +20,7 @@ from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.errors import DataError
-from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
+from gatepruner.learning.recipes import CHOICES, FINE_TUNING, GateRecipe, Recipe
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -68,7 +68,7 @@ GATING = {
     "batch_size": "batch_size",
     "seed": "seed",
 }
-TUNING = {name: name for name in ("learning_rate", "batch_size", "seed")}
+TUNING = {name: name for name in ("match", "learning_rate", "batch_size", "seed")}
 
 
 def compress(
@@ -79,7 +79,7 @@ def compress(
     data: Annotated[Data, Group(needs=("data",))],
     steps: Steps,
     gating: Annotated[GateRecipe, Group(only=GATING)],
-    tuning: Annotated[Recipe, Group(only=TUNING)] = FINE_TUNING,
+    tuning: Annotated[Recipe, Group(only=TUNING, words=CHOICES)] = FINE_TUNING,
     held: HoldOut,
 ) -> None:
     """Gate, remove, fold, recalibrate, fine-tune, evaluate, export and report, in one go.
@@ -117,6 +117,8 @@ def compress(
         check_reachable(goal, whole.network, whole.network.removable, meter)
         works = _works(whole, train, test, goal, recipe)
         return foretell(call, whole, [output, folder, *outputs[1:]], works, data)
+    for line in _remarks(whole, train, recipe):
+        call.terminal.say(line)
     with stopping(folder / "steps.json"), call.terminal.watching() as watch:
         result = compressed(
             whole,
@@ -177,6 +179,25 @@ def _images(
         test = train if held_out is None else held_out
         terminal.say(f"no other images: agreement is measured on {len(test):,} training images")
     return train, held_out, test
+
+
+def _remarks(whole: Checkpoint, train: Images, recipe: CompressionRecipe) -> list[str]:
+    """What a user should know of the images and the network before it begins."""
+    from gatepruner.learning.learner import matched
+    from gatepruner.networks.norms import statistics
+
+    remarks = []
+    if recipe.tuning is not None:
+        what = matched(recipe.tuning.match, whole.network, whole)
+        remarks.append(f"recovery matches {what} of the whole network")
+    if recipe.recalibrate and not statistics(whole.network.build_blank()):
+        remarks.append(f"{whole.network} has no batch norm: there is nothing to recalibrate")
+    if train.labelled and len(train.labels.unique()) == 1 and whole.network.num_classes > 1:
+        remarks.append(
+            f"all {len(train):,} training images are of one class: the smaller network may forget "
+            "the others; add pictures of them, they need no labels"
+        )
+    return remarks
 
 
 def _works(

@@ -17,6 +17,7 @@ from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
+from gatepruner.learning.learner import matched
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
@@ -257,7 +258,7 @@ def _configuration(
         "identity only": gating.identity_only,
         "recalibration images": min(recipe.recalibrate, len(train)),
         "epochs": tuning.passes(len(train)) if tuning else 0,
-        "match": tuning.match if tuning else None,
+        "matched": matched(tuning.match, checkpoint.network, checkpoint) if tuning else None,
         "learning rate": tuning.learning_rate if tuning else None,
         "batch size": gating.batch_size,
         "latency batch size": gating.latency_batch,

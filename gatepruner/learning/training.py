@@ -21,7 +21,7 @@ from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import varied
-from gatepruner.learning.learner import Learner
+from gatepruner.learning.learner import Learner, matched
 from gatepruner.learning.moments import Moment
 from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.running import carry_out
@@ -297,6 +297,8 @@ class _Run(Learner[Moment]):
             "torch": torch.__version__,
             "device": str(self.device),
         }
+        if self.teacher is not None:
+            notes["matched"] = matched(self.recipe.match, network, self.teacher)
         if self.best:
             notes["kept"] = {key: self.best[key] for key in ("step", "agreement", "divergence")}
         return Checkpoint(network, MappingProxyType(weights), notes)
