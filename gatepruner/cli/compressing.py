@@ -177,7 +177,10 @@ def _images(
     train, held_out = train.held_out(min(held.hold_out, len(train) // FIFTH), held.seed)
     if test is None:
         test = train if held_out is None else held_out
-        terminal.say(f"no other images: agreement is measured on {len(test):,} training images")
+        terminal.say(
+            f"{data.data} has no other images: networks are measured on {len(test):,} of these, on "
+            "which the best state is chosen, too"
+        )
     return train, held_out, test
 
 
@@ -192,7 +195,7 @@ def _remarks(whole: Checkpoint, train: Images, recipe: CompressionRecipe) -> lis
         remarks.append(f"recovery matches {what} of the whole network")
     if recipe.recalibrate and not statistics(whole.network.build_blank()):
         remarks.append(f"{whole.network} has no batch norm: there is nothing to recalibrate")
-    if train.labelled and len(train.labels.unique()) == 1 and whole.network.num_classes > 1:
+    if train.labelled and len(set(train.labels.tolist())) == 1 and whole.network.num_classes > 1:
         remarks.append(
             f"all {len(train):,} training images are of one class: the smaller network may forget "
             "the others; add pictures of them, they need no labels"
