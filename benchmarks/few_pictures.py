@@ -30,7 +30,7 @@ from typing import Any
 import record
 import torch
 from practise import recoverability
-from recovery import Bench, Trial
+from recovery import Bench, Trial, draw
 
 import gatepruner
 from gatepruner.learning.learner import FEATURES
@@ -162,7 +162,7 @@ def main() -> None:
     folder = record.folder(chosen.quick) / f"{chosen.name}.work"
     bench = FewPictures(whole, train, test, folder, recipe, gating)
     rows = bench.run(trials(chosen.removed, chosen.pictures, chosen.seeds))
-    settings = {
+    settings: dict[str, Any] = {
         "checkpoint": chosen.checkpoint.name,
         "whole": round(gatepruner.accuracy(whole, test, device="cpu").accuracy, 4),
         "test images": len(test),
@@ -170,6 +170,7 @@ def main() -> None:
         "batch size": recipe.batch_size,
     }
     record.write(chosen.name, settings, rows, quick=chosen.quick)
+    draw(rows, settings["whole"], record.folder(chosen.quick) / chosen.name)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,21 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from time import time
 from typing import Any
 
+import matplotlib
 import record
+from columns import grouped
+from matplotlib.figure import Figure
 
 import gatepruner
+from gatepruner.report.style import GONE, OURS, STYLE, save_figure
 
 GATE_IMAGES, STATISTICS, CANDIDATES = 10_000, 2000, 500
 
@@ -158,6 +164,35 @@ class Bench:
         return list(record.once(path, ranked)["names"])
 
 
+def draw(rows: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
+    """Accuracy of every way, with the mean and range over seeds; a panel for every task."""
+    tasks = grouped(rows, itemgetter("images", "removed"))
+    ways = grouped(rows, itemgetter("order", "state", "match"))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(2.2 * len(tasks) + 2.6, 0.24 * len(ways) + 1.1), layout="constrained"
+        )
+        every = figure.subplots(1, len(tasks), sharey=True, squeeze=False)
+        for axes, ((images, removed), found) in zip(every.flat, tasks.items(), strict=True):
+            axes.axvline(100 * whole, color="#8a8a8a", linestyle="--", linewidth=1)
+            for place, way in enumerate(ways):
+                values = [
+                    100 * row["accuracy"]
+                    for row in found
+                    if (row["order"], row["state"], row["match"]) == way
+                ]
+                if values:
+                    color = OURS if way[2].startswith(("features", "MiR")) else GONE
+                    axes.plot(values, [place] * len(values), "-", color=color, linewidth=1)
+                    axes.plot(fmean(values), place, "o", color=color, markersize=4)
+            axes.set_title(f"{removed} blocks, {images:,} images", fontsize=9)
+            axes.set_xlabel("accuracy (%)")
+        labels = [f"{match}; {state}; {order}" for order, state, match in ways]
+        every[0, 0].set_yticks(range(len(ways)), labels, fontsize=8)
+        every[0, 0].invert_yaxis()
+    save_figure(figure, stem)
+
+
 def trials(counts: Sequence[int], images: int, seeds: int) -> list[Trial]:
     """What is compared: losses and states in the gates' order, then orders by features."""
     found = [
@@ -193,7 +228,7 @@ def main() -> None:
         gating,
     )
     rows = bench.run(trials(chosen.removed, chosen.images, chosen.seeds))
-    settings = {
+    settings: dict[str, Any] = {
         "checkpoint": chosen.checkpoint.name,
         "whole": round(gatepruner.accuracy(whole, bench.test, device="cpu").accuracy, 4),
         "images": chosen.images,
@@ -203,6 +238,7 @@ def main() -> None:
         "batch size": bench.recipe.batch_size,
     }
     record.write("recovery", settings, rows, quick=chosen.quick)
+    draw(rows, settings["whole"], record.folder(chosen.quick) / "recovery")
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def _works(
 
 def _watch(show: Callable[[Any], None], terminal: Terminal) -> Callable[[Any], None]:
     """Says what each step has left and what the goal takes, and shows where long steps are."""
-    from gatepruner.compression.record import StepRecord
+    from gatepruner.compression.record import Choice, StepRecord
     from gatepruner.pruning.goals import Reach
     from gatepruner.report.tables import step_text
 
@@ -226,6 +226,9 @@ def _watch(show: Callable[[Any], None], terminal: Terminal) -> Callable[[Any], N
             terminal.say(step_text(event))
         elif isinstance(event, Reach):
             terminal.say(reached_text(event))
+        elif isinstance(event, Choice):
+            found = ", ".join(f"{name} {one:.3f}" for name, one in event.divergences.items())
+            terminal.say(f"weights: {event.state} (divergence on held-out images: {found})")
         else:
             show(event)
 

@@ -105,6 +105,22 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The state that recovery begins with.
+
+    Attributes:
+        divergences: of every state from the whole network on held-out images, in nats.
+    """
+
+    divergences: Mapping[str, float]
+
+    @property
+    def state(self) -> str:
+        """The state with the least divergence."""
+        return min(self.divergences, key=self.divergences.__getitem__)
+
+
+@dataclass(frozen=True)
 class Compressed:
     """The result of a compression.
 
