@@ -13,14 +13,14 @@ from gatepruner.cli.changing import write_export
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.keeping import stopping
-from gatepruner.cli.learning import gating_work, read, training_work
+from gatepruner.cli.learning import gating_work, held_out_fifth, read, training_work
 from gatepruner.cli.measuring import meter_of
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.errors import DataError
-from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
+from gatepruner.learning.recipes import CHOICES, FINE_TUNING, GateRecipe, Recipe
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -58,7 +58,6 @@ class Steps:
         return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate)
 
 
-FIFTH = 5  # at most this part of the training images is held out
 GATING = {
     "warmup": "gate_warmup",
     "steps": "gate_steps",
@@ -68,7 +67,7 @@ GATING = {
     "batch_size": "batch_size",
     "seed": "seed",
 }
-TUNING = {name: name for name in ("learning_rate", "batch_size", "seed")}
+TUNING = {name: name for name in ("match", "learning_rate", "batch_size", "seed")}
 
 
 def compress(
@@ -79,7 +78,7 @@ def compress(
     data: Annotated[Data, Group(needs=("data",))],
     steps: Steps,
     gating: Annotated[GateRecipe, Group(only=GATING)],
-    tuning: Annotated[Recipe, Group(only=TUNING)] = FINE_TUNING,
+    tuning: Annotated[Recipe, Group(only=TUNING, words=CHOICES)] = FINE_TUNING,
     held: HoldOut,
 ) -> None:
     """Gate, remove, fold, recalibrate, fine-tune, evaluate, export and report, in one go.
@@ -172,10 +171,12 @@ def _images(
         test = data.images(shape, terminal) if apart else None
     problems.refuse()
     assert train is not None
-    train, held_out = train.held_out(min(held.hold_out, len(train) // FIFTH), held.seed)
+    train, held_out = held_out_fifth(train, held, terminal)
     if test is None:
         test = train if held_out is None else held_out
-        terminal.say(f"no other images: agreement is measured on {len(test):,} training images")
+        measure = "accuracy" if test.labelled else "agreement"
+        kind = "training images" if held_out is None else "held-out training images"
+        terminal.say(f"no other images: {measure} is measured on {len(test):,} {kind}")
     return train, held_out, test
 
 

@@ -109,7 +109,7 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
     ]
     lines += [
         "",
-        "Agreement: images that the whole network assigns to the same class. Distance: mean squared "
-        "difference of the features, relative to the mean square of the whole network's.",
+        "Agreement: images that the whole network assigns to the same class. Distance: mean "
+        "squared difference of the features, relative to the mean square of the whole network's.",
     ]
     return "\n".join([*lines, *condition_lines(document)]) + "\n"
