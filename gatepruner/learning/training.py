@@ -210,11 +210,10 @@ class _Run(Learner[Moment]):
         self.scheduler.step()
         if self.done % self.per_epoch:
             return None
-        moment = replace(self.moment(), ends_epoch=True)
-        if not math.isfinite(moment.loss):
+        moment = self._validated(replace(self.moment(), ends_epoch=True))
+        if not all(map(math.isfinite, (moment.loss, moment.divergence or 0.0))):
             self.best["rounds"] = PATIENCE  # nothing better can follow
             return None
-        moment = self._validated(moment)
         self.history.append(moment.record())
         self.sums.zero_()
         return moment
