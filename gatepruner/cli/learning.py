@@ -113,4 +113,5 @@ def _ended(last: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
     """What a run has come to: its best state, or its last epoch."""
     if best is None:
         return f"training loss {last['loss']:.4f}"
-    return f"state of step {best['step']}, {best['agreement']:.2%} agreement on held-out images"
+    agreement = 100 * best["agreement"]
+    return f"state of step {best['step']}, agreement {agreement:.2f} % on held-out images"

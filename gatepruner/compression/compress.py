@@ -274,6 +274,8 @@ def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
         for verb in ("gates_learned", "recalibrated", "finetuned")
         if verb in entry
     }
+    if request.recipe.recalibrate and not any("recalibrated" in one for one in used):
+        used["recalibration"] = "none: the network has no batch norm"
     features = features_of(request.whole.network.base)
     return {
         **used,

@@ -151,7 +151,7 @@ def step_text(step: StepRecord) -> str:
     """The record of a step of a compression in one line."""
     return (
         f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, {step.measure} "
-        f"{step.share:.2%} ({100 * step.low:.1f} to {100 * step.high:.1f}), {step.seconds:.1f} s"
+        f"{100 * step.share:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), {step.seconds:.1f} s"
     )
 
 
@@ -164,7 +164,7 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
             (
                 step.name,
                 str(step.blocks),
-                *(f"{getattr(step, measure):.2%}" for measure in measures),
+                *(f"{100 * getattr(step, measure):.2f} %" for measure in measures),
                 f"{step.macs / steps[0].macs:.1%}",
                 f"{step.params / steps[0].params:.1%}",
                 f"{1e3 * (step.latency or 0.0):.2f} ms",
