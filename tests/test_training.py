@@ -380,6 +380,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rates(rates):
         ({"optimizer": "lion"}, "unknown optimizer 'lion': expected sgd, adam, adamw"),
         ({"schedule": "linear"}, "unknown schedule 'linear': expected onecycle, step, cosine"),
         ({"epochs": 0}, "epochs is 0: expected at least 1"),
+        ({"match": "answers"}, "unknown match 'answers': expected features, logits, both"),
         ({"batch_size": 0}, "batch_size is 0: expected at least"),
         ({"learning_rate": -0.1}, "learning_rate is -0.1"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
@@ -396,6 +397,23 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rates(rates):
 def test_a_recipe_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(TrainingError, match=message):
         Recipe(**options)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "expected"),
+    [
+        (50_000, 128, 10),
+        (5120, 128, 10),
+        (1280, 128, 40),
+        (500, 64, 58),
+        (40, 16, 200),
+        (5, 8, 400),
+    ],
+)
+def test_few_images_are_passed_over_until_400_steps_are_taken(images, batch, expected):
+    recipe = Recipe(batch_size=batch)
+    assert recipe.passes(images) == expected
+    assert replace(recipe, epochs=3).passes(images) == 3
 
 
 def test_images_that_do_not_fit_are_refused():
@@ -510,7 +528,8 @@ def test_the_history_has_a_record_for_every_epoch(tmp_path):
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert records == [moment.record() for moment in ends]
     assert set(records[0]) == {
-        *("epoch", "loss", "accuracy", "gate", "learning_rate", "seconds", "validation")
+        *("epoch", "loss", "accuracy", "gate", "learning_rate", "seconds"),
+        *("validation", "agreement", "divergence"),
     }
     assert records[-1]["validation"] == accuracy(trained, held_out).accuracy
     assert records[-1]["gate"] == pytest.approx(float(gates(trained).relu().mean()))
@@ -617,6 +636,7 @@ def test_a_state_file_is_replaced_whole(tmp_path, every_step):
 # ------------------------------------------------------------------------------ training further
 
 TUNE = replace(FINE_TUNING, epochs=2, batch_size=16)
+LOGITS = replace(TUNE, match="logits")
 GREY_NOTES = {"normalize": {"mean": [0.5], "std": [0.25]}}
 
 
@@ -690,15 +710,16 @@ def test_the_cosine_ends_at_nothing_for_weights_and_gates():
 def test_a_teacher_alone_is_learned_from_without_a_look_at_labels():
     images = images_for(network())
     other = replace(images, labels=images.labels.flip(0))
-    alone = replace(TUNE, distillation=1.0)
+    alone = replace(LOGITS, distillation=1.0)
     one = tuned(alone, images=images, teacher=begun(9))
     assert same_weights(tuned(alone, images=other, teacher=begun(9)), one)
     assert not same_weights(tuned(alone, images=images, teacher=begun(8)), one)
-    assert not same_weights(tuned(images=other, teacher=begun(9)), tuned(teacher=begun(9)))
+    shared = tuned(LOGITS, teacher=begun(9))
+    assert not same_weights(tuned(LOGITS, images=other, teacher=begun(9)), shared)
 
 
 def test_without_a_share_a_teacher_changes_nothing():
-    none, alone = replace(TUNE, distillation=0.0), tuned()
+    none, alone = replace(LOGITS, distillation=0.0), tuned()
     for key, tensor in tuned(none, teacher=begun(9)).weights.items():
         torch.testing.assert_close(tensor, alone.weights[key], rtol=1e-5, atol=1e-6)
     assert same_weights(tuned(replace(TUNE, distillation=0.3)), alone)  # no teacher, no share
@@ -707,7 +728,7 @@ def test_without_a_share_a_teacher_changes_nothing():
 def test_the_loss_is_shared_between_teacher_and_labels():
     """Against the two losses of the first step, computed apart."""
     start, teacher, images = begun(), begun(9), images_for(network(), 16)
-    recipe = replace(TUNE, epochs=1, augment=False, distillation=0.75, temperature=3.0)
+    recipe = replace(LOGITS, epochs=1, augment=False, distillation=0.75, temperature=3.0)
     record = tuned(recipe, start, images, teacher=teacher).notes["epochs"][0]
     pixels = (images.pixels.float() / 255 - 0.5) / 0.25
     with torch.no_grad():
@@ -801,14 +822,14 @@ def test_the_state_of_another_start_is_refused_and_kept(tmp_path, taught, change
 
 def test_a_loss_that_is_no_number_leaves_the_state_that_was_kept(tmp_path, taught, every_step):
     """With the state on the disk after every step, the last one that is there is a good one."""
-    distance, calls = learner.distance, []
+    distance, calls = learner.feature_distance, []
 
-    def breaking(*logits):
+    def breaking(*features):
         calls.append(1)
-        return distance(*logits) * (math.nan if len(calls) >= 6 else 1.0)
+        return distance(*features) * (math.nan if len(calls) >= 6 else 1.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "distance", breaking)
+        patch.setattr(learner, "feature_distance", breaking)
         with pytest.raises(TrainingError, match="lower the learning rate"):
             tuned(teacher=begun(9), state=every_step)
     kept = load_state(every_step)

@@ -13,7 +13,7 @@ from gatepruner.cli.changing import write_export
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.keeping import stopping
-from gatepruner.cli.learning import gating_work, read, training_work
+from gatepruner.cli.learning import gating_work, held_out_fifth, read, training_work
 from gatepruner.cli.measuring import meter_of
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
@@ -58,7 +58,6 @@ class Steps:
         return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate)
 
 
-FIFTH = 5  # at most this part of the training images is held out
 GATING = {
     "warmup": "gate_warmup",
     "steps": "gate_steps",
@@ -174,11 +173,12 @@ def _images(
         test = data.images(shape, terminal) if apart else None
     problems.refuse()
     assert train is not None
-    train, held_out = train.held_out(min(held.hold_out, len(train) // FIFTH), held.seed)
+    train, held_out = held_out_fifth(train, held, terminal)
     if test is None:
         test = train if held_out is None else held_out
+        measure = "accuracy" if test.labelled else "agreement"
         terminal.say(
-            f"{data.data} has no other images: networks are measured on {len(test):,} of these, on "
+            f"{data.data} has no other images: {measure} is measured on {len(test):,} of these, on "
             "which the best state is chosen, too"
         )
     return train, held_out, test

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from gatepruner.cli.foretelling import foretell
 from gatepruner.cli.keeping import Kept, stopping
-from gatepruner.cli.learning import check, gating_work, read, read_images
+from gatepruner.cli.learning import check, gating_work, held_out_fifth, read, read_images
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -40,7 +40,9 @@ def gate(
     with problems:
         kept = Kept.beside(target, call, epochs=False)
     whole = read(source, data, problems)
-    images, _ = read_images(whole.network, replace(data, limit=None), held, call, problems)
+    every = replace(data, limit=None)
+    images, _ = read_images(whole.network, every, HoldOut(hold_out=0), call, problems)
+    images, _ = held_out_fifth(images, held, call.terminal)
     images = images.spread(data.limit)
     check(whole.network, images, recipe.batch_size, problems, labels=recipe.labels)
     problems.refuse()

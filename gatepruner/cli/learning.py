@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from gatepruner.learning.recipes import GateRecipe, Recipe
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.networks.network import Network
+    from gatepruner.report.terminal import Terminal
 
 
 def gating_work(whole: Checkpoint, images: Images, recipe: GateRecipe) -> Work:
@@ -68,6 +70,16 @@ def read_images(
     return images, None
 
 
+def held_out_fifth(
+    images: Images, held: HoldOut, terminal: Terminal
+) -> tuple[Images, Images | None]:
+    """Images to learn from and those that are held out: as many as asked for, at most a fifth."""
+    count = held.at_most_a_fifth(len(images))
+    if count < held.hold_out:
+        terminal.say(f"holding out {count:,} of {len(images):,} training images, at most a fifth")
+    return images.held_out(count, held.seed)
+
+
 def check(
     network: Network, images: Images, batch: int, problems: Problems, *, labels: bool = True
 ) -> None:
@@ -91,6 +103,15 @@ def finish(
     write_epochs(epochs, kept.history)
     kept.state.unlink(missing_ok=True)
     call.record(target)
-    last = epochs[-1]
-    call.terminal.say(f"wrote {target} (training loss {last['loss']:.4f}) and {kept.history}")
-    call.finish({**document, "output": str(target), "history": str(kept.history), **last})
+    last, best = epochs[-1] if epochs else {}, learned.notes.get("kept")
+    call.terminal.say(f"wrote {target} ({_ended(last, best)}) and {kept.history}")
+    document = {**document, "output": str(target), "history": str(kept.history), **last}
+    call.finish(document if best is None else {**document, "kept": best})
+
+
+def _ended(last: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
+    """What a run has come to: its best state, or its last epoch."""
+    if best is None:
+        return f"training loss {last['loss']:.4f}"
+    agreement = 100 * best["agreement"]
+    return f"state of step {best['step']}, agreement {agreement:.2f} % on held-out images"

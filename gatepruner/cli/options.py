@@ -155,6 +155,10 @@ class HoldOut:
     hold_out: Annotated[int, typer.Option(min=0)] = 1000
     seed: Annotated[int, typer.Option(rich_help_panel=COMMON)] = 0
 
+    def at_most_a_fifth(self, images: int) -> int:
+        """How many of so many images are held out if most are to be learned from."""
+        return min(self.hold_out, images // 5)
+
 
 @dataclass(frozen=True)
 class Call:

@@ -100,8 +100,8 @@ def prune(
     """Remove blocks and write the smaller network.
 
     Needs no data. With `--data` it also estimates the statistics of batch norm from training
-    images, and reports accuracy before and after. Blocks of a path that `gatepruner gate` has
-    learned are removed with what was learned by then.
+    images, and reports accuracy before and after; without labels, agreement with the whole network.
+    Blocks of a path that `gatepruner gate` has learned are removed with what was learned by then.
 
     Example: `gatepruner prune gated.pt --drop 10`
 
@@ -126,7 +126,8 @@ def prune(
     if sets.statistics is not None and (plan or choice.shortcuts):
         small = request.recalibrated(small, sets.statistics)
     if sets.test is not None:
-        document |= _accuracies(whole, small, sets.test, data, terminal)
+        measured = _accuracies if sets.test.labelled else _agreement
+        document |= measured(whole, small, sets.test, data, terminal)
     if after.latency:
         document["latency"] = latencies(request.meter, small)
     save(small, target, force=call.force)
@@ -176,10 +177,14 @@ class _Sets:
         after: Afterwards,
         terminal: Terminal,
     ) -> _Sets:
+        from gatepruner.measuring.inputs import check_fit
+
         if not data.data:
             return cls()
         shape, choosing = whole.network.base.input_shape, goals.max_loss is not None
         test = data.images(shape, terminal)
+        if test.labelled or choosing:
+            check_fit(whole.network, test)
         data.normalization(whole, test, terminal)
         train = held_out = None
         if choosing or after.recalibrate:
@@ -303,7 +308,8 @@ def _works(whole: Checkpoint, plan: Sequence[str], shortcuts: int, sets: _Sets) 
         works.append(Work(f"estimate statistics from {images:,} training images", 2 * images))
     if sets.test is not None:
         images = len(sets.test)
-        works.append(Work(f"measure accuracy on {images:,} images", 2 * images))
+        measure = "accuracy" if sets.test.labelled else "agreement"
+        works.append(Work(f"measure {measure} on {images:,} images", 2 * images))
     return works
 
 
@@ -321,6 +327,18 @@ def _accuracies(
         document[f"accuracy_{name}"] = counted.accuracy
         terminal.say(f"accuracy {name}: {accuracy_text(counted)}")
     return document
+
+
+def _agreement(
+    whole: Checkpoint, small: Checkpoint, images: Images, data: Data, terminal: Terminal
+) -> dict[str, Any]:
+    """Agreement of the smaller network with the whole one, where images have no labels."""
+    from gatepruner.measuring.agreement import agreement
+    from gatepruner.report.tables import agreement_text
+
+    agreed = agreement(small, whole, images, **data.how, track=terminal.track("agreement"))
+    terminal.say(f"agreement with the whole network: {agreement_text(agreed)}")
+    return {"images": len(images), "data": images.source, **agreed.to_json()}
 
 
 def _show(document: dict[str, Any], terminal: Terminal) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ALL = Data(split="train")
 NONE = HoldOut(hold_out=0)
+TAUGHT = ("match", "distillation", "temperature")  # options that matter only with a teacher
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ def finetune(
             source = source if described.arch is None else _described(source, source.ckpt)
     whole = read(source, data, problems)
     images, held_out = read_images(whole.network, data, held, call, problems)
-    check(whole.network, images, recipe.batch_size, problems)
+    check(whole.network, images, recipe.batch_size, problems, labels=known is None)
     if known is not None:
         with problems:
-            check_teacher(whole.network, known)
+            check_teacher(whole.network, known, recipe.match)
     problems.refuse()
     if call.dry_run:
         work = training_work(images, recipe, "fine-tune", taught=known is not None)
@@ -126,7 +127,7 @@ def train(
     *,
     call: Annotated[Resumable, Group(needs=("output",))],
     data: Annotated[Data, Group(needs=("data",))] = ALL,
-    recipe: Annotated[Recipe, Group(leave_out=("distillation", "temperature"), words=CHOICES)],
+    recipe: Annotated[Recipe, Group(leave_out=TAUGHT, words=CHOICES)],
     held: HoldOut = NONE,
 ) -> None:
     """Train a network, gates and weights together, from fresh weights.
@@ -149,7 +150,7 @@ def train(
     check_device(data, problems)
     problems.refuse()
     images, held_out = read_images(network, data, held, call, problems)
-    network = fresh.network(len(images.classes))
+    network = fresh.network(len(images.classes) or None)
     check(network, images, recipe.batch_size, problems)
     problems.refuse()
     if call.dry_run:

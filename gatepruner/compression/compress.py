@@ -24,6 +24,7 @@ from gatepruner.measuring.device import description, pick_device
 from gatepruner.measuring.inputs import check_batch, check_fit, check_size, normalization_of
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.features import features_of
 from gatepruner.networks.network import Network
 from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
 from gatepruner.pruning.meter import Meter
@@ -58,7 +59,7 @@ def compress(
         checkpoint: the trained network.
         train: training images of the network's size, with its classes or without labels.
         goal: blocks to remove, a cost to reach, or a loss of accuracy to stay within.
-        recipe: how to compress.
+        recipe: how to compress; by default with batches that fit the number of images.
         test: images to measure accuracy on, or agreement with the whole network if they have no
             labels; nothing is learned from them.
         held_out: training images that are not in `train`, for a goal of loss and to keep the best
@@ -81,7 +82,7 @@ def compress(
         TrainingError: there are too few training images, or learning failed.
         CheckpointError: the folder is not empty, or belongs to another compression.
     """
-    recipe = recipe or CompressionRecipe()
+    recipe = recipe or CompressionRecipe().fitted(len(train))
     device = pick_device(device)
     meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
     refuse(checkpoint, train, goal, recipe, test, held_out)
@@ -267,11 +268,18 @@ def _configuration(
 
 
 def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
-    """The images that every step used, and the conditions of latency measurements."""
+    """The images that every step used, the features, and the conditions of latencies."""
     used = {
         f"images used, {verb.replace('_', ' ')}": f"{entry['images']} of {entry[verb]}"
         for entry in small.notes["history"]
         for verb in ("gates_learned", "recalibrated", "finetuned")
         if verb in entry
     }
-    return {**used, "device": f"{request.device} ({description(request.device)})"}
+    if request.recipe.recalibrate and not any("recalibrated" in one for one in used):
+        used["recalibration"] = "none: the network has no batch norm"
+    features = features_of(request.whole.network.base)
+    return {
+        **used,
+        "features": str(features or "none: logits are matched"),
+        "device": f"{request.device} ({description(request.device)})",
+    }

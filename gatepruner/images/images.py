@@ -66,8 +66,9 @@ class Images:
     def alike(self) -> bool:
         """Whether all images in memory are equal; of files only the first two are looked at."""
         some = self if self.pixels is not None else self.spread(2)
-        ((pixels, _),) = some.batches(torch.arange(len(some)), len(some))
-        return bool((pixels == pixels[:1]).all())
+        ((first, _),) = some.batches(torch.arange(1), 1)
+        batches = some.batches(torch.arange(len(some)), 128)
+        return all(torch.equal(pixels, first.expand_as(pixels)) for pixels, _ in batches)
 
     def take(self, indices: Tensor) -> Images:
         """The images at `indices` `(M,)`."""

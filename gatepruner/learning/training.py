@@ -21,7 +21,7 @@ from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import varied
-from gatepruner.learning.learner import Learner, matched
+from gatepruner.learning.learner import Learner, matched, matches
 from gatepruner.learning.moments import Moment
 from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.running import carry_out
@@ -105,23 +105,30 @@ def finetune(
 
     Args:
         checkpoint: a network with its weights.
-        data: training images of the network's size and classes.
+        data: training images of the network's size and classes; with a teacher, labels are not
+            needed.
         recipe: how to train.
-        teacher: a network to distil from, usually the whole one (Hinton, Vinyals, Dean, 2015,
-            https://arxiv.org/abs/1503.02531).
+        teacher: a network to learn from, usually the whole one: its features (Wang et al.,
+            *Compressing Models with Few Samples: Mimicking then Replacing*, 2022), its logits
+            (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531) or both.
+        validation: held-out images. With a teacher, the state that agrees best with it on these
+            images is kept, and the run ends when no better one comes; without, accuracy is
+            measured on them after every epoch.
         normalization: replaces the one that the checkpoint records.
-        validation, device, state, resume, watch, on_stop: see `train`.
+        device, state, resume, watch, on_stop: see `train`.
 
     Returns:
-        The network with new weights and without a path.
+        The network with new weights and without a path; with a teacher and held-out images, its
+        best state, which may be the one it began with.
 
     Raises:
         DataError: the images do not fit the network.
-        TrainingError: the teacher has other classes or takes images of another size, the loss is
-            not finite, or there is no such run to resume.
+        TrainingError: the teacher has other classes, takes images of another size, or has features
+            of another shape that are to be matched; the loss is not finite and there is no state
+            to keep; or there is no such run to resume.
     """
     if teacher is not None:
-        check_teacher(checkpoint.network, teacher)
+        check_teacher(checkpoint.network, teacher, recipe.match)
     run = _Run(
         checkpoint,
         data,
@@ -135,8 +142,12 @@ def finetune(
     return run.result()
 
 
-def check_teacher(network: Network, teacher: Checkpoint) -> None:
-    """Raise a `TrainingError` if a teacher has other classes or takes images of another size."""
+def check_teacher(network: Network, teacher: Checkpoint, match: str) -> None:
+    """Raise a `TrainingError` if a network cannot learn from a teacher.
+
+    It cannot if the teacher has other classes or takes images of another size, or if its features
+    are to be matched and have another shape.
+    """
     classes, shape = teacher.network.num_classes, teacher.network.base.input_shape
     if classes != network.num_classes:
         raise TrainingError(
@@ -148,6 +159,7 @@ def check_teacher(network: Network, teacher: Checkpoint) -> None:
             f"the teacher {teacher.network} takes images of {shape}, {network} of "
             f"{network.base.input_shape}: choose a teacher that takes the same images"
         )
+    matches(match, network, teacher)
 
 
 class _Run(Learner[Moment]):
@@ -199,6 +211,9 @@ class _Run(Learner[Moment]):
         if self.done % self.per_epoch:
             return None
         moment = self._validated(replace(self.moment(), ends_epoch=True))
+        if not all(map(math.isfinite, (moment.loss, moment.divergence or 0.0))):
+            self.best["rounds"] = PATIENCE  # nothing better can follow
+            return None
         self.history.append(moment.record())
         self.sums.zero_()
         return moment
@@ -210,7 +225,7 @@ class _Run(Learner[Moment]):
     def moment(self) -> Moment:
         epoch = (self.done - 1) // self.per_epoch + 1
         loss, accuracy, _ = (self.sums / self.sums[2]).tolist()
-        if not math.isfinite(loss) and not self.best:
+        if not math.isfinite(loss) and not math.isfinite(self.best.get("divergence", math.nan)):
             raise TrainingError(
                 f"the loss is {loss} in epoch {epoch}: lower the learning rate "
                 f"({self.recipe.peak}) or that of the gates ({self.recipe.gate_learning_rate})"

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gatepruner.errors import PlanError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import wilson
@@ -94,8 +95,16 @@ def agreement(
 
     Raises:
         DataError: the images have another size.
+        PlanError: the networks have different numbers of classes.
     """
-    check_size(checkpoint.network, data)
+    for network in (checkpoint.network, whole.network):
+        check_size(network, data)
+    if checkpoint.network.num_classes != whole.network.num_classes:
+        raise PlanError(
+            f"cannot compare {checkpoint.network} with {whole.network}: they have "
+            f"{checkpoint.network.num_classes} and {whole.network.num_classes} classes; expected "
+            "the same"
+        )
     features = comparable(checkpoint.network, whole.network)
     chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
     device = pick_device(device)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gatepruner.compression.record import StepRecord
     from gatepruner.measuring.accuracy import Accuracy
+    from gatepruner.measuring.agreement import Agreement
     from gatepruner.networks.network import Block
     from gatepruner.pruning.orders import Order
     from gatepruner.pruning.ranking import Ranking
@@ -112,6 +113,17 @@ def accuracy_text(measured: Accuracy) -> str:
     )
 
 
+def agreement_text(measured: Agreement) -> str:
+    """`93.00 % (95 % interval 88.61 to 95.78, 186 of 200 images), distance of features 0.112`."""
+    low, high = measured.interval
+    text = (
+        f"{100 * measured.agreement:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}, "
+        f"{measured.agreeing:,} of {measured.images:,} images)"
+    )
+    known = measured.distance is not None
+    return f"{text}, distance of features {measured.distance:.3f}" if known else text
+
+
 def change_table(document: Mapping[str, Any]) -> str:
     """Blocks, parameters and MACs before and after."""
     rows = []
@@ -139,7 +151,7 @@ def step_text(step: StepRecord) -> str:
     """The record of a step of a compression in one line."""
     return (
         f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, {step.measure} "
-        f"{step.share:.2%} ({100 * step.low:.1f} to {100 * step.high:.1f}), {step.seconds:.1f} s"
+        f"{100 * step.share:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), {step.seconds:.1f} s"
     )
 
 
@@ -152,7 +164,7 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
             (
                 step.name,
                 str(step.blocks),
-                *(f"{getattr(step, measure):.2%}" for measure in measures),
+                *(f"{100 * getattr(step, measure):.2f} %" for measure in measures),
                 f"{step.macs / steps[0].macs:.1%}",
                 f"{step.params / steps[0].params:.1%}",
                 f"{1e3 * (step.latency or 0.0):.2f} ms",

@@ -144,7 +144,7 @@ def moment_text(moment: GateMoment | Moment) -> str:
         "agreement": moment.agreement,
     }
     parts = [f"epoch {moment.epoch}", f"loss {moment.loss:.4f}"]
-    parts += [f"{name} {share:.2%}" for name, share in shares.items() if share is not None]
+    parts += [f"{name} {100 * share:.2f} %" for name, share in shares.items() if share is not None]
     parts += [] if moment.gate is None else [f"mean gate {moment.gate:.3f}"]
     return "  ".join(parts)
 

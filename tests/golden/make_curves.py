@@ -86,9 +86,10 @@ def training() -> Curve:
     return read(trained.notes["epochs"], "loss", "gate")
 
 
-def fine_tuning() -> Curve:
+def fine_tuning(match: str = "logits") -> Curve:
     """Twelve epochs without one block, the whole network being the teacher."""
     recipe = Recipe(epochs=12, batch_size=16, schedule="cosine", learning_rate=0.02, seed=1)
+    recipe = replace(recipe, match=match)
     teacher = whole("resnet8")
     smaller = remove(teacher, removable(teacher.network)[:1])
     data = bright_images(50, SHAPE)
@@ -96,11 +97,17 @@ def fine_tuning() -> Curve:
     return read(tuned.notes["epochs"], "loss")
 
 
+def features() -> Curve:
+    """The same by the distance of features."""
+    return fine_tuning("features")
+
+
 CURVES: dict[str, Callable[[], Curve]] = {
     "gates": gates,
     "gates-of-labels": gates_of_labels,
     "training": training,
     "fine-tuning": fine_tuning,
+    "features": features,
 }
 
 
