@@ -598,7 +598,8 @@ def bad(tmp_path_factory) -> dict[str, bytes]:
     root = tmp_path_factory.mktemp("bad")
     for split in ("train", "test"):
         write_folder(root / "large", random_images(8, (3, 9, 9), 4), split)
-        write_folder(root / "many", random_images(20, COLOUR, 5), split)
+        write_folder(root / "many", random_images(40, COLOUR, 5), split)
+        write_folder(root / "few", random_images(20, COLOUR, 4), split)
     write_folder(root / "untaught", bright_images(24, COLOUR))
     save(plain("resnet8", classes=5), root / "five.pt")
     save(plain("resnet8", size=16), root / "sixteen.pt")
@@ -615,8 +616,8 @@ BAD = {
         "gate whole.pt --data imagefolder:images --hold-out 0",
         "has 60 images, fewer than one batch of 128; pass --batch-size 60",
     ),
-    "gate, hold out": (
-        "gate whole.pt --data imagefolder:images --hold-out 60 --batch-size 16",
+    "finetune, hold out": (
+        "finetune whole.pt --data imagefolder:images --hold-out 60 --batch-size 16",
         "cannot hold out 60 images",
     ),
     "gate, too many": (
@@ -699,8 +700,8 @@ BAD = {
     ),
     "compress, too many": (f"{COMPRESS} --drop 7 --data imagefolder:images", "7 blocks"),
     "compress, few images": (
-        "compress whole.pt -o it.pt --hold-out 12 --drop 1 --data imagefolder:images",
-        "has 48 images, fewer than one batch of 128; pass --batch-size 48",
+        f"{COMPRESS} --drop 1 --data imagefolder:few",
+        "cannot compress with 20 images of .*: expected at least 32; add some, they need no labels",
     ),
     "compress, suffix": (
         "compress whole.pt -o it.onnx --drop 1 --data imagefolder:images",
