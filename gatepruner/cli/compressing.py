@@ -55,7 +55,9 @@ class Steps:
         """How to compress."""
         gating = replace(gating, identity_only=self.stock)
         tuned = None if self.epochs == 0 else replace(tuning, epochs=self.epochs)
-        return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate)
+        given = tuning.learning_rate != FINE_TUNING.learning_rate
+        trial = 0 if given else CompressionRecipe.trial
+        return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate, trial)
 
 
 GATING = {
@@ -228,7 +230,7 @@ def _watch(show: Callable[[Any], None], terminal: Terminal) -> Callable[[Any], N
             terminal.say(reached_text(event))
         elif isinstance(event, Choice):
             found = ", ".join(f"{name} {one:.3f}" for name, one in event.divergences.items())
-            terminal.say(f"weights: {event.state} (divergence on held-out images: {found})")
+            terminal.say(f"{event.what}: {event.best} (divergence on held-out images: {found})")
         else:
             show(event)
 

@@ -261,6 +261,7 @@ def _configuration(
         "epochs": tuning.passes(len(train)) if tuning else 0,
         "matched": matched(tuning.match, checkpoint.network, checkpoint) if tuning else None,
         "learning rate": tuning.learning_rate if tuning else None,
+        "trial steps": recipe.trial,
         "batch size": gating.batch_size,
         "latency batch size": gating.latency_batch,
         "seed": gating.seed,

@@ -106,17 +106,19 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Choice:
-    """The state that recovery begins with.
+    """What was chosen on held-out images.
 
     Attributes:
-        divergences: of every state from the whole network on held-out images, in nats.
+        what: was chosen.
+        divergences: from the whole network on held-out images, in nats, with each that was tried.
     """
 
+    what: str
     divergences: Mapping[str, float]
 
     @property
-    def state(self) -> str:
-        """The state with the least divergence."""
+    def best(self) -> str:
+        """The one with the least divergence."""
         return min(self.divergences, key=self.divergences.__getitem__)
 
 

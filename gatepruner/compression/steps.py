@@ -12,9 +12,11 @@ import torch
 from gatepruner.compression.folder import Folder
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Choice
+from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.gates import learn_gates
+from gatepruner.learning.recipes import Recipe
 from gatepruner.learning.training import finetune
 from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.recalibration import recalibrate
@@ -151,9 +153,11 @@ def _recalibrate(request: Request, small: Checkpoint) -> Checkpoint:
         "the network's own, recalibrated": _recalibrated(request, plain),
         "the network's own": plain,
     }
-    choice = Choice({name: _divergence(request, state) for name, state in states.items()})
+    choice = Choice(
+        "weights", {name: _divergence(request, state) for name, state in states.items()}
+    )
     request.watch(choice)
-    return states[choice.state]
+    return states[choice.best]
 
 
 def _recalibrated(request: Request, small: Checkpoint) -> Checkpoint:
@@ -183,15 +187,42 @@ def _divergence(request: Request, candidate: Checkpoint) -> float:
 
 def _tune(request: Request, small: Checkpoint) -> Checkpoint:
     """Fine-tune all weights with the whole network as teacher."""
-    assert request.recipe.tuning is not None  # or the step is skipped
     return finetune(
         small,
         request.train,
-        request.recipe.tuning,
+        _best_recipe(request, small),
         teacher=request.whole,
         validation=request.held_out,
         **request.learning("fine-tuned"),
     )
+
+
+def _best_recipe(request: Request, small: Checkpoint) -> Recipe:
+    """The recipe that brings the network nearest to the whole one in a short trial."""
+    tuning, facts = request.recipe.tuning, request.folder.facts
+    assert tuning is not None  # or the step is skipped
+    if not request.recipe.trial or request.held_out is None:
+        return tuning
+    recipes = (tuning, tuning.careful)
+    if "recipe" not in facts:  # a resumed compression does not try again
+        tried = [_divergence(request, _tried(request, small, recipe)) for recipe in recipes]
+        facts["recipe"] = tried.index(min(tried))
+        request.folder.write()
+        names = (f"{one.optimizer}, statistics {one.statistics}" for one in recipes)
+        request.watch(Choice("recipe", dict(zip(names, tried, strict=True))))
+    return recipes[facts["recipe"]]
+
+
+def _tried(request: Request, small: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The network after a short trial of a recipe."""
+    steps, size = request.recipe.trial, recipe.batch_size
+    images = request.train.spread(steps * size)
+    short = replace(recipe, epochs=max(1, round(steps / max(len(images) // size, 1))))
+    learning = {**request.learning("fine-tuned"), "state": None, "resume": False}
+    try:
+        return finetune(small, images, short, teacher=request.whole, **learning)
+    except TrainingError:  # its loss is not finite
+        return small
 
 
 @dataclass(frozen=True)
