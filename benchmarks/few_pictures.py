@@ -87,6 +87,7 @@ def trials(counts: Sequence[int], pictures: Sequence[int], seeds: int) -> list[T
                 ("both", "gates"),
             )
         ]
+        found.append(Trial(removed, "features", order="gates by logits", images=images))
         found.append(Trial(removed, "MiR", order="recoverability", images=images))
     return found
 

@@ -9,7 +9,8 @@ state   plain: the network's own weights, recalibrated; gates: as `follow` leave
         recalibrated
 match   none (no recovery), labels (no teacher), logits (0.9 of the loss; the rest are labels),
         features, both
-order   gates (learned from the same images, at most 10,000), leave-one-out (greedy), random
+order   gates (learned from the same images, at most 10,000, by logits or by features),
+        leave-one-out (greedy), random
 
 Finished trials are kept in `results/recovery.work/`; a rerun with the same options continues there.
 
@@ -55,7 +56,7 @@ class Trial:
     removed: int
     match: str = "features"
     state: str = "plain"
-    order: str = "gates"
+    order: str = "gates by features"
     seed: int = 0
     images: int = 20_000
 
@@ -127,7 +128,7 @@ class Bench:
 
     def start(self, trial: Trial) -> gatepruner.Checkpoint:
         """The network that recovery begins with."""
-        if trial.order == "gates":
+        if trial.order.startswith("gates"):
             gated = self.gated(trial)
             plan = gatepruner.rank(gated).first(trial.removed)
         else:
@@ -143,10 +144,11 @@ class Bench:
 
     def gated(self, trial: Trial) -> gatepruner.Checkpoint:
         """The network with gates learned from the images of a trial."""
-        path = self.folder / f"gated-{trial.images}-{trial.seed}.pt"
+        match = trial.order.partition("by ")[2]
+        path = self.folder / f"gated-{match}-{trial.images}-{trial.seed}.pt"
         if not path.exists():
             images = self.train.spread(min(trial.images, GATE_IMAGES))
-            recipe = replace(self.gating, seed=trial.seed)
+            recipe = replace(self.gating, match=match, seed=trial.seed)
             gated = gatepruner.learn_gates(self.whole, images, recipe, device="cpu")
             gatepruner.save(gated, path)
         return gatepruner.load(path)
@@ -195,13 +197,15 @@ def draw(rows: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
 
 def trials(counts: Sequence[int], images: int, seeds: int) -> list[Trial]:
     """What is compared: losses and states in the gates' order, then orders by features."""
-    found = [
-        Trial(removed, match, state, images=images)
-        for removed, match, state in itertools.product(
-            counts, ("none", "features", "logits", "both", "labels"), ("plain", "gates")
-        )
-    ]
+    found = []
     for removed in counts:
+        found += [
+            Trial(removed, match, state, images=images)
+            for match, state in itertools.product(
+                ("features", "none", "logits", "both", "labels"), ("gates", "plain")
+            )
+        ]
+        found.append(Trial(removed, order="gates by logits", images=images))
         found.append(Trial(removed, order="leave-one-out", images=images))
         found += [Trial(removed, order="random", seed=seed, images=images) for seed in range(seeds)]
     return found
