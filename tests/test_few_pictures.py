@@ -244,8 +244,8 @@ def test_what_compress_matches_can_be_chosen(run, folder, monkeypatch):
 
     monkeypatch.setattr("gatepruner.compression.steps.finetune", ask)
     for words, match in (((), "features"), (("--match", "both"), "both")):
+        options = ("--force", "-o", folder / "small.pt", *words)
         with pytest.raises(AskedError):
-            options = ("--force", "-o", folder / "small.pt", *words)
             run(*command("compress", folder, *FAST, *options))
         assert asked[-1].match == match
     options = (*FAST, "-o", folder / "other.pt", "--match", "answers")

@@ -151,7 +151,8 @@ def step_text(step: StepRecord) -> str:
     """The record of a step of a compression in one line."""
     return (
         f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, {step.measure} "
-        f"{100 * step.share:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), {step.seconds:.1f} s"
+        f"{100 * step.share:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), "
+        f"{step.seconds:.1f} s"
     )
 
 
