@@ -88,9 +88,31 @@ def target_cell(rows: Sequence[Record], best: bool) -> str:
     return f"{f'**{number}**' if best else number} ({kept})"
 
 
+RECOVERED = table(
+    Column("images", "{images:,}"),
+    Column("blocks removed", "removed"),
+    Column("order", "order"),
+    Column("state", "state"),
+    Column("matched", "match"),
+    Column("accuracy (%)", "accuracy", PERCENTS),
+    Column("agreement (%)", "agreement", PERCENTS),
+    Column("time (s)", "seconds", mean(".0f")),
+    keys=5,
+)
+CORRELATED = table(
+    Column("score", "score"),
+    Column("rank correlation", "{correlation:.2f}"),
+    Column("95 % interval", "{low:.2f} to {high:.2f}"),
+    Column("time (s)", "seconds", mean(".0f")),
+)
 RUNS = Column("n", "{seconds[n]}")
 TIME = Column("time (s)", "seconds", quartiles())
 TABLES: dict[str, Table] = {
+    "after_recovery": CORRELATED,
+    "after_recovery_resnet20": CORRELATED,
+    "few_pictures": RECOVERED,
+    "few_pictures_lite0": RECOVERED,
+    "recovery": RECOVERED,
     "accuracy": table(
         Column("network", "network"),
         Column("removed", "removed"),

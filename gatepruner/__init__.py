@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from gatepruner.learning.training import train as train
     from gatepruner.measuring.accuracy import Accuracy as Accuracy
     from gatepruner.measuring.accuracy import accuracy as accuracy
+    from gatepruner.measuring.agreement import Agreement as Agreement
+    from gatepruner.measuring.agreement import agreement as agreement
     from gatepruner.measuring.cost import Cost as Cost
     from gatepruner.measuring.cost import count as count
     from gatepruner.measuring.latency import latency as latency
@@ -87,6 +89,7 @@ _PUBLIC = {
     "learning.recipes": "FINE_TUNING GateRecipe Recipe",
     "learning.training": "finetune train",
     "measuring.accuracy": "Accuracy accuracy",
+    "measuring.agreement": "Agreement agreement",
     "measuring.cost": "Cost count",
     "measuring.latency": "latency",
     "measuring.recalibration": "recalibrate",

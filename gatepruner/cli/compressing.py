@@ -55,7 +55,9 @@ class Steps:
         """How to compress."""
         gating = replace(gating, identity_only=self.stock)
         tuned = None if self.epochs == 0 else replace(tuning, epochs=self.epochs)
-        return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate)
+        given = tuning.learning_rate != FINE_TUNING.learning_rate
+        trial = 0 if given else CompressionRecipe.trial
+        return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate, trial)
 
 
 GATING = {
@@ -116,6 +118,8 @@ def compress(
         check_reachable(goal, whole.network, whole.network.removable, meter)
         works = _works(whole, train, test, goal, recipe)
         return foretell(call, whole, [output, folder, *outputs[1:]], works, data)
+    for line in _remarks(whole, train, recipe):
+        call.terminal.say(line)
     with stopping(folder / "steps.json"), call.terminal.watching() as watch:
         result = compressed(
             whole,
@@ -175,9 +179,30 @@ def _images(
     if test is None:
         test = train if held_out is None else held_out
         measure = "accuracy" if test.labelled else "agreement"
-        kind = "training images" if held_out is None else "held-out training images"
-        terminal.say(f"no other images: {measure} is measured on {len(test):,} {kind}")
+        terminal.say(
+            f"{data.data} has no other images: {measure} is measured on {len(test):,} of these, on "
+            "which the best state is chosen, too"
+        )
     return train, held_out, test
+
+
+def _remarks(whole: Checkpoint, train: Images, recipe: CompressionRecipe) -> list[str]:
+    """What a user should know of the images and the network before it begins."""
+    from gatepruner.learning.learner import matched
+    from gatepruner.networks.norms import statistics
+
+    remarks = []
+    if recipe.tuning is not None:
+        what = matched(recipe.tuning.match, whole.network, whole)
+        remarks.append(f"recovery matches {what} of the whole network")
+    if recipe.recalibrate and not statistics(whole.network.build_blank()):
+        remarks.append(f"{whole.network} has no batch norm: there is nothing to recalibrate")
+    if train.labelled and len(set(train.labels.tolist())) == 1 and whole.network.num_classes > 1:
+        remarks.append(
+            f"all {len(train):,} training images are of one class: the smaller network may forget "
+            "the others; add pictures of them, they need no labels"
+        )
+    return remarks
 
 
 def _works(
@@ -194,7 +219,7 @@ def _works(
 
 def _watch(show: Callable[[Any], None], terminal: Terminal) -> Callable[[Any], None]:
     """Says what each step has left and what the goal takes, and shows where long steps are."""
-    from gatepruner.compression.record import StepRecord
+    from gatepruner.compression.record import Choice, StepRecord
     from gatepruner.pruning.goals import Reach
     from gatepruner.report.tables import step_text
 
@@ -203,6 +228,9 @@ def _watch(show: Callable[[Any], None], terminal: Terminal) -> Callable[[Any], N
             terminal.say(step_text(event))
         elif isinstance(event, Reach):
             terminal.say(reached_text(event))
+        elif isinstance(event, Choice):
+            found = ", ".join(f"{name} {one:.3f}" for name, one in event.divergences.items())
+            terminal.say(f"{event.what}: {event.best} (divergence on held-out images: {found})")
         else:
             show(event)
 

@@ -17,6 +17,7 @@ from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
+from gatepruner.learning.learner import matched
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
@@ -68,7 +69,7 @@ def compress(
         folder: where to keep the network of every step; by default none is kept.
         resume: whether to continue from the steps in that folder, if there are any.
         force: whether to replace what is in that folder.
-        watch: called with every `GateMoment`, `Moment`, `Reach` and `StepRecord`.
+        watch: called with every `GateMoment`, `Moment`, `Reach`, `Choice` and `StepRecord`.
         track: maps a description to a wrapper of an iterable that shows progress.
         on_stop: called when a signal asks a learning step to stop.
 
@@ -258,8 +259,9 @@ def _configuration(
         "identity only": gating.identity_only,
         "recalibration images": min(recipe.recalibrate, len(train)),
         "epochs": tuning.passes(len(train)) if tuning else 0,
-        "match": tuning.match if tuning else None,
+        "matched": matched(tuning.match, checkpoint.network, checkpoint) if tuning else None,
         "learning rate": tuning.learning_rate if tuning else None,
+        "trial steps": recipe.trial,
         "batch size": gating.batch_size,
         "latency batch size": gating.latency_batch,
         "seed": gating.seed,

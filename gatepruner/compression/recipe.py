@@ -19,12 +19,15 @@ class CompressionRecipe:
         tuning: how the smaller network is fine-tuned; `None` skips fine-tuning.
         gate_images: most training images to learn gates from.
         recalibrate: training images to recalibrate batch norm on; 0 skips recalibration.
+        trial: steps of a trial on held-out images of `tuning` and `tuning.careful`, the better of
+            which is carried out; 0 skips the trial.
     """
 
     gating: GateRecipe = field(default_factory=GateRecipe)
     tuning: Recipe | None = FINE_TUNING
     gate_images: int = 10_000
     recalibrate: int = 2000
+    trial: int = 50
 
     @property
     def most_images(self) -> int:

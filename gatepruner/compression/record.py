@@ -105,6 +105,24 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What was chosen on held-out images.
+
+    Attributes:
+        what: was chosen.
+        divergences: from the whole network on held-out images, in nats, with each that was tried.
+    """
+
+    what: str
+    divergences: Mapping[str, float]
+
+    @property
+    def best(self) -> str:
+        """The one with the least divergence."""
+        return min(self.divergences, key=self.divergences.__getitem__)
+
+
+@dataclass(frozen=True)
 class Compressed:
     """The result of a compression.
 

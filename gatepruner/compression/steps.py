@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,17 +11,21 @@ import torch
 
 from gatepruner.compression.folder import Folder
 from gatepruner.compression.recipe import CompressionRecipe
+from gatepruner.compression.record import Choice
+from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.gates import learn_gates
+from gatepruner.learning.recipes import Recipe
 from gatepruner.learning.training import finetune
+from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.curve import Point, sweep
 from gatepruner.pruning.goals import COSTS, Goal, blocks_for, most_needed
 from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.ranking import rank
-from gatepruner.pruning.surgery import fold_gates, prune
+from gatepruner.pruning.surgery import fold_gates, prune, remove
 
 SPARE = 3  # more blocks on the path than a latency seems to need, since measurements vary
 
@@ -131,6 +136,31 @@ def _remove(request: Request, gated: Checkpoint) -> Checkpoint:
 
 
 def _recalibrate(request: Request, small: Checkpoint) -> Checkpoint:
+    """Recalibrate batch norm, and keep the state that is nearest to the whole network.
+
+    Recalibration can do harm: if training cropped its images, their statistics are not those of
+    the images at hand. Nor is what was learned along the path always better than the network's own
+    weights. So, with held-out images, all of these are compared on them.
+    """
+    recalibrated = _recalibrated(request, small)
+    if request.held_out is None:
+        return recalibrated
+    gone = set(request.whole.network.removable) - set(small.network.removable)
+    plain = fold_gates(remove(request.whole, small.network.in_order(gone)))
+    states = {
+        "learned along the path, recalibrated": recalibrated,
+        "learned along the path": small,
+        "the network's own, recalibrated": _recalibrated(request, plain),
+        "the network's own": plain,
+    }
+    choice = Choice(
+        "weights", {name: _divergence(request, state) for name, state in states.items()}
+    )
+    request.watch(choice)
+    return states[choice.best]
+
+
+def _recalibrated(request: Request, small: Checkpoint) -> Checkpoint:
     return recalibrate(
         small,
         request.train.spread(request.recipe.recalibrate),
@@ -141,17 +171,58 @@ def _recalibrate(request: Request, small: Checkpoint) -> Checkpoint:
     )
 
 
+def _divergence(request: Request, candidate: Checkpoint) -> float:
+    """The divergence from the whole network on held-out images; infinite if it is no number."""
+    assert request.held_out is not None  # `_recalibrate` has checked it
+    found = agreement(
+        candidate,
+        request.whole,
+        request.held_out,
+        device=request.device,
+        normalization=request.normalization,
+        track=request.track("choosing the state to recover from"),
+    )
+    return found.divergence if math.isfinite(found.divergence) else math.inf
+
+
 def _tune(request: Request, small: Checkpoint) -> Checkpoint:
     """Fine-tune all weights with the whole network as teacher."""
-    assert request.recipe.tuning is not None  # or the step is skipped
     return finetune(
         small,
         request.train,
-        request.recipe.tuning,
+        _best_recipe(request, small),
         teacher=request.whole,
         validation=request.held_out,
         **request.learning("fine-tuned"),
     )
+
+
+def _best_recipe(request: Request, small: Checkpoint) -> Recipe:
+    """The recipe that brings the network nearest to the whole one in a short trial."""
+    tuning, facts = request.recipe.tuning, request.folder.facts
+    assert tuning is not None  # or the step is skipped
+    if not request.recipe.trial or request.held_out is None:
+        return tuning
+    recipes = (tuning, tuning.careful)
+    if "recipe" not in facts:  # a resumed compression does not try again
+        tried = [_divergence(request, _tried(request, small, recipe)) for recipe in recipes]
+        facts["recipe"] = tried.index(min(tried))
+        request.folder.write()
+        names = (f"{one.optimizer}, statistics {one.statistics}" for one in recipes)
+        request.watch(Choice("recipe", dict(zip(names, tried, strict=True))))
+    return recipes[facts["recipe"]]
+
+
+def _tried(request: Request, small: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The network after a short trial of a recipe."""
+    steps, size = request.recipe.trial, recipe.batch_size
+    images = request.train.spread(steps * size)
+    short = replace(recipe, epochs=max(1, round(steps / max(len(images) // size, 1))))
+    learning = {**request.learning("fine-tuned"), "state": None, "resume": False}
+    try:
+        return finetune(small, images, short, teacher=request.whole, **learning)
+    except TrainingError:  # its loss is not finite
+        return small
 
 
 @dataclass(frozen=True)

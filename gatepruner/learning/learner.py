@@ -197,6 +197,14 @@ def matches(match: str, network: Network, teacher: Checkpoint) -> bool:
     return own is not None and others is not None
 
 
+def matched(match: str, network: Network, teacher: Checkpoint) -> str:
+    """What a network matches of its teacher, in words."""
+    found = features_of(network.base)
+    if not matches(match, network, teacher):
+        return "logits" if match == "logits" else "logits, since there are no features"
+    return f"{found} and logits" if match == "both" else str(found)
+
+
 def distance(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Mean Kullback-Leibler divergence of softened logits `(N, K)` from the teacher's.
 

@@ -7,7 +7,7 @@ not imported here.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gatepruner.errors import TrainingError
@@ -16,18 +16,21 @@ COSTS = ("none", "params", "macs", "latency")
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 SCHEDULES = ("onecycle", "step", "cosine")
 MATCHES = ("features", "logits", "both")
+STATISTICS = ("batch", "kept")
 
 CHOICES = {
     "cost": COSTS,
     "match": MATCHES,
     "optimizer": tuple(LEARNING_RATES),
     "schedule": SCHEDULES,
+    "statistics": STATISTICS,
 }
 LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1}
 LEAST["batch_size"] = 2  # batch norm needs at least two images
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
+CAREFUL_RATE = 1e-4
 EPOCHS, STEPS = 10, 400  # at least, where no number of epochs is given
 
 
@@ -120,6 +123,7 @@ class Recipe(_Checked):
         learning_rate: Peak learning rate of the weights; by default 0.1 for SGD, 0.001 for Adam.
         schedule: Learning rate schedule: onecycle, step (divided by 10 after half and after three
             quarters of the steps) or cosine (from the peak to 0).
+        statistics: Statistics of batch norm while learning: batch, or kept as they are.
         weight_decay: Weight decay of the weights; gates have none.
         gate_learning_rate: Peak learning rate of the gates.
         gate_penalty: Weight of the sum of all gates in the loss.
@@ -138,6 +142,7 @@ class Recipe(_Checked):
     optimizer: str = "sgd"
     learning_rate: float | None = None
     schedule: str = "onecycle"
+    statistics: str = "batch"
     weight_decay: float = 5e-4
     gate_learning_rate: float = 0.05
     gate_penalty: float = 0.0
@@ -152,6 +157,12 @@ class Recipe(_Checked):
     def peak(self) -> float:
         """The peak learning rate of the weights."""
         return self.learning_rate or LEARNING_RATES[self.optimizer]
+
+    @property
+    def careful(self) -> Recipe:
+        """The same for networks that steps of SGD lead astray: large ones, and transformers."""
+        careful = replace(self, optimizer="adam", statistics="kept")
+        return replace(careful, learning_rate=CAREFUL_RATE, weight_decay=0.0)
 
     def passes(self, images: int) -> int:
         """How many passes over so many images are made."""

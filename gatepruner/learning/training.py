@@ -14,14 +14,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import varied
-from gatepruner.learning.learner import Learner, matches
+from gatepruner.learning.learner import Learner, matched, matches
 from gatepruner.learning.moments import Moment
 from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.running import carry_out
@@ -30,6 +30,7 @@ from gatepruner.measuring.agreement import Agreement, answering, compared
 from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.norms import keep_statistics
 
 PATIENCE = 5  # rounds without a better state, after which a run ends
 ROUND = 25  # steps, at least, between two comparisons with the teacher
@@ -166,6 +167,7 @@ class _Run(Learner[Moment]):
     """A run that trains weights and gates."""
 
     recipe: Recipe
+    module: fx.GraphModule
 
     def __init__(
         self,
@@ -184,7 +186,8 @@ class _Run(Learner[Moment]):
         super().__init__(start, data, recipe, varied if recipe.augment else None, **options)
         self.validation, self.fresh = validation, fresh
         self.history: list[dict[str, Any]] = []
-        self.module = answering(self.root, start.network, self.matches).train()
+        self.module = answering(self.root, start.network, self.matches)
+        self._learn()
         self.tensors = self.root.state_dict()
         keys = {start.network.gate_key(name) for name in start.network.edits.gated}
         named = dict(self.root.named_parameters())
@@ -195,6 +198,12 @@ class _Run(Learner[Moment]):
         self.best: dict[str, Any] = {}  # of the states that were compared with the teacher
         self.optimizer = _optimizer(recipe, weights, self.gates)
         self.scheduler = _scheduler(recipe, self.optimizer, self.steps)
+
+    def _learn(self) -> None:
+        """Put the module into the mode in which it learns."""
+        self.module.train()
+        if self.recipe.statistics == "kept":
+            keep_statistics(self.module)
 
     @property
     def finished(self) -> bool:
@@ -241,7 +250,7 @@ class _Run(Learner[Moment]):
             return moment
         if self.teacher is None:
             (measured,) = tally(self.root, self.validation, self.normalization, self.device, 256)
-            self.module.train()
+            self._learn()
             return replace(moment, validation=measured.accuracy)
         every = math.ceil(ROUND / self.per_epoch)
         if self.done < self.steps and moment.epoch % every:
@@ -265,7 +274,7 @@ class _Run(Learner[Moment]):
             *(self.module, self.teacher_module, held_out, self.normalization, self.device),
             fast=self.fast,
         )
-        self.module.train()
+        self._learn()
         best = self.best or {"least": found.agreeing, "divergence": math.inf}
         better = found.agreeing >= best["least"] and found.divergence < best["divergence"]
         if better or not self.best:
@@ -312,6 +321,8 @@ class _Run(Learner[Moment]):
             "torch": torch.__version__,
             "device": str(self.device),
         }
+        if self.teacher is not None:
+            notes["matched"] = matched(self.recipe.match, network, self.teacher)
         if self.best:
             notes["kept"] = {key: self.best[key] for key in ("step", "agreement", "divergence")}
         return Checkpoint(network, MappingProxyType(weights), notes)

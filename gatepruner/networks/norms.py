@@ -50,11 +50,20 @@ def _statistics_of(module: fx.GraphModule, node: fx.Node) -> tuple[str, str] | N
 def use_batch_statistics(module: fx.GraphModule) -> None:
     """Make batch norm use the statistics of the batch, as in training; dropout stays off."""
     module.eval()
+    _set_batch_norm(module, training=True)
+
+
+def keep_statistics(module: fx.GraphModule) -> None:
+    """Make batch norm use the statistics it has, as in evaluation; dropout stays as it is."""
+    _set_batch_norm(module, training=False)
+
+
+def _set_batch_norm(module: fx.GraphModule, *, training: bool) -> None:
     for layer in module.modules():
         if isinstance(layer, BATCH_NORM):
-            layer.train()
+            layer.train(training)
     for node in module.graph.nodes:
         if function_name(node.target) == "batch_norm":
             for value in node.all_input_nodes:
                 if kind(module, value) is Mode:
-                    module.get_submodule(str(value.target)).train()
+                    module.get_submodule(str(value.target)).train(training)

@@ -94,22 +94,40 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         "",
         f"![{last.measure} against latency](tradeoff.png)",
         "",
-        f"| step | blocks | {last.measure} (%) | 95 % interval | agreement (%) | distance | MACs "
-        "| parameters | latency (ms) | quartiles | rounds | time (s) |",
-        f"|:---|{11 * '---:|'}",
-    ]
-    lines += [
-        f"| {step.name} | {step.blocks} | {100 * step.share:.2f} "
-        f"| {100 * step.low:.1f} to {100 * step.high:.1f} | {100 * step.agreement:.2f} "
-        f"| {'' if step.distance is None else f'{step.distance:.3f}'} "
-        f"| {step.macs:,} | {step.params:,} "
-        f"| {1e3 * (step.latency or 0.0):.2f} | {1e3 * (step.latency_low or 0.0):.2f} to "
-        f"{1e3 * (step.latency_high or 0.0):.2f} | {step.latency_rounds} | {step.seconds:.1f} |"
-        for step in steps
-    ]
-    lines += [
+        *_table(steps),
         "",
-        "Agreement: images that the whole network assigns to the same class. Distance: mean "
-        "squared difference of the features, relative to the mean square of the whole network's.",
+        "Agreement: images that the whole network assigns to the same class. Distance: mean square "
+        "of the difference of the features, relative to that of the whole network's features.",
     ]
     return "\n".join([*lines, *condition_lines(document)]) + "\n"
+
+
+def _table(steps: Sequence[StepRecord]) -> list[str]:
+    """The records of all steps in markdown."""
+    rows = [_cells(step) for step in steps]
+    titles, _ = zip(*rows[0], strict=True)
+    lines = [titles, (":---", *("---:" for _ in titles[1:]))]
+    lines += [tuple(cell for _, cell in row) for row in rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cells(step: StepRecord) -> list[tuple[str, str]]:
+    """The titles and cells of a record."""
+    agreement = [("agreement (%)", f"{100 * step.agreement:.2f}")]
+    return [
+        ("step", step.name),
+        ("blocks", str(step.blocks)),
+        (f"{step.measure} (%)", f"{100 * step.share:.2f}"),
+        ("95 % interval", f"{100 * step.low:.1f} to {100 * step.high:.1f}"),
+        *(agreement if step.accuracy is not None else []),
+        ("distance", "" if step.distance is None else f"{step.distance:.3f}"),
+        ("MACs", f"{step.macs:,}"),
+        ("parameters", f"{step.params:,}"),
+        ("latency (ms)", f"{1e3 * (step.latency or 0.0):.2f}"),
+        (
+            "quartiles",
+            f"{1e3 * (step.latency_low or 0.0):.2f} to {1e3 * (step.latency_high or 0.0):.2f}",
+        ),
+        ("rounds", str(step.latency_rounds)),
+        ("time (s)", f"{step.seconds:.1f}"),
+    ]

