@@ -82,11 +82,9 @@ def test_a_good_run_agrees_better_and_says_when(small, whole, held_out):
     assert after.agreeing >= before.agreeing
     assert after.divergence == pytest.approx(kept["divergence"], rel=1e-5)
     assert after.agreement == kept["agreement"]
-    records = result.notes["epochs"]
-    assert kept["step"] == 3 * (
-        1 + [one["divergence"] for one in records].index(kept["divergence"])
-    )
-    assert kept["divergence"] == min(one["divergence"] for one in records)
+    divergences = [record["divergence"] for record in result.notes["epochs"]]
+    assert kept["divergence"] == min(divergences)
+    assert kept["step"] == 3 * (1 + divergences.index(min(divergences)))
 
 
 def test_a_state_that_agrees_on_fewer_images_is_not_kept(small, whole, held_out, monkeypatch):

@@ -32,7 +32,13 @@ from gatepruner.report.compression import tradeoff_figure, write_compression
 SHAPE = (3, 8, 8)
 NAMES = ["whole", "gated", "removed", "folded", "recalibrated", "fine-tuned"]
 QUICK = GateRecipe(warmup=2, steps=2)
-RECIPE = CompressionRecipe(QUICK, replace(FINE_TUNING, epochs=4)).fitted(40)
+RECIPE = CompressionRecipe(QUICK, replace(FINE_TUNING, epochs=4), trial=2).fitted(40)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch) -> None:
+    """Trials of two steps, on the command line as well."""
+    monkeypatch.setattr(CompressionRecipe, "trial", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +82,9 @@ def test_fifty_pictures_are_enough(result):
         assert (step.measure, step.share, step.images) == ("agreement", measured.agreement, 10)
     assert result.steps[0].agreement == 1
     assert result.steps[0].distance == 0
-    assert result.steps[-1].distance < result.steps[-2].distance
+    assert result.steps[-1].distance <= result.steps[-2].distance
     assert "classes" not in small.notes
-    assert result.configuration["match"] == "features"
-    assert result.configuration["features"] == "what mean takes (64x2x2)"
+    assert result.configuration["matched"] == "what mean takes (64x2x2)"
     assert small.notes["kept"]["divergence"] >= 0
 
 
@@ -98,9 +103,10 @@ def test_the_report_shows_agreement_and_distance(result, tmp_path):
     assert "(n = 10)" in report
     last = result.steps[-1]
     row = next(line for line in report.splitlines() if line.startswith("| fine-tuned"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2] == cells[4] == f"{100 * last.agreement:.2f}"
-    assert cells[5] == f"{last.distance:.3f}"
+    titles = next(line for line in report.splitlines() if line.startswith("| step"))
+    names, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (titles, row))
+    assert cells[names.index("agreement (%)")] == f"{100 * last.agreement:.2f}"
+    assert cells[names.index("distance")] == f"{last.distance:.3f}"
     with (tmp_path / "steps.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["accuracy"] for row in rows] == [""] * 6
@@ -180,7 +186,7 @@ def test_a_network_without_batch_norm_has_nothing_to_recalibrate(callers):
     for block in callers.blocks:
         block.bn = torch.nn.Identity()
     recipe = replace(RECIPE, tuning=replace(RECIPE.tuning, epochs=1))
-    result = compressed(Checkpoint.of(callers, SHAPE), pictures(32), recipe)
+    result = compressed(Checkpoint.of(callers, SHAPE), pictures(50), recipe, held_out=None)
     assert result.configuration["recalibration"] == "none: the network has no batch norm"
     assert [step.name for step in result.steps] == NAMES
     folded, recalibrated = result.steps[3:5]
@@ -211,7 +217,7 @@ def test_compress_runs_on_pictures(run, folder):
     told = run(*command("compress", folder, *FAST, "-o", folder / "small.pt"))
     assert told.code == 0, told.err
     assert "holding out 10 of 50 training images, at most a fifth" in told.out
-    assert "no other images: agreement is measured on 10 held-out training images" in told.out
+    assert re.search(r"has no other images: agreement is measured on 10 of", told.out)
     assert "accuracy" not in told.out
     assert re.search(r"fine-tuned: 2 blocks, [\d,]+ MACs, agreement [\d.]+ %", told.out)
     images = load_images(f"pictures:{folder / 'pictures'}", SHAPE, split="train")

@@ -132,10 +132,22 @@ class Featureless(Callers):
         return self.blocks(self.stem(x)).flatten(1)
 
 
-def test_without_features_logits_are_matched():
+class Featured(Callers):
+    """As many logits, of a head that pools a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    "kinds", [(Featureless, Featureless), (Featureless, Featured), (Featured, Featureless)]
+)
+def test_without_features_logits_are_matched(kinds):
+    """If either of the two networks has none."""
     images, pair = replace(bright_images(32, SHAPE), classes=tuple("abcdefgh")), []
-    for seed in (1, 2):
-        module = Featureless()
+    for seed, kind in enumerate(kinds):
+        module = kind()
         torch.manual_seed(seed)
         fresh = {
             key: torch.rand_like(one) if one.is_floating_point() else one

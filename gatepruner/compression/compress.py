@@ -24,7 +24,6 @@ from gatepruner.measuring.device import description, pick_device
 from gatepruner.measuring.inputs import check_batch, check_fit, check_size, normalization_of
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.networks.features import features_of
 from gatepruner.networks.network import Network
 from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
 from gatepruner.pruning.meter import Meter
@@ -269,7 +268,7 @@ def _configuration(
 
 
 def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
-    """The images that every step used, the features, and the conditions of latencies."""
+    """The images that every step used, and the conditions of latency measurements."""
     used = {
         f"images used, {verb.replace('_', ' ')}": f"{entry['images']} of {entry[verb]}"
         for entry in small.notes["history"]
@@ -278,9 +277,4 @@ def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
     }
     if request.recipe.recalibrate and not any("recalibrated" in one for one in used):
         used["recalibration"] = "none: the network has no batch norm"
-    features = features_of(request.whole.network.base)
-    return {
-        **used,
-        "features": str(features or "none: logits are matched"),
-        "device": f"{request.device} ({description(request.device)})",
-    }
+    return {**used, "device": f"{request.device} ({description(request.device)})"}
