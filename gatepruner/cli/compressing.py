@@ -179,10 +179,9 @@ def _images(
     if test is None:
         test = train if held_out is None else held_out
         measure = "accuracy" if test.labelled else "agreement"
-        terminal.say(
-            f"{data.data} has no other images: {measure} is measured on {len(test):,} of these, on "
-            "which the best state is chosen, too"
-        )
+        chosen = ", on which the best state is chosen, too" if held_out is not None else ""
+        measured = f"{measure} is measured on {len(test):,} of these{chosen}"
+        terminal.say(f"{data.data} has no other images: {measured}")
     return train, held_out, test
 
 

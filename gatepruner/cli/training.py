@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ALL = Data(split="train")
 NONE = HoldOut(hold_out=0)
-TAUGHT = ("match", "distillation", "temperature")  # options that matter only with a teacher
+TAUGHT = ("match", "distillation", "temperature", "statistics")  # of learning from a teacher
 
 
 @dataclass(frozen=True)
