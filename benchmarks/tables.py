@@ -105,6 +105,24 @@ CORRELATED = table(
     Column("95 % interval", "{low:.2f} to {high:.2f}"),
     Column("time (s)", "seconds", mean(".0f")),
 )
+COMPRESSED = table(
+    Column("step", "name"),
+    Column("blocks", "blocks"),
+    Column(
+        "accuracy (%), 95 % interval, n = {images:,}",
+        lambda row: "{:.2f} ({:.2f} to {:.2f})".format(
+            *(100 * row[key] for key in ("accuracy", "low", "high"))
+        ),
+    ),
+    Column("MACs", "{macs_kept:.1%}"),
+    Column("parameters", "{params_kept:.1%}"),
+    Column(
+        "latency (ms)",
+        lambda row: f"{1e3 * row['latency']:.2f} ({row['latency_kept']:.1%})",
+    ),
+    Column("time (s)", "{seconds:.0f}"),
+    records=shares_of_whole,
+)
 RUNS = Column("n", "{seconds[n]}")
 TIME = Column("time (s)", "seconds", quartiles())
 TABLES: dict[str, Table] = {
@@ -135,24 +153,8 @@ TABLES: dict[str, Table] = {
         records=above_torch,
         timed=True,
     ),
-    "compress": table(
-        Column("step", "name"),
-        Column("blocks", "blocks"),
-        Column(
-            "accuracy (%), 95 % interval, n = {images:,}",
-            lambda row: "{:.2f} ({:.2f} to {:.2f})".format(
-                *(100 * row[key] for key in ("accuracy", "low", "high"))
-            ),
-        ),
-        Column("MACs", "{macs_kept:.1%}"),
-        Column("parameters", "{params_kept:.1%}"),
-        Column(
-            "latency (ms)",
-            lambda row: f"{1e3 * row['latency']:.2f} ({row['latency_kept']:.1%})",
-        ),
-        Column("time (s)", "{seconds:.0f}"),
-        records=shares_of_whole,
-    ),
+    "compress": COMPRESSED,
+    "compress_pictures": COMPRESSED,
     "families": table(
         Column("network", "network"),
         Column("side", "side"),
