@@ -87,7 +87,10 @@ def trials(counts: Sequence[int], pictures: Sequence[int], seeds: int) -> list[T
                 ("both", "gates"),
             )
         ]
-        found.append(Trial(removed, "features", order="gates by logits", images=images))
+        found += [
+            Trial(removed, match, state, order="gates by logits", images=images)
+            for match, state in (("features", "plain"), ("none", "gates"))
+        ]
         found.append(Trial(removed, "MiR", order="recoverability", images=images))
     return found
 
