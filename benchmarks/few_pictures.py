@@ -3,8 +3,9 @@
 As `recovery.py`, with all trials learning from the same few pictures. Every method gets the same
 number of steps. Besides the losses and states compared there:
 
-- `features, best kept`: as `gatepruner compress` does it. A fifth of the pictures is held out, and
-  the state is kept that diverges least from the whole network on them.
+- `best kept`: a fifth of the pictures is held out, and the state is kept that diverges least from
+  the whole network on them, as `gatepruner compress` does it.
+- `careful`: by `Recipe.careful` instead of SGD, also as `compress` does it where that is better.
 - `MiR`: features from the plain network with the rate of the paper, 0.02 on their mean squared
   difference (Wang et al., 2022, https://arxiv.org/abs/2207.00200), in the order of recoverability,
   as PRACTISE chooses blocks.
@@ -48,7 +49,8 @@ class FewPictures(Bench):
 
     def recipe_of(self, trial: Trial) -> gatepruner.Recipe:
         if trial.match != "MiR":
-            return super().recipe_of(trial)
+            recipe = super().recipe_of(trial)
+            return recipe.careful if "careful" in trial.match else recipe
         rate = MIR_RATE * mean_square(self.whole, self.train.spread(100)) / FEATURES
         return replace(self.recipe, learning_rate=rate, seed=trial.seed)
 
@@ -68,6 +70,24 @@ class FewPictures(Bench):
             return {"names": sorted(left, key=left.__getitem__)}
 
         return list(record.once(path, ranked)["names"])
+
+
+def sample_trials(counts: Sequence[int], pictures: Sequence[int]) -> list[Trial]:
+    """What is compared on pictures of ImageNet, where every recovery takes minutes."""
+    return [
+        Trial(removed, match, state, images=images)
+        for images, removed, (match, state) in itertools.product(
+            pictures,
+            counts,
+            (
+                ("none", "plain"),
+                ("none", "statistics kept"),
+                ("none", "gates"),
+                ("features, careful, best kept", "statistics kept"),
+                ("features, best kept", "statistics kept"),
+            ),
+        )
+    ]
 
 
 def trials(counts: Sequence[int], pictures: Sequence[int], seeds: int) -> list[Trial]:
@@ -149,6 +169,7 @@ def main() -> None:
     options.add_argument("--removed", type=int, nargs="*", default=[10, 13], help="blocks")
     options.add_argument("--seeds", type=int, default=1)
     options.add_argument("--batch-size", type=int, default=64)
+    options.add_argument("--epochs", type=int, help="of recovery; by default 400 steps")
     options.add_argument("--gate-steps", type=int, default=50)
     next(action for action in options._actions if action.dest == "data").required = False
     chosen = options.parse_args()
@@ -156,8 +177,8 @@ def main() -> None:
         chosen.pictures, chosen.removed = [64], [2]
     whole = loaded(chosen.checkpoint)
     train, test = images_of(chosen, whole)
-    quick = {"epochs": 1} if chosen.quick else {}
-    recipe = replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size, **quick)
+    epochs = 1 if chosen.quick else chosen.epochs
+    recipe = replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size, epochs=epochs)
     gating = gatepruner.GateRecipe(
         blocks=max(chosen.removed),
         steps=2 if chosen.quick else chosen.gate_steps,
@@ -165,7 +186,12 @@ def main() -> None:
     )
     folder = record.folder(chosen.quick) / f"{chosen.name}.work"
     bench = FewPictures(whole, train, test, folder, recipe, gating)
-    rows = bench.run(trials(chosen.removed, chosen.pictures, chosen.seeds))
+    found = (
+        trials(chosen.removed, chosen.pictures, chosen.seeds)
+        if chosen.sample is None
+        else sample_trials(chosen.removed, chosen.pictures)
+    )
+    rows = bench.run(found)
     settings: dict[str, Any] = {
         "checkpoint": chosen.checkpoint.name,
         "whole": round(gatepruner.accuracy(whole, test, device="cpu").accuracy, 4),
