@@ -53,7 +53,12 @@ def main() -> None:
         folder=chosen.keep,
         watch=lambda event: isinstance(event, SHOWN) and print(event, flush=True),
     )
-    settings = {"checkpoint": chosen.checkpoint.name, **compressed.configuration}
+    configuration = {
+        key: value.replace(chosen.data, "DIR") if isinstance(value, str) else value
+        for key, value in compressed.configuration.items()
+        if key != "fingerprint"
+    }
+    settings = {"checkpoint": chosen.checkpoint.name, **configuration}
     rows = [asdict(step) for step in compressed.steps]
     record.write(chosen.name, settings, rows, quick=chosen.quick)
     save_figure(tradeoff_figure(compressed.steps), record.folder(chosen.quick) / chosen.name)
