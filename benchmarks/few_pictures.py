@@ -3,8 +3,8 @@
 As `recovery.py`, with all trials learning from the same few pictures. Every method gets the same
 number of steps. Besides the losses and states compared there:
 
-- `best kept`: a fifth of the pictures is held out, and the state is kept that diverges least from
-  the whole network on them, as `gatepruner compress` does it.
+- `best kept`: a fifth of the pictures is held out, and the state is kept whose features are
+  nearest to the whole network's on them, as `gatepruner compress` does it.
 - `careful`: by `Recipe.careful` instead of SGD, also as `compress` does it where that is better.
 - `MiR`: features from the plain network with the rate of the paper, 0.02 on their mean squared
   difference (Wang et al., 2022, https://arxiv.org/abs/2207.00200), in the order of recoverability,

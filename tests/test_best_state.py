@@ -66,39 +66,38 @@ def test_a_run_that_gets_worse_hands_over_what_it_began_with(small, whole, held_
     assert same(result, small)
     assert result.weights.keys() == small.weights.keys()
     before = compared(small, whole, held_out)
-    assert result.notes["kept"] == {
-        "step": 0,
-        "agreement": before.agreement,
-        "divergence": before.divergence,
-    }
-    assert all(before.divergence < one["divergence"] < math.inf for one in result.notes["epochs"])
+    kept, gap = result.notes["kept"], "divergence" if match == "logits" else "distance"
+    assert (kept["step"], kept["agreement"]) == (0, before.agreement)
+    assert kept["divergence"] == before.divergence
+    assert kept["distance"] == (None if match == "logits" else before.distance)
+    assert all(kept[gap] < one[gap] < math.inf for one in result.notes["epochs"])
 
 
 def test_a_good_run_agrees_better_and_says_when(small, whole, held_out):
     result = tuned(small, whole, held_out)
     before, after = (compared(one, whole, held_out) for one in (small, result))
     kept = result.notes["kept"]
-    assert after.divergence < before.divergence
+    assert after.distance < before.distance
     assert after.agreeing >= before.agreeing
-    assert after.divergence == pytest.approx(kept["divergence"], rel=1e-5)
+    assert after.distance == pytest.approx(kept["distance"], rel=1e-5)
     assert after.agreement == kept["agreement"]
-    divergences = [record["divergence"] for record in result.notes["epochs"]]
-    assert kept["divergence"] == min(divergences)
-    assert kept["step"] == 3 * (1 + divergences.index(min(divergences)))
+    distances = [record["distance"] for record in result.notes["epochs"]]
+    assert kept["distance"] == min(distances)
+    assert kept["step"] == 3 * (1 + distances.index(min(distances)))
 
 
 def test_a_state_that_agrees_on_fewer_images_is_not_kept(small, whole, held_out, monkeypatch):
-    """Even if its divergence is lower."""
+    """Even if its features are nearer to the teacher's."""
     real = training.compared
     rows = iter([(20, 1.0), (19, 0.1), (20, 0.5), (21, 0.6), (19, 0.2)])
 
     def compare(*args, **options):
-        agreeing, divergence = next(rows)
-        return replace(real(*args, **options), agreeing=agreeing, divergence=divergence)
+        agreeing, distance = next(rows)
+        return replace(real(*args, **options), agreeing=agreeing, divergence=1.0, distance=distance)
 
     monkeypatch.setattr(training, "compared", compare)
     kept = tuned(small, whole, held_out).notes["kept"]
-    assert kept == {"step": 6, "agreement": 20 / 24, "divergence": 0.5}
+    assert kept == {"step": 6, "agreement": 20 / 24, "divergence": 1.0, "distance": 0.5}
 
 
 def test_labels_of_held_out_images_are_not_needed(small, whole, held_out):

@@ -61,10 +61,10 @@ def test_recovery_begins_with_the_state_nearest_to_the_whole_network(tmp_path):
         "the network's own, recalibrated": recalibrate(plain, train, device="cpu", whole=whole),
     }
     found = {
-        name: agreement(state, whole, held_out, device="cpu").divergence
+        name: agreement(state, whole, held_out, device="cpu").distance
         for name, state in states.items()
     }
-    assert chosen["weights"].divergences == pytest.approx(found)
+    assert chosen["weights"].gaps == pytest.approx(found)
     assert len(set(found.values())) == 4
     best = min(found, key=found.__getitem__)
     assert same(load(tmp_path / "recalibrated.pt"), states[best])

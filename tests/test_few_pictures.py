@@ -327,7 +327,7 @@ def test_finetune_needs_labels_only_without_a_teacher(run, folder):
     assert taught["accuracy"] is None
     assert taught["validation"] is None
     assert taught["agreement"] == 1
-    assert taught["kept"] == {"step": 0, "agreement": 1, "divergence": 0}
+    assert taught["kept"] == {"step": 0, "agreement": 1, "divergence": 0, "distance": 0}
     assert same(load(taught["output"]), load(folder / "whole.pt"))
 
 

@@ -228,8 +228,8 @@ def _watch(show: Callable[[Any], None], terminal: Terminal) -> Callable[[Any], N
         elif isinstance(event, Reach):
             terminal.say(reached_text(event))
         elif isinstance(event, Choice):
-            found = ", ".join(f"{name} {one:.3f}" for name, one in event.divergences.items())
-            terminal.say(f"{event.what}: {event.best} (divergence on held-out images: {found})")
+            found = ", ".join(f"{name} {one:.3f}" for name, one in event.gaps.items())
+            terminal.say(f"{event.what}: {event.best} (distance on held-out images: {found})")
         else:
             show(event)
 

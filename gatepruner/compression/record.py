@@ -110,16 +110,17 @@ class Choice:
 
     Attributes:
         what: was chosen.
-        divergences: from the whole network on held-out images, in nats, with each that was tried.
+        gaps: from the whole network on held-out images with each that was tried, by
+            `Agreement.gap`.
     """
 
     what: str
-    divergences: Mapping[str, float]
+    gaps: Mapping[str, float]
 
     @property
     def best(self) -> str:
-        """The one with the least divergence."""
-        return min(self.divergences, key=self.divergences.__getitem__)
+        """The one with the least gap."""
+        return min(self.gaps, key=self.gaps.__getitem__)
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,7 @@ def _recalibrate(request: Request, small: Checkpoint) -> Checkpoint:
         "the network's own, recalibrated": _recalibrated(request, plain),
         "the network's own": plain,
     }
-    choice = Choice(
-        "weights", {name: _divergence(request, state) for name, state in states.items()}
-    )
+    choice = Choice("weights", {name: _gap(request, state) for name, state in states.items()})
     request.watch(choice)
     return states[choice.best]
 
@@ -171,8 +169,8 @@ def _recalibrated(request: Request, small: Checkpoint) -> Checkpoint:
     )
 
 
-def _divergence(request: Request, candidate: Checkpoint) -> float:
-    """The divergence from the whole network on held-out images; infinite if it is no number."""
+def _gap(request: Request, candidate: Checkpoint) -> float:
+    """The gap to the whole network on held-out images; infinite if it is no number."""
     assert request.held_out is not None  # `_recalibrate` has checked it
     found = agreement(
         candidate,
@@ -182,7 +180,7 @@ def _divergence(request: Request, candidate: Checkpoint) -> float:
         normalization=request.normalization,
         track=request.track("choosing the state to recover from"),
     )
-    return found.divergence if math.isfinite(found.divergence) else math.inf
+    return found.gap if math.isfinite(found.gap) else math.inf
 
 
 def _tune(request: Request, small: Checkpoint) -> Checkpoint:
@@ -205,7 +203,7 @@ def _best_recipe(request: Request, small: Checkpoint) -> Recipe:
         return tuning
     recipes = (tuning, tuning.careful)
     if "recipe" not in facts:  # a resumed compression does not try again
-        tried = [_divergence(request, _tried(request, small, recipe)) for recipe in recipes]
+        tried = [_gap(request, _tried(request, small, recipe)) for recipe in recipes]
         facts["recipe"] = tried.index(min(tried))
         request.folder.write()
         names = (f"{one.optimizer}, statistics {one.statistics}" for one in recipes)

@@ -47,6 +47,7 @@ class Moment:
         validation: accuracy on held-out images at the end of an epoch, if there are any.
         agreement: with the teacher on held-out images, if there is one.
         divergence: from the teacher on held-out images, in nats.
+        distance: of the features from the teacher's on held-out images, if they are matched.
         ends_epoch: whether the step is the last of its epoch.
     """
 
@@ -61,6 +62,7 @@ class Moment:
     validation: float | None = None
     agreement: float | None = None
     divergence: float | None = None
+    distance: float | None = None
     ends_epoch: bool = False
 
     def record(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from gatepruner.networks.network import Network
 from gatepruner.networks.norms import keep_statistics
 
 PATIENCE = 5  # rounds without a better state, after which a run ends
+KEPT = ("agreement", "divergence", "distance")  # what notes tell of the best state
 ROUND = 25  # steps, at least, between two comparisons with the teacher
 
 
@@ -234,7 +235,7 @@ class _Run(Learner[Moment]):
     def moment(self) -> Moment:
         epoch = (self.done - 1) // self.per_epoch + 1
         loss, accuracy, _ = (self.sums / self.sums[2]).tolist()
-        if not math.isfinite(loss) and not math.isfinite(self.best.get("divergence", math.nan)):
+        if not math.isfinite(loss) and not math.isfinite(self.best.get("gap", math.nan)):
             raise TrainingError(
                 f"the loss is {loss} in epoch {epoch}: lower the learning rate "
                 f"({self.recipe.peak}) or that of the gates ({self.recipe.gate_learning_rate})"
@@ -261,13 +262,14 @@ class _Run(Learner[Moment]):
             validation=found.accuracy,
             agreement=found.agreement,
             divergence=found.divergence,
+            distance=found.distance,
         )
 
     def _compare(self, held_out: Images) -> Agreement:
         """Compare the network with its teacher, and keep its state if it is the best so far.
 
-        The best has the least divergence of all that agree with the teacher on at least as many
-        images as the network did before the first step.
+        The best is nearest to the teacher, by `Agreement.gap`, of all that agree with it on at
+        least as many images as the network did before the first step.
         """
         assert self.teacher_module is not None  # or nothing is compared
         found = compared(
@@ -275,10 +277,10 @@ class _Run(Learner[Moment]):
             fast=self.fast,
         )
         self._learn()
-        best = self.best or {"least": found.agreeing, "divergence": math.inf}
-        better = found.agreeing >= best["least"] and found.divergence < best["divergence"]
+        best = self.best or {"least": found.agreeing, "gap": math.inf}
+        better = found.agreeing >= best["least"] and found.gap < best["gap"]
         if better or not self.best:
-            now = {"divergence": found.divergence, "agreement": found.agreement, "rounds": 0}
+            now = {**found.to_json(), "gap": found.gap, "rounds": 0}
             tensors = {key: tensor.detach().clone() for key, tensor in self.tensors.items()}
             self.best = {**best, **now, "step": self.done, "tensors": tensors}
         else:
@@ -324,7 +326,7 @@ class _Run(Learner[Moment]):
         if self.teacher is not None:
             notes["matched"] = matched(self.recipe.match, network, self.teacher)
         if self.best:
-            notes["kept"] = {key: self.best[key] for key in ("step", "agreement", "divergence")}
+            notes["kept"] = {key: self.best[key] for key in ("step", *KEPT)}
         return Checkpoint(network, MappingProxyType(weights), notes)
 
 

@@ -55,6 +55,15 @@ class Agreement:
         return None if self.correct is None else self.correct / self.images
 
     @property
+    def gap(self) -> float:
+        """What choices go by: the distance of the features, or else the divergence.
+
+        On a hundred pictures the distance tells which of two states is better on thousands; the
+        divergence, and the agreement even more, scatter too much.
+        """
+        return self.divergence if self.distance is None else self.distance
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the agreement."""
         return wilson(self.agreeing, self.images)
