@@ -522,7 +522,7 @@ def test_the_history_has_a_record_for_every_epoch(tmp_path):
     assert records == [moment.record() for moment in ends]
     assert set(records[0]) == {
         *("epoch", "loss", "accuracy", "gate", "learning_rate", "seconds"),
-        *("validation", "agreement", "divergence"),
+        *("validation", "agreement", "divergence", "distance"),
     }
     assert records[-1]["validation"] == accuracy(trained, held_out).accuracy
     assert records[-1]["gate"] == pytest.approx(float(gates(trained).relu().mean()))
