@@ -47,7 +47,7 @@ def compressed(folder: Path, recipe: CompressionRecipe = RECIPE, **options):
 
 
 def test_recovery_begins_with_the_state_nearest_to_the_whole_network(tmp_path):
-    _, chosen = compressed(tmp_path)
+    result, chosen = compressed(tmp_path)
     train, held_out = bright_images(50, SHAPE).held_out(10, 0)
     whole, gated = made(), load(tmp_path / "gated.pt")
     plan = rank(gated).first(2)
@@ -67,7 +67,9 @@ def test_recovery_begins_with_the_state_nearest_to_the_whole_network(tmp_path):
     assert chosen["weights"].gaps == pytest.approx(found)
     assert len(set(found.values())) == 4
     best = min(found, key=found.__getitem__)
-    assert same(load(tmp_path / "recalibrated.pt"), states[best])
+    assert same(load(tmp_path / "chosen.pt"), states[best])
+    assert result.configuration["chosen weights"] == best
+    assert "recalibration" not in result.configuration  # the network has batch norm
 
 
 @pytest.mark.parametrize(("rate", "optimizer"), [(1e6, "adam"), (0.02, "sgd")])

@@ -423,7 +423,7 @@ def compress_command(folder: Path, *more: object) -> tuple:
     return with_data(*command, *gates, *rest, *more, folder=folder)
 
 
-STEPS = ["whole", "gated", "removed", "folded", "recalibrated", "fine-tuned"]
+STEPS = ["whole", "gated", "removed", "folded", "chosen", "fine-tuned"]
 REPORT = {"report.json", "report.md", "steps.csv", "steps.json", "tradeoff.png", "tradeoff.svg"}
 
 

@@ -39,7 +39,7 @@ GATING = GateRecipe(warmup=3, steps=2, batch_size=16)
 RECIPE = CompressionRecipe(
     GATING, replace(FINE_TUNING, epochs=2, batch_size=16), gate_images=40, recalibrate=30
 )
-NAMES = ["whole", "gated", "removed", "folded", "recalibrated", "fine-tuned"]
+NAMES = ["whole", "gated", "removed", "folded", "chosen", "fine-tuned"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_every_step_is_the_verb_it_stands_for(kept, whole, train, test):
     gated = learn_gates(whole, train.spread(40), replace(GATING, blocks=2), device="cpu")
     removed = prune(gated, rank(gated), 2)
     folded = fold_gates(removed)
-    augmented = load(folder / "recalibrated.pt").notes["history"][-1]["augmented"]
+    augmented = load(folder / "chosen.pt").notes["history"][-1]["augmented"]
     recalibrated = recalibrate(folded, train.spread(30), device="cpu", augment=augmented)
     tuned = finetune(recalibrated, train, RECIPE.tuning, teacher=whole, device="cpu")
     made = [whole, gated, removed, folded, recalibrated, tuned]

@@ -30,7 +30,7 @@ from gatepruner.pruning.goals import Goal
 from gatepruner.report.compression import tradeoff_figure, write_compression
 
 SHAPE = (3, 8, 8)
-NAMES = ["whole", "gated", "removed", "folded", "recalibrated", "fine-tuned"]
+NAMES = ["whole", "gated", "removed", "folded", "chosen", "fine-tuned"]
 QUICK = GateRecipe(warmup=2, steps=2)
 RECIPE = CompressionRecipe(QUICK, replace(FINE_TUNING, epochs=4), trial=2).fitted(40)
 

@@ -25,6 +25,7 @@ from gatepruner.measuring.inputs import check_batch, check_fit, check_size, norm
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.norms import statistics
 from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
 from gatepruner.pruning.meter import Meter
 
@@ -275,6 +276,9 @@ def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
         for verb in ("gates_learned", "recalibrated", "finetuned")
         if verb in entry
     }
-    if request.recipe.recalibrate and not any("recalibrated" in one for one in used):
+    chosen = {
+        f"chosen {what}": name for what, name in request.folder.facts.get("choices", {}).items()
+    }
+    if not statistics(small.network.build_blank()):
         used["recalibration"] = "none: the network has no batch norm"
-    return {**used, "device": f"{request.device} ({description(request.device)})"}
+    return {**used, **chosen, "device": f"{request.device} ({description(request.device)})"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from gatepruner.learning.training import finetune
 from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.norms import statistics
 from gatepruner.pruning.curve import Point, sweep
 from gatepruner.pruning.goals import COSTS, Goal, blocks_for, most_needed
 from gatepruner.pruning.meter import Meter
@@ -135,27 +136,23 @@ def _remove(request: Request, gated: Checkpoint) -> Checkpoint:
     return prune(gated, ranking, reach.removed)
 
 
-def _recalibrate(request: Request, small: Checkpoint) -> Checkpoint:
-    """Recalibrate batch norm, and keep the state that is nearest to the whole network.
+def _choose(request: Request, small: Checkpoint) -> Checkpoint:
+    """The state that is nearest to the whole network on held-out images; else, recalibrated.
 
     Recalibration can do harm: if training cropped its images, their statistics are not those of
     the images at hand. Nor is what was learned along the path always better than the network's own
-    weights. So, with held-out images, all of these are compared on them.
+    weights. So all of these are compared.
     """
-    recalibrated = _recalibrated(request, small)
     if request.held_out is None:
-        return recalibrated
+        return _recalibrated(request, small)
     gone = set(request.whole.network.removable) - set(small.network.removable)
     plain = fold_gates(remove(request.whole, small.network.in_order(gone)))
-    states = {
-        "learned along the path, recalibrated": recalibrated,
-        "learned along the path": small,
-        "the network's own, recalibrated": _recalibrated(request, plain),
-        "the network's own": plain,
-    }
-    choice = Choice("weights", {name: _gap(request, state) for name, state in states.items()})
-    request.watch(choice)
-    return states[choice.best]
+    states = {"learned along the path": small, "the network's own": plain}
+    if statistics(small.network.build_blank()):
+        states |= {
+            f"{name}, recalibrated": _recalibrated(request, state) for name, state in states.items()
+        }
+    return states[_nearest(request, "weights", states)]
 
 
 def _recalibrated(request: Request, small: Checkpoint) -> Checkpoint:
@@ -169,16 +166,25 @@ def _recalibrated(request: Request, small: Checkpoint) -> Checkpoint:
     )
 
 
-def _gap(request: Request, candidate: Checkpoint) -> float:
+def _nearest(request: Request, what: str, states: Mapping[str, Checkpoint]) -> str:
+    """The name of the state with the least gap to the whole network; the folder keeps it."""
+    choice = Choice(what, {name: _gap(request, state) for name, state in states.items()})
+    request.folder.facts.setdefault("choices", {})[what] = choice.best
+    request.folder.write()
+    request.watch(choice)
+    return choice.best
+
+
+def _gap(request: Request, state: Checkpoint) -> float:
     """The gap to the whole network on held-out images; infinite if it is no number."""
-    assert request.held_out is not None  # `_recalibrate` has checked it
+    assert request.held_out is not None  # or there is no choice
     found = agreement(
-        candidate,
+        state,
         request.whole,
         request.held_out,
         device=request.device,
         normalization=request.normalization,
-        track=request.track("choosing the state to recover from"),
+        track=request.track("comparing with the whole network"),
     )
     return found.gap if math.isfinite(found.gap) else math.inf
 
@@ -197,18 +203,19 @@ def _tune(request: Request, small: Checkpoint) -> Checkpoint:
 
 def _best_recipe(request: Request, small: Checkpoint) -> Recipe:
     """The recipe that brings the network nearest to the whole one in a short trial."""
-    tuning, facts = request.recipe.tuning, request.folder.facts
+    tuning = request.recipe.tuning
     assert tuning is not None  # or the step is skipped
     if not request.recipe.trial or request.held_out is None:
         return tuning
-    recipes = (tuning, tuning.careful)
-    if "recipe" not in facts:  # a resumed compression does not try again
-        tried = [_gap(request, _tried(request, small, recipe)) for recipe in recipes]
-        facts["recipe"] = tried.index(min(tried))
-        request.folder.write()
-        names = (f"{one.optimizer}, statistics {one.statistics}" for one in recipes)
-        request.watch(Choice("recipe", dict(zip(names, tried, strict=True))))
-    return recipes[facts["recipe"]]
+    recipes = {
+        f"{recipe.optimizer}, statistics {recipe.statistics}": recipe
+        for recipe in (tuning, tuning.careful)
+    }
+    chosen = request.folder.facts.get("choices", {}).get("recipe")
+    if chosen is None:  # a resumed compression does not try again
+        tried = {name: _tried(request, small, recipe) for name, recipe in recipes.items()}
+        chosen = _nearest(request, "recipe", tried)
+    return recipes[chosen]
 
 
 def _tried(request: Request, small: Checkpoint, recipe: Recipe) -> Checkpoint:
@@ -247,6 +254,6 @@ STEPS = (
     Step("gated", _gate, resumable=True, shown=False),
     Step("removed", _remove, shown=False),
     Step("folded", lambda request, removed: fold_gates(removed)),
-    Step("recalibrated", _recalibrate, wanted=lambda recipe: recipe.recalibrate > 0),
+    Step("chosen", _choose, wanted=lambda recipe: recipe.recalibrate > 0),
     Step("fine-tuned", _tune, wanted=lambda recipe: recipe.tuning is not None, resumable=True),
 )

@@ -73,6 +73,7 @@ def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
                 path_effects=[withStroke(linewidth=2, foreground="white")],
             )
         axes.margins(x=0.25, y=0.2)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101.0))  # no share is above 100 %
         axes.set_xlabel("latency (ms)")
         axes.set_ylabel(f"{MEASURES[shown[0].measure]} (%)")
         figure.legend(loc="outside upper right")
