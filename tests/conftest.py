@@ -7,11 +7,11 @@ import itertools
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gatepruner.cli import main
 from gatepruner.images.images import Images
+from gatepruner.learning import running
 from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
@@ -263,3 +264,25 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
     return one.network == other.network and all(
         torch.equal(one.weights[key], other.weights[key]) for key in one.weights
     )
+
+
+@pytest.fixture
+def every_step(monkeypatch, tmp_path) -> Path:
+    """Makes every step one that is shown, and whose state is on the disk; the state file."""
+    clock = iter(range(0, 10**9, 100))
+    monkeypatch.setattr(running.time, "monotonic", lambda: float(next(clock)))
+    return tmp_path / "run.state"
+
+
+class KilledError(BaseException):
+    """Nothing catches it, as nothing catches a kill."""
+
+
+def stopping(kind: str, stop: int) -> Callable[[Any], None]:
+    """A watcher that interrupts or kills a run at a step."""
+
+    def watch(moment: Any) -> None:
+        if moment.step == stop:
+            raise KeyboardInterrupt if kind == "interrupted" else KilledError
+
+    return watch

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import bright_images, removable, same
+from conftest import KilledError, bright_images, removable, same, stopping
 from test_agreement import SHAPE, made, unlabelled
 
 from gatepruner.errors import TrainingError
 from gatepruner.files.storage import load_state
 from gatepruner.images.images import Images
-from gatepruner.learning import learner, running, training
+from gatepruner.learning import learner, training
 from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.training import finetune
 from gatepruner.measuring.agreement import agreement
@@ -136,14 +135,6 @@ def test_without_a_teacher_or_held_out_images_the_last_state_is_handed_over(smal
 # ------------------------------------------------------------------------------- interrupted runs
 
 
-@pytest.fixture
-def every_step(monkeypatch, tmp_path) -> Path:
-    """Makes every step one that is shown, and whose state is on the disk; the state file."""
-    clock = iter(range(0, 10**9, 100))
-    monkeypatch.setattr(running.time, "monotonic", lambda: float(next(clock)))
-    return tmp_path / "run.state"
-
-
 def plain(result: Checkpoint) -> dict:
     """The notes without times."""
     epochs = [{**one, "seconds": 0} for one in result.notes["epochs"]]
@@ -157,16 +148,8 @@ def test_a_run_that_stopped_is_resumed_to_the_same_best_state(
     small, whole, held_out, every_step, stop, kind, recipe
 ):
     expected = tuned(small, whole, held_out, recipe)
-
-    class Stopped(BaseException):
-        pass
-
-    def watch(moment) -> None:
-        if moment.step == stop:
-            raise KeyboardInterrupt if kind == "interrupted" else Stopped
-
-    with pytest.raises((KeyboardInterrupt, Stopped)):
-        tuned(small, whole, held_out, recipe, state=every_step, watch=watch)
+    with pytest.raises((KeyboardInterrupt, KilledError)):
+        tuned(small, whole, held_out, recipe, state=every_step, watch=stopping(kind, stop))
     steps = []
     again = tuned(
         *(small, whole, held_out, recipe),

@@ -22,7 +22,7 @@ from gatepruner.errors import DataError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.images.images import Images
 from gatepruner.images.readers import load_images
-from gatepruner.learning.recipes import FINE_TUNING, GateRecipe
+from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
@@ -134,17 +134,24 @@ def test_batches_fit_the_number_of_images(images, batch):
     assert (small.gating.batch_size, small.tuning, small.most_images) == (8, None, 8)
 
 
-def test_the_default_recipe_fits_the_number_of_images(monkeypatch):
-    asked = []
+class AskedError(Exception):
+    """A step was asked to learn."""
 
-    class AskedError(Exception):
-        pass
+
+def _asked(monkeypatch, verb: str) -> list[GateRecipe | Recipe]:
+    """The recipes that a verb is called with; it learns nothing."""
+    asked: list[GateRecipe | Recipe] = []
 
     def ask(checkpoint, images, recipe, **options):
         asked.append(recipe)
         raise AskedError
 
-    monkeypatch.setattr("gatepruner.compression.steps.learn_gates", ask)
+    monkeypatch.setattr(f"gatepruner.compression.steps.{verb}", ask)
+    return asked
+
+
+def test_the_default_recipe_fits_the_number_of_images(monkeypatch):
+    asked = _asked(monkeypatch, "learn_gates")
     with pytest.raises(AskedError):
         compressed(made(), pictures(), None)
     assert asked[0].batch_size == 16
@@ -239,16 +246,7 @@ def test_pictures_of_a_test_split_are_what_agreement_is_measured_on(run, folder)
 
 
 def test_what_compress_matches_can_be_chosen(run, folder, monkeypatch):
-    asked = []
-
-    class AskedError(Exception):
-        pass
-
-    def ask(checkpoint, images, recipe, **options):
-        asked.append(recipe)
-        raise AskedError
-
-    monkeypatch.setattr("gatepruner.compression.steps.finetune", ask)
+    asked = _asked(monkeypatch, "finetune")
     for words, match in (((), "features"), (("--match", "both"), "both")):
         options = ("--force", "-o", folder / "small.pt", *words)
         with pytest.raises(AskedError):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import bright_images, random_images, write_folder
+from conftest import KilledError, bright_images, random_images, stopping, write_folder
 
 from gatepruner.cli import main
 from gatepruner.errors import DataError, TrainingError
@@ -24,7 +24,7 @@ from gatepruner.files.checkpoints import load, save
 from gatepruner.files.storage import load_state
 from gatepruner.images.normalization import NORMALIZATIONS
 from gatepruner.images.views import augmented
-from gatepruner.learning import learner, running
+from gatepruner.learning import learner
 from gatepruner.learning.learner import distance
 from gatepruner.learning.training import FINE_TUNING, Recipe, finetune, train
 from gatepruner.measuring.accuracy import accuracy
@@ -103,14 +103,6 @@ def test_a_learnable_set_is_learned():
 # ------------------------------------------------------------------------------ interrupted runs
 
 
-@pytest.fixture
-def every_step(monkeypatch, tmp_path):
-    """Makes every step one that is shown, and whose state is on the disk; the state file."""
-    clock = iter(range(0, 10**9, 100))
-    monkeypatch.setattr(running.time, "monotonic", lambda: float(next(clock)))
-    return tmp_path / "run.state"
-
-
 @pytest.fixture(scope="module")
 def whole() -> Checkpoint:
     """What a run ends with that nothing stops."""
@@ -125,16 +117,8 @@ def test_a_run_that_stopped_at_any_step_is_resumed_to_the_same_weights(
 ):
     net = network(DROPOUT)
     held_out = images_for(net, 8)
-
-    class Stopped(BaseException):
-        pass
-
-    def watch(moment) -> None:
-        if moment.step == stop:
-            raise KeyboardInterrupt if kind == "interrupted" else Stopped
-
-    with pytest.raises((KeyboardInterrupt, Stopped)):
-        run(net=net, validation=held_out, state=every_step, watch=watch)
+    with pytest.raises((KeyboardInterrupt, KilledError)):
+        run(net=net, validation=held_out, state=every_step, watch=stopping(kind, stop))
     assert every_step.exists()
     steps: list[int] = []
     again = run(
