@@ -295,6 +295,24 @@ def test_prune_reports_agreement_where_there_are_no_labels(run, folder):
     assert "measure agreement on 50 images" in [step["step"] for step in dry["steps"]]
 
 
+def test_prune_says_if_recalibration_does_harm(run, folder):
+    """Without a block that adds nothing, the network is the whole one; other statistics are not."""
+    whole = made()
+    weights = {
+        key: torch.zeros_like(tensor)
+        if key.startswith("layer1.0.bn2.") and "running" not in key
+        else tensor
+        for key, tensor in whole.weights.items()
+    }
+    save(replace(whole, weights=weights), folder / "whole.pt", force=True)
+    options = ("--blocks", "layer1.0", "--force")
+    told = run(*command("prune", folder, *options))
+    assert "takes the network away from the whole one (distance 0.000 before, " in told.out
+    kept = run(*command("prune", folder, *options, "--recalibrate", 0))
+    assert "takes the network away" not in kept.out
+    assert "100.00 %" in kept.out
+
+
 def test_prune_refuses_what_needs_labels_before_anything_else(run, folder):
     write_folder(folder / "many", bright_images(12, SHAPE, classes=3), "test")
     before = files_in(folder)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.terminal import Terminal
 
+COMPARED = 500  # most images on which a network is compared with the whole one
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -291,7 +293,25 @@ class _Request:
         from gatepruner.measuring.recalibration import recalibrate
 
         track = self.terminal.track("recalibrating")
-        return recalibrate(small, images, **self.data.how, whole=self.whole, track=track)
+        done = recalibrate(small, images, **self.data.how, whole=self.whole, track=track)
+        self._warn(small, done, images.spread(COMPARED))
+        return done
+
+    def _warn(self, small: Checkpoint, recalibrated: Checkpoint, images: Images) -> None:
+        """Say so if recalibration takes the network away from the whole one.
+
+        It does where training cropped its images: then these images have other statistics.
+        """
+        from gatepruner.measuring.agreement import agreement
+
+        before, after = (
+            agreement(one, self.whole, images, **self.data.how).gap for one in (small, recalibrated)
+        )
+        if after > before:
+            self.terminal.say(
+                f"recalibration takes the network away from the whole one (distance {before:.3f} "
+                f"before, {after:.3f} after): --recalibrate 0 keeps the statistics"
+            )
 
 
 def _works(whole: Checkpoint, plan: Sequence[str], shortcuts: int, sets: _Sets) -> list[Work]:
