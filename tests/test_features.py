@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from conftest import (
     GATED,
@@ -139,21 +140,55 @@ def test_where_there_is_neither_a_map_nor_a_head_there_are_no_features():
     assert torch.equal(result, logits(module, images))
 
 
-def test_a_map_that_a_path_to_the_logits_goes_around_is_not_taken():
-    """The one before both paths is."""
+class Around(Callers):
+    """A path from the first block to the logits goes around the second, which pools."""
 
-    class Around(Callers):
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.blocks[0](self.stem(x))
-            return self.head(self.blocks[1](x).mean((2, 3)) + x.mean((2, 3)))
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        return self.head(self.blocks[1](x).mean((2, 3)) + x.mean((2, 3)))
 
-    module = Around()
-    del module.blocks[2]
+
+class After(Callers):
+    """A block follows on pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x)).mean((2, 3))
+        return self.head(x + F.relu(self.last(x)))
+
+
+@pytest.mark.parametrize("kind", [Around, After])
+def test_no_block_lies_behind_the_features(kind):
+    """A removal would not change them, so recovery could not make up for it."""
+    module = kind()
     module.load_state_dict(drawn(module.state_dict()))
     checkpoint = Checkpoint.of(module.eval(), (3, 8, 8))
-    images = images_for(checkpoint.network)
-    expected = logits(nn.Sequential(module.stem, module.blocks[0]), images)
-    assert torch.equal(answered(checkpoint, images)[1], expected)
+    images, seen = images_for(checkpoint.network), []
+    whole = answered(checkpoint, images)[1]
+    module.head.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    logits(module, images)
+    assert torch.equal(whole, seen[0])
+    for name in checkpoint.network.removable:
+        assert not torch.equal(answered(remove(checkpoint, name), images)[1], whole), name
+
+
+class TwoHeads(Callers):
+    """The mean of two heads counts as a block: either can be removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x)).mean((2, 3))
+        return (self.head(x) + self.other(x)) / 2
+
+
+def test_where_the_last_block_is_in_the_head_there_are_no_features():
+    assert features_of(Checkpoint.of(TwoHeads(), (3, 8, 8)).network.base) is None
 
 
 def test_features_are_named_by_who_takes_them(callers):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bright_images, files_in, same, write_folder
+from conftest import Callers, bright_images, drawn, files_in, same, write_folder
 from PIL import Image
 from test_agreement import made, unlabelled
+from torch import nn
 
 import gatepruner
 from gatepruner.compression.compress import compress
@@ -94,6 +95,22 @@ def test_labels_change_nothing_but_what_is_measured(result):
     assert same(other.checkpoint, result.checkpoint)
     assert [step.agreement for step in other.steps] == [step.agreement for step in result.steps]
     assert all(step.accuracy is not None for step in other.steps)
+
+
+def test_a_module_of_the_callers_own_is_compressed_to_the_end():
+    """Its latency is measured with fresh weights, which only its layers know how to draw."""
+    module = Callers()
+    module.load_state_dict(drawn(module.state_dict()))
+    whole = Checkpoint.of(module.eval(), SHAPE)
+    fresh = whole.network.initial_weights(3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = nn.Conv2d(3, 8, 3, stride=2).weight
+    assert torch.equal(fresh["stem.weight"], expected)
+    assert torch.equal(fresh["blocks.0.bn.running_var"], torch.ones(8))
+    result = compressed(whole, pictures())
+    assert [step.name for step in result.steps] == NAMES
+    assert result.checkpoint.network.depth == 2
 
 
 def test_the_report_shows_agreement_and_distance(result, tmp_path):

@@ -75,5 +75,5 @@ def check_batch(data: Images, batch_size: int) -> None:
     if len(data) < batch_size:
         raise TrainingError(
             f"{data.source} has {len(data)} images, fewer than one batch of {batch_size}",
-            batch_size=len(data),
+            **({"batch_size": len(data)} if len(data) > 1 else {}),
         )

@@ -109,7 +109,30 @@ def _construct_caller(base: Base) -> nn.Module:
             f"the file does not contain the code of the module {base.name}: pass a module of the "
             "same architecture, load(path, module=...)"
         )
-    return copy.deepcopy(base.module)
+    module = copy.deepcopy(base.module)
+    if torch.get_default_device().type != "meta":
+        _initialise(module)
+    return module
+
+
+def _initialise(module: nn.Module) -> None:
+    """Give a module without weights new ones, as its layers initialise themselves."""
+    for layer in module.modules():
+        own = {
+            **dict(layer.named_parameters(recurse=False)),
+            **dict(layer.named_buffers("", False)),
+        }
+        if not any(tensor.is_meta for tensor in own.values()):
+            continue
+        layer.to_empty(device=torch.get_default_device(), recurse=False)
+        reset = getattr(layer, "reset_parameters", None)
+        if reset is not None:
+            reset()
+            continue
+        for parameter in layer.parameters(recurse=False):
+            nn.init.normal_(parameter, std=0.02)
+        for buffer in layer.buffers(recurse=False):
+            buffer.zero_()
 
 
 SOURCES: dict[str, Callable[[Base], nn.Module]] = {

@@ -1,13 +1,14 @@
 """The features of a network: the last feature map, which its head pools and classifies.
 
 A map has more than one position, as `(C, H, W)` or `(tokens, C)` do. Every path from the images
-to the logits passes through it, so no removal of blocks can go around it.
+to the logits passes through it, so no removal of blocks can go around it, and no block lies behind
+it, so every removal changes it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,8 @@ def features_of(base: Base) -> Features | None:
         shapes.run(torch.empty(2, *base.input_shape, device="meta"))
     head = head_of(base)
     taken = None
-    for value in _passages(traced(base).module.graph):
+    blocks = {addition.node for addition in traced(base).additions.values()}
+    for value in _passages(traced(base).module.graph, blocks):
         reader = next(user for user in value.users if user.name in shapes.of)
         found = Features(value.name, reader.name, shapes.of.get(value.name, ()))
         if sum(side > 1 for side in found.shape) > 1:
@@ -54,10 +56,10 @@ def features_of(base: Base) -> Features | None:
     return taken
 
 
-def _passages(graph: fx.Graph) -> Iterator[fx.Node]:
+def _passages(graph: fx.Graph, blocks: Set[str]) -> Iterator[fx.Node]:
     """The values that every path from the images to the logits passes, from the last to the first.
 
-    Without the images and the logits.
+    Without the images and the logits, and without those before the last of the blocks' additions.
     """
     (output,) = (node for node in graph.nodes if node.op == "output")
     logits, taken = values_of(output), set(values_of(output))  # by the nodes after this one
@@ -65,6 +67,8 @@ def _passages(graph: fx.Graph) -> Iterator[fx.Node]:
         if node in taken:
             if len(taken) == 1 and node.op != "placeholder" and node not in logits:
                 yield node
+            if node.name in blocks:
+                return
             taken = taken - {node} | set(values_of(node))
 
 
