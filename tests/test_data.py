@@ -19,6 +19,7 @@ from gatepruner.cli.completion import data_words
 from gatepruner.errors import DataError
 from gatepruner.files.checkpoints import save
 from gatepruner.images import readers as data
+from gatepruner.images.decoding import decode
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import (
     IMAGENET,
@@ -752,3 +753,14 @@ def test_images_on_a_device_are_the_same():
     assert isinstance(moved, Images)
     assert torch.equal(moved.pixels, images.pixels)
     assert (moved.classes, moved.shape, moved.source) == (images.classes, COLOUR, images.source)
+
+
+def test_pixels_of_16_bits_are_scaled_and_not_cut_off(tmp_path):
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    found = decode(str(tmp_path / "deep.png"), (1, 8, 8), None)
+    assert torch.equal(found[0], torch.from_numpy((deep // 256).astype(np.uint8)))
+    for kind in (np.int32, np.float32):
+        Image.fromarray(deep.astype(kind)).save(tmp_path / "wide.tiff")
+        with pytest.raises(DataError, match=r"wide.tiff has pixels of 32 bits"):
+            decode(str(tmp_path / "wide.tiff"), (1, 8, 8), None)

@@ -28,7 +28,7 @@ def decode(file: str, shape: Shape, resize: int | None) -> Tensor:
     channels, height, width = shape
     try:
         with Image.open(file) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
+            image = _eight_bits(opened, file).convert("L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"cannot read the image {file}: {error}") from None
     if resize is not None:
@@ -41,6 +41,18 @@ def decode(file: str, shape: Shape, resize: int | None) -> Tensor:
         )
     pixels = torch.from_numpy(np.array(image))
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image, file: str) -> Image.Image:
+    """The image with 8 bits a channel; Pillow would cut off whatever is above 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{file} has pixels of 32 bits, whose range is not known: expected 8 or 16 bits; "
+            "convert it"
+        )
+    return image
 
 
 def _centre(image: Image.Image, side: int, height: int, width: int) -> Image.Image:
