@@ -39,9 +39,8 @@ from gatepruner.measuring.agreement import answering
 from gatepruner.measuring.inputs import normalization_of
 
 PROBE = 14  # steps of recovery without a single block
-MIR_RATE = 0.02
+MIR_RATE = 0.02  # of the paper
 LITE0 = "efficientnet-lite0-57934424.pth"
-MIR_RATE = 0.02
 
 
 class FewPictures(Bench):

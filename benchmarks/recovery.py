@@ -14,7 +14,7 @@ order   gates (learned from the same images, at most 10,000, by logits or by fea
 
 Finished trials are kept in `results/recovery.work/`; a rerun with the same options continues there.
 
-usage: python benchmarks/recovery.py --checkpoint FILE --data DIR [--images 20000] [--epochs 2]
+usage: python benchmarks/recovery.py --checkpoint FILE --data DIR [--images 20000] [--epochs 2 8]
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Trial:
         order: of removal.
         seed: of the order and of recovery.
         images: to learn from.
+        epochs: of recovery; `None` for those of the recipe.
     """
 
     removed: int
@@ -59,11 +60,13 @@ class Trial:
     order: str = "gates by features"
     seed: int = 0
     images: int = 20_000
+    epochs: int | None = None
 
     @property
     def name(self) -> str:
         """The name of its file."""
-        return "-".join(str(value).replace(" ", "_") for value in asdict(self).values())
+        values = [str(value) for value in asdict(self).values() if value is not None]
+        return "-".join(values).replace(" ", "_")
 
 
 class Bench:
@@ -87,7 +90,8 @@ class Bench:
         rows = []
         for trial in trials:
             path = self.folder / f"{trial.name}.json"
-            rows.append(record.once(path, lambda trial=trial: self.row(trial)))
+            kept = record.once(path, lambda trial=trial: self.row(trial))
+            rows.append({**asdict(trial), **kept})
             print(json.dumps(rows[-1]), flush=True)
         return rows
 
@@ -120,6 +124,8 @@ class Bench:
         """The recipe of a trial's recovery."""
         match = trial.match.partition(",")[0]
         recipe = replace(self.recipe, seed=trial.seed)
+        if trial.epochs is not None:
+            recipe = replace(recipe, epochs=trial.epochs)
         return recipe if match == "labels" else replace(recipe, match=match)
 
     def split(self, trial: Trial) -> tuple[gatepruner.Images, gatepruner.Images | None]:
@@ -168,14 +174,14 @@ class Bench:
 
 def draw(rows: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
     """Accuracy of every way, with the mean and range over seeds; a panel for every task."""
-    tasks = grouped(rows, itemgetter("images", "removed"))
+    tasks = grouped(rows, itemgetter("images", "removed", "epochs"))
     ways = grouped(rows, itemgetter("order", "state", "match"))
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(2.2 * len(tasks) + 2.6, 0.24 * len(ways) + 1.1), layout="constrained"
         )
         every = figure.subplots(1, len(tasks), sharey=True, squeeze=False)
-        for axes, ((images, removed), found) in zip(every.flat, tasks.items(), strict=True):
+        for axes, ((images, removed, epochs), found) in zip(every.flat, tasks.items(), strict=True):
             axes.axvline(100 * whole, color="#8a8a8a", linestyle="--", linewidth=1)
             for place, way in enumerate(ways):
                 values = [
@@ -187,7 +193,8 @@ def draw(rows: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
                     color = OURS if way[2].startswith(("features", "MiR")) else GONE
                     axes.plot(values, [place] * len(values), "-", color=color, linewidth=1)
                     axes.plot(fmean(values), place, "o", color=color, markersize=4)
-            axes.set_title(f"{removed} blocks, {images:,} images", fontsize=9)
+            passes = f", {epochs} epochs" if epochs else ""
+            axes.set_title(f"{removed} blocks, {images:,} images{passes}", fontsize=9)
             axes.set_xlabel("accuracy (%)")
         labels = [f"{match}; {state}; {order}" for order, state, match in ways]
         every[0, 0].set_yticks(range(len(ways)), labels, fontsize=8)
@@ -195,31 +202,41 @@ def draw(rows: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
     save_figure(figure, stem)
 
 
-def trials(counts: Sequence[int], images: int, seeds: int) -> list[Trial]:
-    """What is compared: losses and states in the gates' order, then orders by features."""
-    found = []
-    for removed in counts:
-        found += [
-            Trial(removed, match, state, images=images)
-            for match, state in itertools.product(
-                ("features", "none", "logits", "both", "labels"), ("gates", "plain")
-            )
-        ]
-        found.append(Trial(removed, order="gates by logits", images=images))
-        found.append(Trial(removed, order="leave-one-out", images=images))
-        found += [Trial(removed, order="random", seed=seed, images=images) for seed in range(seeds)]
+def trials(counts: Sequence[int], images: int, epochs: Sequence[int], seeds: int) -> list[Trial]:
+    """What is compared.
+
+    With the first number of blocks and of epochs: losses and states in the gates' order, then
+    orders by features; with the others: features alone, and the gates' state without recovery.
+    """
+    first = Trial(counts[0], images=images, epochs=epochs[0])
+    found = [
+        replace(first, match=match, state=state)
+        for match, state in itertools.product(
+            ("features", "none", "logits", "both", "labels"), ("gates", "plain")
+        )
+    ]
+    found += [
+        replace(first, order="gates by logits"),
+        replace(first, order="gates by logits", match="none", state="gates"),
+        replace(first, order="leave-one-out"),
+    ]
+    found += [replace(first, order="random", seed=seed) for seed in range(seeds)]
+    for number in counts[1:]:
+        found.append(replace(first, removed=number))
+        found.append(replace(first, removed=number, match="none", state="gates"))
+    found += [replace(first, epochs=number) for number in epochs[1:]]
     return found
 
 
 def main() -> None:
     options = record.parser(__doc__, "train, val and test")
     options.add_argument("--images", type=int, default=20_000, help="to learn from")
-    options.add_argument("--epochs", type=int, default=2, help="of recovery")
-    options.add_argument("--removed", type=int, nargs="*", default=[13], help="blocks")
+    options.add_argument("--epochs", type=int, nargs="+", default=[2, 8], help="of recovery")
+    options.add_argument("--removed", type=int, nargs="+", default=[13, 16], help="blocks")
     options.add_argument("--seeds", type=int, default=3, help="random orders")
     chosen = options.parse_args()
     if chosen.quick:
-        chosen.images, chosen.epochs, chosen.removed, chosen.seeds = 256, 1, [2], 1
+        chosen.images, chosen.epochs, chosen.removed, chosen.seeds = 256, [1, 2], [2, 3], 1
     most = 100 if chosen.quick else None
     whole, train, val, test = record.loaded(chosen, train=None, val=most, test=most)
     gating = gatepruner.GateRecipe(blocks=max(chosen.removed), steps=2 if chosen.quick else 50)
@@ -228,15 +245,14 @@ def main() -> None:
         train,
         val.joined(test),
         record.folder(chosen.quick) / "recovery.work",
-        replace(gatepruner.FINE_TUNING, epochs=chosen.epochs),
+        gatepruner.FINE_TUNING,
         gating,
     )
-    rows = bench.run(trials(chosen.removed, chosen.images, chosen.seeds))
+    rows = bench.run(trials(chosen.removed, chosen.images, chosen.epochs, chosen.seeds))
     settings: dict[str, Any] = {
         "checkpoint": chosen.checkpoint.name,
         "whole": round(gatepruner.accuracy(whole, bench.test, device="cpu").accuracy, 4),
         "images": chosen.images,
-        "epochs": chosen.epochs,
         "test images": len(bench.test),
         "learning rate": bench.recipe.peak,
         "batch size": bench.recipe.batch_size,

@@ -88,8 +88,7 @@ def target_cell(rows: Sequence[Record], best: bool) -> str:
     return f"{f'**{number}**' if best else number} ({kept})"
 
 
-RECOVERED = table(
-    Column("images", "{images:,}"),
+RECOVERIES = (
     Column("blocks removed", "removed"),
     Column("order", "order"),
     Column("state", "state"),
@@ -97,8 +96,8 @@ RECOVERED = table(
     Column("accuracy (%)", "accuracy", PERCENTS),
     Column("agreement (%)", "agreement", PERCENTS),
     Column("time (s)", "seconds", mean(".0f")),
-    keys=5,
 )
+FEW_PICTURES = table(Column("images", "{images:,}"), *RECOVERIES, keys=5)
 CORRELATED = table(
     Column("score", "score"),
     Column("rank correlation", "{correlation:.2f}"),
@@ -128,9 +127,9 @@ TIME = Column("time (s)", "seconds", quartiles())
 TABLES: dict[str, Table] = {
     "after_recovery": CORRELATED,
     "after_recovery_resnet20": CORRELATED,
-    "few_pictures": RECOVERED,
-    "few_pictures_lite0": RECOVERED,
-    "recovery": RECOVERED,
+    "few_pictures": FEW_PICTURES,
+    "few_pictures_lite0": FEW_PICTURES,
+    "recovery": table(Column("epochs", "epochs"), *RECOVERIES, keys=5),
     "accuracy": table(
         Column("network", "network"),
         Column("removed", "removed"),
