@@ -191,6 +191,35 @@ def test_where_the_last_block_is_in_the_head_there_are_no_features():
     assert features_of(Checkpoint.of(TwoHeads(), (3, 8, 8)).network.base) is None
 
 
+class Largest(Callers):
+    """Pools by `max`, which returns a tuple, and asks for the map's size before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x)).flatten(2)
+        return self.head(x.reshape(x.shape).max(2)[0])
+
+
+class Chunks(Callers):
+    """Splits the map before it pools; a number of tensors is no feature map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.blocks(self.stem(x)).chunk(2, 1)
+        return self.head(torch.cat([one.amax((2, 3)), other.mean((2, 3))], 1))
+
+
+@pytest.mark.parametrize(("kind", "reader"), [(Largest, "max_1"), (Chunks, "chunk")])
+def test_a_map_that_is_read_into_several_tensors_is_found(kind, reader):
+    module, seen = kind(), []
+    module.load_state_dict(drawn(module.state_dict()))
+    checkpoint = Checkpoint.of(module.eval(), (3, 8, 8))
+    images = images_for(checkpoint.network)
+    module.blocks.register_forward_hook(lambda layer, given, result: seen.append(result))
+    given, found = answered(checkpoint, images)
+    assert torch.equal(given, logits(module, images))
+    assert torch.equal(found.flatten(1), seen[0].flatten(1))
+    assert features_of(checkpoint.network.base).reader == reader
+
+
 def test_features_are_named_by_who_takes_them(callers):
     network = Checkpoint.of(callers, (3, 8, 8)).network
     features = features_of(network.base)
