@@ -39,6 +39,7 @@ GATING = GateRecipe(warmup=3, steps=2, batch_size=16)
 RECIPE = CompressionRecipe(
     GATING, replace(FINE_TUNING, epochs=2, batch_size=16), gate_images=40, recalibrate=30
 )
+DROP = Goal("blocks", 2)
 NAMES = ["whole", "gated", "removed", "folded", "chosen", "fine-tuned"]
 
 
@@ -277,6 +278,13 @@ def test_all_that_is_wrong_is_told_at_once(whole, train, test, tmp_path):
         (Goal("blocks", 0), {}, PlanError, "cannot remove 0 blocks"),
         (Goal("macs", 0.01, True), {}, PlanError, "cannot reach"),
         (Goal("loss", 1), {}, DataError, "held-out"),
+        (DROP, {"recipe": replace(RECIPE, recalibrate=1)}, DataError, "recalibrate on 1 image"),
+        (
+            DROP,
+            {"recipe": replace(RECIPE, gate_images=15)},
+            DataError,
+            "learn gates from 15 images",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_learned(

@@ -74,6 +74,7 @@ def finetune(
     if call.dry_run:
         work = training_work(images, recipe, "fine-tune", taught=known is not None)
         return foretell(call, whole, [target, kept.history], [work], data)
+    data.normalization(whole, images, call.terminal)  # says which
     with stopping(kept.state), call.terminal.watching() as watch:
         tuned = tune(
             whole,
@@ -81,7 +82,7 @@ def finetune(
             recipe,
             teacher=known,
             validation=held_out,
-            normalization=data.normalization(whole, images, call.terminal),
+            normalization=data.chosen,
             device=data.device,
             state=kept.state,
             resume=kept.resume,

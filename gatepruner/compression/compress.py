@@ -17,7 +17,7 @@ from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.learning.learner import matched
+from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
@@ -182,8 +182,10 @@ def refuse(
             lambda images=images: _check_images(checkpoint.network, images)
             for images in (train, test)
         ),
+        lambda: check_learnable(checkpoint),
         lambda: check_enough(train, held_out),
         lambda: check_batch(train, recipe.most_images),
+        lambda: _check_numbers(recipe),
         lambda: _check_held_out(goal, held_out),
         lambda: _check_count(goal, checkpoint.network),
     ]
@@ -210,6 +212,19 @@ def check_enough(train: Images, held_out: Images | None) -> None:
         raise DataError(
             f"cannot learn from {train.source}: all its {len(train)} images are equal; expected "
             "different ones"
+        )
+
+
+def _check_numbers(recipe: CompressionRecipe) -> None:
+    """Raise a `DataError` if a step would have too few of the images."""
+    if recipe.gate_images < recipe.gating.batch_size:
+        raise DataError(
+            f"cannot learn gates from {recipe.gate_images} images: expected at least one batch of "
+            f"{recipe.gating.batch_size}; use more images or smaller batches"
+        )
+    if recipe.recalibrate == 1:
+        raise DataError(
+            "cannot recalibrate on 1 image: expected at least 2, or 0 to leave this out"
         )
 
 
