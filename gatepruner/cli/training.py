@@ -51,6 +51,7 @@ def finetune(
 
     Example: `gatepruner finetune small.pt --teacher resnet56.th --data imagefolder:cifar10`
     """
+    from gatepruner.learning.learner import matched
     from gatepruner.learning.training import check_teacher
     from gatepruner.learning.training import finetune as tune
 
@@ -75,6 +76,10 @@ def finetune(
         work = training_work(images, recipe, "fine-tune", taught=known is not None)
         return foretell(call, whole, [target, kept.history], [work], data)
     data.normalization(whole, images, call.terminal)  # says which
+    document = {"input": str(source.ckpt)}
+    if known is not None:
+        document["matched"] = matched(recipe.match, whole.network, known)
+        call.terminal.say(f"matching {document['matched']} of the teacher {known.network}")
     with stopping(kept.state), call.terminal.watching() as watch:
         tuned = tune(
             whole,
@@ -89,7 +94,7 @@ def finetune(
             watch=recording(kept.history, watch, anew=not kept.resume),
             on_stop=call.terminal.stopping,
         )
-    return finish(tuned, target, kept, call, {"input": str(source.ckpt)})
+    return finish(tuned, target, kept, call, document)
 
 
 def _described(source: Source, path: Path) -> Source:

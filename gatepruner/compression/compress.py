@@ -69,7 +69,8 @@ def compress(
         folder: where to keep the network of every step; by default none is kept.
         resume: whether to continue from the steps in that folder, if there are any.
         force: whether to replace what is in that folder.
-        watch: called with every `GateMoment`, `Moment`, `Reach`, `Choice` and `StepRecord`.
+        watch: called with every `GateMoment`, `Moment`, `Reach`, `Trial`, `Choice` and
+            `StepRecord`.
         track: maps a description to a wrapper of an iterable that shows progress.
         on_stop: called when a signal asks a learning step to stop.
 
