@@ -154,6 +154,16 @@ def plain(result: Checkpoint) -> dict:
     return {**result.notes, "epochs": epochs}
 
 
+def test_a_run_that_stopped_is_not_resumed_with_other_held_out_images(
+    small, whole, held_out, every_step
+):
+    with pytest.raises(KilledError):
+        tuned(small, whole, held_out, state=every_step, watch=stopping("killed", 4))
+    other = bright_images(24, SHAPE, seed=7)
+    with pytest.raises(TrainingError, match=r"another run \(held-out images was"):
+        tuned(small, whole, other, state=every_step, resume=True)
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 7, 12])
 @pytest.mark.parametrize("kind", ["interrupted", "killed"])
 @pytest.mark.parametrize("recipe", [RECIPE, STEEP], ids=["better", "worse"])

@@ -88,7 +88,10 @@ def compress(
     meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint.notes, train.shape[0], normalization)
-    configuration = _configuration(checkpoint, train, goal, recipe, test, normalization)
+    configuration = {
+        **_configuration(checkpoint, train, goal, recipe, normalization),
+        **_sets({"training": train, "held-out": held_out, "test": test}),
+    }
     steps = Folder(Path(folder) if folder is not None else None, configuration)
     request = Request(
         *(checkpoint, goal, recipe, train, held_out, normalization),
@@ -181,7 +184,7 @@ def refuse(
     checks: list[Callable[[], object]] = [
         *(
             lambda images=images: _check_images(checkpoint.network, images)
-            for images in (train, test)
+            for images in (train, test, *([] if held_out is None else [held_out]))
         ),
         lambda: check_learnable(checkpoint),
         lambda: check_enough(train, held_out),
@@ -257,7 +260,6 @@ def _configuration(
     train: Images,
     goal: Goal,
     recipe: CompressionRecipe,
-    test: Images,
     normalization: Normalization,
 ) -> dict[str, Any]:
     """What must be equal for a compression to be resumed; learning rates of gates may differ."""
@@ -266,8 +268,6 @@ def _configuration(
         "network": str(checkpoint.network),
         "fingerprint": checkpoint.fingerprint,
         "goal": str(goal),
-        "training images": f"{train.source}, {len(train)}, {train.fingerprint}",
-        "test images": f"{test.source}, {len(test)}, {test.fingerprint}",
         "normalization": f"mean {normalization.mean}, deviation {normalization.std}",
         "gate images": min(recipe.gate_images, len(train)),
         "gate warmup": gating.warmup,
@@ -281,6 +281,16 @@ def _configuration(
         "batch size": gating.batch_size,
         "latency batch size": gating.latency_batch,
         "seed": gating.seed,
+    }
+
+
+def _sets(sets: Mapping[str, Images | None]) -> dict[str, str | None]:
+    """What identifies sets of images, by their kinds."""
+    return {
+        f"{kind} images": None
+        if images is None
+        else f"{images.source}, {len(images)}, {images.fingerprint}"
+        for kind, images in sets.items()
     }
 
 

@@ -290,12 +290,14 @@ class _Run(Learner[Moment]):
         return found
 
     def identity(self) -> dict[str, Any]:
+        held_out = self.validation if self.teacher is not None else None  # what is kept goes by it
         return {
             "network": self.start.network.to_json(),
             "recipe": asdict(self.recipe),
             **super().identity(),
             "start": "" if self.fresh else self.start.fingerprint,
             "teacher": self.teacher.fingerprint if self.teacher else "",
+            "held-out images": held_out.fingerprint if held_out is not None else None,
         }
 
     def snapshot(self) -> dict[str, Any]:
