@@ -24,7 +24,7 @@ from gatepruner.cli.pruning import prune
 from gatepruner.cli.reporting import demo, sweep
 from gatepruner.cli.signature import flat
 from gatepruner.cli.training import finetune, train
-from gatepruner.errors import GatePrunerError
+from gatepruner.errors import GatePrunerError, visible
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # wherever typer has its click from
 app = typer.Typer(
@@ -84,6 +84,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(kind: str, messages: Sequence[str], as_json: bool, code: int = 1) -> None:
+    messages = [visible(message) for message in messages]
     for message in messages:
         typer.echo(message if kind == "interrupted" else f"error: {message}", err=True)
     if as_json:
