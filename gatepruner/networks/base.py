@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,6 +175,9 @@ def blank(base: Base) -> nn.Module:
 def without_weights(module: nn.Module) -> nn.Module:
     """A copy of a module with the tensors of its state dict on the meta device."""
     memo: dict[int, Any] = {}
+    for layer in module.modules():  # what old hooks compute, such as those of weight_norm
+        computed = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+        memo |= {id(value): value.detach().to("meta") for value in computed if not value.is_leaf}
     for tensor in module.state_dict(keep_vars=True).values():
         blank = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         if isinstance(tensor, nn.Parameter):
@@ -186,11 +189,4 @@ def without_weights(module: nn.Module) -> nn.Module:
 @functools.lru_cache(maxsize=32)
 def traced(base: Base) -> Trace:
     """The base's trace; cached, so it must not be changed."""
-    leaf_modules: Iterable[type] = base.leaves
-    leaf_functions: Iterable[Callable[..., Any]] = ()
-    if base.source == "timm":
-        from timm.models import _features_fx as timm_fx
-
-        leaf_modules = timm_fx.get_notrace_modules()  # type: ignore[no-untyped-call]
-        leaf_functions = timm_fx.get_notrace_functions()  # type: ignore[no-untyped-call]
-    return trace(blank(base), str(base), leaf_modules, leaf_functions)
+    return trace(blank(base), str(base), base.input_shape, base.leaves)
