@@ -124,15 +124,17 @@ def _initialise(module: nn.Module) -> None:
         }
         if not any(tensor.is_meta for tensor in own.values()):
             continue
+        kept = {key: value for key, value in layer.named_buffers("", False) if not value.is_meta}
         layer.to_empty(device=torch.get_default_device(), recurse=False)
         reset = getattr(layer, "reset_parameters", None)
         if reset is not None:
             reset()
-            continue
-        for parameter in layer.parameters(recurse=False):
-            nn.init.normal_(parameter, std=0.02)
-        for buffer in layer.buffers(recurse=False):
-            buffer.zero_()
+        else:
+            for parameter in layer.parameters(recurse=False):
+                nn.init.normal_(parameter, std=0.02)
+            for buffer in layer.buffers(recurse=False):
+                buffer.zero_()
+        layer._buffers.update(kept)  # no file contains them
 
 
 SOURCES: dict[str, Callable[[Base], nn.Module]] = {
@@ -159,6 +161,8 @@ def blank(base: Base) -> nn.Module:
 
     Non-persistent buffers keep their values, since no file contains them.
     """
+    if base.module is not None:
+        return copy.deepcopy(base.module)
     if base.source in LIBRARIES:
         _library(base)  # import it before the modes below are active
     with _WithoutInitialising():

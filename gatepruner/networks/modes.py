@@ -14,7 +14,6 @@ from torch import fx, nn
 from gatepruner.networks.nodes import OWNS_TENSORS, path_of, tensors_of
 from gatepruner.networks.tracer import UntraceableError
 
-
 ONE_MODE = "some of its layers are used in training only, or in evaluation only"
 
 

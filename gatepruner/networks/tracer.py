@@ -134,7 +134,8 @@ class Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of a module, in the mode it is in."""
         try:
-            graph = super().trace(root, concrete_args)
+            with _attributes_kept(root):
+                graph = super().trace(root, concrete_args)
         except ArchitectureError:
             raise
         except Exception as error:  # the module's own code may raise anything on a proxy
@@ -255,6 +256,20 @@ def images_argument(module: nn.Module) -> tuple[str, bool]:
         raise ArchitectureError(f"{type(module).__name__}.forward takes no input")
     first = next((each for each in arguments if each.name in needed), arguments[0])
     return first.name, first.kind is first.KEYWORD_ONLY
+
+
+@contextlib.contextmanager
+def _attributes_kept(root: nn.Module) -> Iterator[None]:
+    """Take back what a `forward` assigns to the attributes of modules."""
+    before = {module: dict(vars(module)) for module in root.modules()}
+    try:
+        yield
+    finally:
+        for module, attributes in before.items():
+            added = {key for key, value in vars(module).items() if isinstance(value, fx.Proxy)}
+            for key in added - attributes.keys():
+                delattr(module, key)
+            vars(module).update(attributes)
 
 
 def _is_mapping(value: Any) -> bool:
