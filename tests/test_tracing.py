@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
+from torchvision.models.video import swin3d_t
+from torchvision.models.video.mvit import MSBlockConfig, MViT
 
 from gatepruner import Checkpoint
+from gatepruner.errors import ArchitectureError
 
 SHAPE = (4, 6, 6)
 
@@ -291,3 +296,171 @@ AS_WRITTEN = (
 @pytest.mark.parametrize("written", AS_WRITTEN, ids=lambda written: written.__name__)
 def test_forward_may_be_written_as_people_write_it(written):
     assert_same(Written(written))
+
+
+class Asking(nn.Module):
+    """Asks for the values of its input, which no graph can follow."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Counting(nn.Module):
+    """Asks for the number of images."""
+
+    def forward(self, x):
+        return torch.cat([image[None] * 2 for image in x])
+
+
+@pytest.mark.parametrize("inner", [Asking, Counting])
+def test_the_innermost_module_that_cannot_be_followed_is_kept_whole(inner):
+    checkpoint = assert_same(Written(lambda self, x: self.act(x), act=inner))
+    assert {block.layers for block in checkpoint.network.blocks} == {
+        ("Conv2d", inner.__name__, "Conv2d")
+    }
+
+
+class Assigning(Written):
+    """Remembers sizes in its attributes."""
+
+    def forward(self, x):
+        self.size = x.shape[2] * x.shape[3]
+        return super().forward(x / self.size)
+
+
+def test_what_forward_assigns_to_a_module_is_its_own():
+    assert_same(Assigning(lambda self, x: x.relu()))
+
+
+class Tabled(nn.Module):
+    """A buffer that no file contains, beside a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.register_buffer("table", torch.arange(8.0).view(1, 8, 1, 1), persistent=False)
+
+    def forward(self, x):
+        return x * self.scale + self.table
+
+
+def test_buffers_that_no_file_contains_keep_their_values():
+    assert_same(Written(lambda self, x: self.act(x), act=Tabled))
+
+
+class Returning(Written):
+    """Returns its logits in some form."""
+
+    def __init__(self, form):
+        super().__init__(lambda self, x: x.relu())
+        self.form = form
+
+    def forward(self, x):
+        return self.form(super().forward(x))
+
+
+Result = namedtuple("Result", ["features", "logits"])
+FORMS = {
+    "a tuple": lambda x: (x,),
+    "a dict": lambda x: {"prediction": x},
+    "logits and more": lambda x: {"features": x * 2, "logits": x},
+    "an ordered dict": lambda x: OrderedDict(logits=x, aux=x * 2),
+    "a named tuple": lambda x: Result(x * 2, x),
+    "logits and no loss": lambda x: (x, None),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_logits_are_taken_out_of_what_a_module_returns(form):
+    module = Returning(FORMS[form]).eval()
+    images = torch.randn(2, *SHAPE)
+    result = module(images)
+    expected = getattr(result, "logits", None) if form == "a named tuple" else logits(result)
+    assert torch.equal(Checkpoint.of(module, SHAPE).build()(images), expected)
+
+
+REFUSED_FORMS = {
+    "2 tensors": lambda x: (x, x * 2),
+    "NoneType": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("found", REFUSED_FORMS)
+def test_a_result_without_the_one_tensor_of_logits_is_refused(found):
+    with pytest.raises(ArchitectureError, match=f"Returning returns {found}: expected the logits"):
+        Checkpoint.of(Returning(REFUSED_FORMS[found]), SHAPE)
+
+
+def test_a_module_that_needs_several_inputs_is_refused_by_their_names():
+    class Pair(nn.Module):
+        def forward(self, image, mask, scale=1):
+            return image * mask * scale
+
+    with pytest.raises(ArchitectureError, match=r"Pair.forward needs 2 inputs \(image, mask\)"):
+        Checkpoint.of(Pair(), SHAPE)
+
+
+def test_the_images_may_be_a_keyword_and_have_a_default():
+    class Keyword(Written):
+        def forward(self, *, pixel_values=None, labels=None):
+            x = super().forward(pixel_values)
+            return x if labels is None else (x, F.cross_entropy(x, labels))
+
+    module = Keyword(lambda self, x: x.relu()).eval()
+    images = torch.randn(2, *SHAPE)
+    built = Checkpoint.of(module, SHAPE).build()
+    assert torch.equal(built(images), module(pixel_values=images))
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "torch.compile": torch.compile,
+    "both": lambda module: nn.DataParallel(torch.compile(module)),
+    "an average": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_are_taken_off(wrapper):
+    module = Written(lambda self, x: x.relu()).eval()
+    checkpoint = Checkpoint.of(WRAPPERS[wrapper](module), SHAPE)
+    assert checkpoint.weights.keys() == module.state_dict().keys()
+    images = torch.randn(2, *SHAPE)
+    assert torch.equal(checkpoint.build()(images), module(images))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripted_modules_and_reserved_names_are_refused():
+    module = nn.Sequential(torch.jit.script(nn.ReLU()))
+    with pytest.raises(ArchitectureError, match="0 is a TorchScript module"):
+        Checkpoint.of(module, SHAPE)
+    module = Written(lambda self, x: x)
+    module.graph = nn.ReLU()
+    with pytest.raises(ArchitectureError, match="Written has a submodule named graph"):
+        Checkpoint.of(module, SHAPE)
+
+
+REPARAMETRIZED = {
+    "old weight_norm": nn.utils.weight_norm,
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "pruning": lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("kind", REPARAMETRIZED)
+def test_layers_whose_weights_are_computed_are_kept(kind):
+    module = Written(lambda self, x: x.relu())
+    REPARAMETRIZED[kind](module.blocks[0].conv1)
+    module(torch.randn(2, *SHAPE))
+    assert_same(module)
+
+
+def test_shifted_windows_and_pooled_residuals_of_videos_are_exact():
+    """Their functions overwrite arguments: lists in the one, tensors in the other."""
+    assert_same(swin3d_t(num_classes=5), blocks=24, shape=(3, 2, 32, 32))
+    small = {"spatial_size": (32, 32), "temporal_size": 4, "num_classes": 5}
+    setting = [MSBlockConfig(1, 16, 32, [3, 3, 3], [1, 2, 2], [3, 3, 3], [1, 2, 2])] * 1
+    pooled = MViT(**small, block_setting=setting, residual_pool=True, residual_with_cls_embed=False)
+    assert_same(pooled, shape=(3, 4, 32, 32))

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from gatepruner.models import Shape
 from gatepruner.networks.nodes import arguments_of, attribute
 
-
 # Without data, PyTorch takes a hundred times as long for them as for a convolution.
 KEEP_SHAPE = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 

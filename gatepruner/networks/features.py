@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from gatepruner.networks.base import Base, traced
@@ -40,13 +42,18 @@ class Features:
 @functools.lru_cache(maxsize=32)
 def features_of(base: Base) -> Features | None:
     """The last feature map of a base, or else what its head takes; `None` if there is neither."""
-    shapes = _shapes(base)
+    results = _results(base)
     head = head_of(base)
     taken = None
     blocks = {addition.node for addition in traced(base).additions.values()}
     for value in _passages(traced(base).module.graph, blocks):
-        reader = next(user for user in value.users if user.name in shapes)
-        found = Features(value.name, reader.name, shapes.get(value.name, ()))
+        reader = next(
+            (user for user in value.users if _holds_tensors(results.get(user.name))), None
+        )
+        result = results.get(value.name)
+        if reader is None or not isinstance(result, Tensor):  # such as the chunks of a tensor
+            continue
+        found = Features(value.name, reader.name, tuple(result.shape[1:]))
         if sum(side > 1 for side in found.shape) > 1:
             return found
         taken = found if reader.name == head else taken
@@ -81,15 +88,17 @@ def with_features(network: Network, features: Features) -> fx.Graph:
     return graph
 
 
-def _shapes(base: Base) -> dict[str, tuple[int, ...]]:
-    """The shapes of a base's values, without the batch, by the names of its nodes."""
+def _results(base: Base) -> dict[str, Any]:
+    """What a base's nodes compute for two images, by their names."""
     network = Network(base)
     module = network.build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
     run.value(next(reversed(module.graph.nodes)))
-    shapes = {
-        node.name: tuple(value.shape[1:])
-        for node, value in run.values.items()
-        if isinstance(value, Tensor) and node.op != "output"
-    }
-    return {name: shapes[value] for name, value in network.values.items() if value in shapes}
+    results = {node.name: value for node, value in run.values.items()}
+    return {name: results[value] for name, value in network.values.items()}
+
+
+def _holds_tensors(result: Any) -> bool:
+    """Whether a value is a tensor or several, and no size or type, for example."""
+    several = isinstance(result, (tuple, list)) and not isinstance(result, torch.Size)
+    return isinstance(result, (Tensor, dict)) or several

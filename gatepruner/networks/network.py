@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatepruner.errors import PlanError, listed, nearest
+from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
 from gatepruner.models import Shape
 from gatepruner.networks.base import SOURCES, Base, traced, without_weights
 from gatepruner.networks.dry_run import DryRun
@@ -197,7 +197,11 @@ class Network:
 
     @property
     def num_classes(self) -> int:
-        """Number of logits for one image."""
+        """Number of logits for one image.
+
+        Raises:
+            ArchitectureError: the network returns something else than logits.
+        """
         return _classes(self.base)
 
     def _checked(self, names: str | Iterable[str], operand: str) -> tuple[str, ...]:
@@ -374,7 +378,14 @@ def _classes(base: Base) -> int:
     """The number of logits, which no edit changes."""
     module = Network(base).build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
-    return int(run.value(next(reversed(module.graph.nodes))).shape[-1])
+    logits = run.value(next(reversed(module.graph.nodes)))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
+        raise ArchitectureError(
+            f"{base} returns {found} for two images: expected one tensor of logits (images, "
+            "classes); wrap it in a module that returns that"
+        )
+    return int(logits.shape[1])
 
 
 @functools.lru_cache(maxsize=64)
