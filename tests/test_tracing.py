@@ -69,7 +69,11 @@ def assert_same(module, blocks=2, shape=SHAPE):
 
 def logits(result):
     while not isinstance(result, torch.Tensor):
-        result = result["logits"] if isinstance(result, dict) else result[0]
+        result = (
+            result.get("logits", result.get("prediction"))
+            if isinstance(result, dict)
+            else result[0]
+        )
     return result
 
 
@@ -461,6 +465,17 @@ def test_shifted_windows_and_pooled_residuals_of_videos_are_exact():
     """Their functions overwrite arguments: lists in the one, tensors in the other."""
     assert_same(swin3d_t(num_classes=5), blocks=24, shape=(3, 2, 32, 32))
     small = {"spatial_size": (32, 32), "temporal_size": 4, "num_classes": 5}
-    setting = [MSBlockConfig(1, 16, 32, [3, 3, 3], [1, 2, 2], [3, 3, 3], [1, 2, 2])] * 1
-    pooled = MViT(**small, block_setting=setting, residual_pool=True, residual_with_cls_embed=False)
-    assert_same(pooled, shape=(3, 4, 32, 32))
+    kernels = {"kernel_q": [3, 3, 3], "kernel_kv": [3, 3, 3], "stride_kv": [1, 2, 2]}
+    setting = [
+        MSBlockConfig(1, 16, 16, stride_q=[1, 1, 1], **kernels),
+        MSBlockConfig(2, 16, 32, stride_q=[1, 2, 2], **kernels),
+    ]
+    pooled = MViT(
+        **small,
+        block_setting=setting,
+        residual_pool=True,
+        residual_with_cls_embed=False,
+        rel_pos_embed=True,
+        proj_after_attn=True,
+    )
+    assert_same(pooled, blocks=4, shape=(3, 4, 32, 32))

@@ -108,11 +108,11 @@ class _Tracing:
             try:
                 return self._joined(*self._graphs())
             except UntraceableError as error:
-                if not error.path or error.path in self.kept:
+                if "" in error.reasons or error.reasons.keys() <= self.kept.keys():
                     raise ArchitectureError(
                         f"{self.name} cannot be traced: {error}; {ADVICE}"
                     ) from error
-                self.kept[error.path] = str(error)
+                self.kept |= error.reasons
 
     def _joined(self, training: fx.Graph, evaluation: fx.Graph) -> fx.GraphModule:
         """A module of both graphs; the modules that it needs are the base's only meanwhile."""

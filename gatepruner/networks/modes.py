@@ -143,9 +143,7 @@ class _Joining:
                 above[node] = None
             elif node not in own:
                 if node in self.switched or self._owns_tensors(node):
-                    raise UntraceableError(
-                        path_of(node), "layers with weights are used in one mode only"
-                    )
+                    raise UntraceableError({path_of(node): ONE_MODE})
                 own.add(node)
                 waiting.extend(node.all_input_nodes)
         self.switched |= own

@@ -80,16 +80,26 @@ class _Rewriting:
 
     def of(self, graph: fx.Graph) -> fx.Graph:
         self.order = {node: index for index, node in enumerate(graph.nodes)}
+        refused: dict[str, str] = {}
         for node in self.order:
             node.type = None  # an annotation; PyTorch 2.6 cannot pickle one that is a string
-            written = self.run.overwritten.get(node, ())
-            if written and not self._trains_statistics(node, written):
-                self._overwrite(node, written)
-            else:
+            try:
+                self._rewrite(node)
+            except UntraceableError as error:
+                refused |= error.reasons
                 self.env[node] = self._copy(node)
-            for storage in storages(self.run.values[node]):
-                self.sharing[storage].append(node)
+        if refused:
+            raise UntraceableError(refused)
         return self.graph
+
+    def _rewrite(self, node: fx.Node) -> None:
+        written = self.run.overwritten.get(node, ())
+        if written and not self._trains_statistics(node, written):
+            self._overwrite(node, written)
+        else:
+            self.env[node] = self._copy(node)
+        for storage in storages(self.run.values[node]):
+            self.sharing[storage].append(node)
 
     def _copy(self, node: fx.Node) -> fx.Node:
         return self.graph.node_copy(node, self.env.__getitem__)
@@ -215,4 +225,4 @@ def namesake(root: nn.Module, node: fx.Node) -> Any:
 def refusal(node: fx.Node) -> UntraceableError:
     """The error for a node that overwrites a value in a way that has no pure equivalent."""
     name = getattr(node.target, "__name__", str(node.target))
-    return UntraceableError(path_of(node), f"{name} overwrites a value that others use")
+    return UntraceableError({path_of(node): f"{name} overwrites a value that others use"})

@@ -38,16 +38,15 @@ IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or
 
 
 class UntraceableError(Exception):
-    """A module cannot be part of a graph in pieces.
+    """Some modules cannot be part of a graph in pieces.
 
     Args:
-        path: of the module.
-        reason: what it does.
+        reasons: what they do, by path.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(reason)
-        self.path = path
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("; ".join(dict.fromkeys(reasons.values())))
+        self.reasons = dict(reasons)
 
 
 class _UnansweredError(Exception):
@@ -139,7 +138,7 @@ class Tracer(fx.Tracer):
         except ArchitectureError:
             raise
         except Exception as error:  # the module's own code may raise anything on a proxy
-            raise UntraceableError("", _reason(error)) from error
+            raise UntraceableError({"": _reason(error)}) from error
         for node in graph.nodes:
             if node.target in FACTORIES:  # else the generated code would wrap `torch.zeros`
                 node.meta.pop("is_wrapped", None)
