@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,15 +136,17 @@ def _initialise(module: nn.Module) -> None:
         }
         if not any(tensor.is_meta for tensor in own.values()):
             continue
+        kept = {key: value for key, value in layer.named_buffers("", False) if not value.is_meta}
         layer.to_empty(device=torch.get_default_device(), recurse=False)
         reset = getattr(layer, "reset_parameters", None)
         if reset is not None:
             reset()
-            continue
-        for parameter in layer.parameters(recurse=False):
-            nn.init.normal_(parameter, std=0.02)
-        for buffer in layer.buffers(recurse=False):
-            buffer.zero_()
+        else:
+            for parameter in layer.parameters(recurse=False):
+                nn.init.normal_(parameter, std=0.02)
+            for buffer in layer.buffers(recurse=False):
+                buffer.zero_()
+        layer._buffers.update(kept)  # no file contains them
 
 
 SOURCES: dict[str, Callable[[Base], nn.Module]] = {
@@ -171,6 +173,8 @@ def blank(base: Base) -> nn.Module:
 
     Non-persistent buffers keep their values, since no file contains them.
     """
+    if base.module is not None:
+        return copy.deepcopy(base.module)
     if base.source in LIBRARIES:
         _library(base)  # import it before the modes below are active
     with _WithoutInitialising():
@@ -187,6 +191,9 @@ def blank(base: Base) -> nn.Module:
 def without_weights(module: nn.Module) -> nn.Module:
     """A copy of a module with the tensors of its state dict on the meta device."""
     memo: dict[int, Any] = {}
+    for layer in module.modules():  # what old hooks compute, such as those of weight_norm
+        computed = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+        memo |= {id(value): value.detach().to("meta") for value in computed if not value.is_leaf}
     for tensor in module.state_dict(keep_vars=True).values():
         blank = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         if isinstance(tensor, nn.Parameter):
@@ -198,11 +205,4 @@ def without_weights(module: nn.Module) -> nn.Module:
 @functools.lru_cache(maxsize=32)
 def traced(base: Base) -> Trace:
     """The base's trace; cached, so it must not be changed."""
-    leaf_modules: Iterable[type] = base.leaves
-    leaf_functions: Iterable[Callable[..., Any]] = ()
-    if base.source == "timm":
-        from timm.models import _features_fx as timm_fx
-
-        leaf_modules = timm_fx.get_notrace_modules()  # type: ignore[no-untyped-call]
-        leaf_functions = timm_fx.get_notrace_functions()  # type: ignore[no-untyped-call]
-    return trace(blank(base), str(base), leaf_modules, leaf_functions)
+    return trace(blank(base), str(base), base.input_shape, base.leaves)

@@ -17,6 +17,7 @@ from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import NO_PATH, Path
+from gatepruner.networks.wrappers import unwrapped
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -58,7 +59,7 @@ class Checkpoint:
             ArchitectureError: the module cannot be traced, or has no residual addition.
         """
         network = Network.of(module, input_shape, leaves)
-        state = module.state_dict()
+        state = unwrapped(module).state_dict()
         weights = {key: state[key].detach().clone() for key in network.state()}
         return cls(network, MappingProxyType(weights), dict(notes))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from gatepruner.networks.base import Base, traced
+from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.head import head_of, values_of
 from gatepruner.networks.network import Network
 
@@ -41,15 +42,15 @@ class Features:
 @functools.lru_cache(maxsize=32)
 def features_of(base: Base) -> Features | None:
     """The last feature map of a base, or else what its head takes; `None` if there is neither."""
-    results = _Results(Network(base).build_blank().to("meta"))
-    with torch.no_grad():
-        results.run(torch.empty(2, *base.input_shape, device="meta"))
+    results = _results(base)
     head = head_of(base)
     taken = None
     blocks = {addition.node for addition in traced(base).additions.values()}
     for value in _passages(traced(base).module.graph, blocks):
-        reader = next((user for user in value.users if results.holds_tensors(user)), None)
-        result = results.of[value.name]
+        reader = next(
+            (user for user in value.users if _holds_tensors(results.get(user.name))), None
+        )
+        result = results.get(value.name)
         if reader is None or not isinstance(result, Tensor):  # such as the chunks of a tensor
             continue
         found = Features(value.name, reader.name, tuple(result.shape[1:]))
@@ -87,19 +88,17 @@ def with_features(network: Network, features: Features) -> fx.Graph:
     return graph
 
 
-class _Results(fx.Interpreter):
-    """Records every value."""
+def _results(base: Base) -> dict[str, Any]:
+    """What a base's nodes compute for two images, by their names."""
+    network = Network(base)
+    module = network.build_blank()
+    run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
+    run.value(next(reversed(module.graph.nodes)))
+    results = {node.name: value for node, value in run.values.items()}
+    return {name: results[value] for name, value in network.values.items()}
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.of: dict[str, Any] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        self.of[n.name] = super().run_node(n)
-        return self.of[n.name]
-
-    def holds_tensors(self, node: fx.Node) -> bool:
-        """Whether a value is a tensor or several, and no size or type, for example."""
-        result = self.of[node.name]
-        several = isinstance(result, (tuple, list)) and not isinstance(result, torch.Size)
-        return isinstance(result, (Tensor, dict)) or several
+def _holds_tensors(result: Any) -> bool:
+    """Whether a value is a tensor or several, and no size or type, for example."""
+    several = isinstance(result, (tuple, list)) and not isinstance(result, torch.Size)
+    return isinstance(result, (Tensor, dict)) or several

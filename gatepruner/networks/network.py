@@ -17,9 +17,11 @@ from torch import Tensor, fx, nn
 from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
 from gatepruner.models import Shape
 from gatepruner.networks.base import SOURCES, Base, traced, without_weights
+from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
 from gatepruner.networks.names import parse
+from gatepruner.networks.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Network:
         Raises:
             ArchitectureError: the module cannot be traced, or has no residual addition.
         """
+        module = unwrapped(module)
         blank, name = without_weights(module), type(module).__name__
         network = cls(Base("caller", name, input_shape, (), blank, tuple(leaves)))
         traced(network.base)
@@ -128,7 +131,7 @@ class Network:
         pairs = fields.pop("arguments").items()
         arguments = tuple(sorted((key, _frozen(value)) for key, value in pairs))
         base = Base(**fields, input_shape=shape, arguments=arguments)
-        blank = without_weights(module) if module is not None else None
+        blank = without_weights(unwrapped(module)) if module is not None else None
         gate = edits.pop("gate")
         blocks = {edit: tuple(names) for edit, names in edits.items()}
         network = cls(replace(base, module=blank, leaves=tuple(leaves)), Edits(gate, **blocks))
@@ -373,16 +376,16 @@ class Network:
 @functools.lru_cache(maxsize=32)
 def _classes(base: Base) -> int:
     """The number of logits, which no edit changes."""
-    module = Network(base).build_blank().to("meta")
-    with torch.no_grad():
-        logits = module(torch.empty(2, *base.input_shape, device="meta"))
+    module = Network(base).build_blank()
+    run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
+    logits = run.value(next(reversed(module.graph.nodes)))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
         raise ArchitectureError(
             f"{base} returns {found} for two images: expected one tensor of logits (images, "
             "classes); wrap it in a module that returns that"
         )
-    return logits.shape[1]
+    return int(logits.shape[1])
 
 
 @functools.lru_cache(maxsize=64)
