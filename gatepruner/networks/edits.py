@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gatepruner.networks.additions import Addition
+from gatepruner.networks.additions import ADDITIONS, Addition, operands
 from gatepruner.networks.graph import Trace, forget_constants, identifier
 from gatepruner.networks.nodes import OWNS_TENSORS, attribute, kind, pads_with_zeros, tensors_of
 
-FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d}  # their outputs are no views
+# Operations whose outputs are no views.
+FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d, *ADDITIONS}
 
 
 class Gate(nn.Module):
@@ -105,17 +106,26 @@ class _Editor:
         self.new[target] = kind()
         return self.graph.call_module(target, values)
 
-    def join(self, addition: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
-        """The node that replaces the addition of branch `f` and shortcut `s`."""
-        name, edits = addition.name, self.edits
-        if name in edits.removed:
+    def join(self, node: fx.Node, addition: Addition, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """The node that replaces the addition at `node`; `env` has what replaces those before."""
+        edits, name, pair = self.edits, addition.name, operands(node)
+        removed, lone = name in edits.removed, name in edits.shortcuts_removed
+        plain = edits.gate == "plain" and name in edits.gated
+        values = [env[operand] for operand in pair]
+        if addition.weighted and (removed or lone or plain):
+            alpha = fx.node.map_arg(node.kwargs["alpha"], env.__getitem__)
+            values[1] = self.graph.call_function(operator.mul, (values[1], alpha))
+        f, s = values[addition.branch], values[1 - addition.branch]
+        if removed:
             return s
-        if name in edits.scaled_shortcuts and name not in edits.shortcuts_removed:
+        if name in edits.scaled_shortcuts and not lone:
             s = self.insert(f"{addition.gate}_shortcut", Scale, s)
         f = self.gate(addition, f, s)
-        if name in edits.shortcuts_removed or (f.target == addition.gate and edits.gate == "plain"):
+        if lone or plain:
             return f
-        return self.graph.call_function(operator.add, (f, s))
+        # The order of the operands decides on the memory layout of the sum, and thus on rounding.
+        new = dict(zip(pair, (s, f) if addition.branch else (f, s), strict=True))
+        return self.graph.node_copy(node, lambda value: new.get(value) or env[value])
 
     def gate(self, addition: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
         """The gated branch; a plain gate also adds the shortcut."""
@@ -154,9 +164,9 @@ def edited(traced: Trace, edits: Edits) -> Edited:
     joins: dict[str, tuple[fx.Node, fx.Node]] = {}
     for node in traced.module.graph.nodes:
         if addition := additions.get(node.name):
-            f, s = env[node.args[addition.branch]], env[node.args[1 - addition.branch]]
-            env[node] = editor.join(addition, f, s)
-            joins[addition.name] = s, env[node]
+            env[node] = editor.join(node, addition, env)
+            shortcut = operands(node)[1 - addition.branch]
+            joins[addition.name] = env[shortcut], env[node]
         elif _repeats(traced.module, node, env):
             env[node] = env[node.args[0]]
         else:
