@@ -20,6 +20,7 @@ from gatepruner.networks.base import SOURCES, Base, traced, without_weights
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
 from gatepruner.networks.names import parse
+from gatepruner.networks.verification import verify
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,30 @@ class Network:
     ) -> Network:
         """The network of the caller's module, which is not changed.
 
+        Its logits are compared with the module's on random images.
+
         Args:
-            module: any residual network that `torch.fx` can trace.
+            module: any residual network that `torch.fx` can trace, on any device.
             input_shape: `(C, H, W)` of one image.
             leaves: module classes to keep whole because they cannot be traced.
 
         Raises:
-            ArchitectureError: the module cannot be traced, or has no residual addition.
+            ArchitectureError: the module cannot be traced, has no residual addition, or computes
+                something else than its graph.
         """
         blank, name = without_weights(module), type(module).__name__
         network = cls(Base("caller", name, input_shape, (), blank, tuple(leaves)))
-        traced(network.base)
+        network._verify(module)
         return network
+
+    def _verify(self, module: nn.Module) -> None:
+        """Check that the network computes what the caller's module computes."""
+        keys = self.state()
+        verify(
+            module,
+            self.base.input_shape,
+            lambda weights: self.build({key: weights[key] for key in keys}),
+        )
 
     @classmethod
     def from_json(
@@ -120,7 +133,8 @@ class Network:
             leaves: its leaves, which the JSON does not contain.
 
         Raises:
-            ArchitectureError: the base is unknown, or the module is missing or cannot be traced.
+            ArchitectureError: the base is unknown, or the module is missing, cannot be traced or
+                computes something else than its graph.
             KeyError, TypeError, ValueError: `data` does not describe a network.
         """
         fields, edits = dict(data["base"]), dict(data["edits"])
@@ -136,6 +150,8 @@ class Network:
             raise ValueError(f"unknown source {base.source!r}")
         if gate not in ("", *GATES):
             raise ValueError(f"unknown gate {gate!r}")
+        if module is not None:
+            cls(network.base)._verify(module)
         known = traced(network.base).additions
         unknown = sorted({name for names in blocks.values() for name in names} - known.keys())
         if unknown:

@@ -24,6 +24,14 @@ def kind(module: nn.Module, node: fx.Node) -> Any:
     return node.target if node.op in ("call_function", "call_method") else None
 
 
+def path_of(node: fx.Node) -> str:
+    """The path of the module whose `forward` makes a node; empty for the root."""
+    paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    if node.op == "call_module" and paths[-1:] == [node.target]:
+        paths.pop()
+    return str(paths[-1]) if paths else ""
+
+
 def pads_with_zeros(node: fx.Node) -> bool:
     """Whether a padding node pads with zeros."""
     given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
