@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from gatepruner.networks.folding import affine_keys
 from gatepruner.networks.graph import Mode
-from gatepruner.networks.nodes import argument, function_name, kind, read_key
+from gatepruner.networks.nodes import argument, function_name, kind, read_key, tensors_of
 
 BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm
 NORMS = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm)
@@ -19,7 +19,14 @@ FUNCTIONS = ("batch_norm", "layer_norm", "group_norm")
 def scales_and_shifts(module: fx.GraphModule) -> tuple[str, ...]:
     """Keys of the scales and shifts of every normalisation layer."""
     norms = (node for node in module.graph.nodes if _normalises(module, node))
-    return tuple(dict.fromkeys(key for node in norms for key in affine_keys(module, node)))
+    return tuple(dict.fromkeys(key for node in norms for key in _scale_and_shift(module, node)))
+
+
+def _scale_and_shift(module: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
+    if node.op != "call_module":
+        return affine_keys(module, node)
+    own = tensors_of(module, str(node.target))
+    return tuple(key for key in (f"{node.target}.weight", f"{node.target}.bias") if key in own)
 
 
 def _normalises(module: fx.GraphModule, node: fx.Node) -> bool:
