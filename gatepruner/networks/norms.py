@@ -42,6 +42,12 @@ def statistics(module: fx.GraphModule) -> dict[fx.Node, tuple[str, str]]:
     return {node: pair for node, pair in keys if pair is not None}
 
 
+def shares_statistics(module: fx.GraphModule) -> bool:
+    """Whether a batch norm is used several times."""
+    keys = list(statistics(module).values())
+    return len({*keys}) < len(keys)
+
+
 def _statistics_of(module: fx.GraphModule, node: fx.Node) -> tuple[str, str] | None:
     operation = kind(module, node)
     if isinstance(operation, type) and issubclass(operation, BATCH_NORM):
