@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,15 +124,17 @@ def _initialise(module: nn.Module) -> None:
         }
         if not any(tensor.is_meta for tensor in own.values()):
             continue
+        kept = {key: value for key, value in layer.named_buffers("", False) if not value.is_meta}
         layer.to_empty(device=torch.get_default_device(), recurse=False)
         reset = getattr(layer, "reset_parameters", None)
         if reset is not None:
             reset()
-            continue
-        for parameter in layer.parameters(recurse=False):
-            nn.init.normal_(parameter, std=0.02)
-        for buffer in layer.buffers(recurse=False):
-            buffer.zero_()
+        else:
+            for parameter in layer.parameters(recurse=False):
+                nn.init.normal_(parameter, std=0.02)
+            for buffer in layer.buffers(recurse=False):
+                buffer.zero_()
+        layer._buffers.update(kept)  # no file contains them
 
 
 SOURCES: dict[str, Callable[[Base], nn.Module]] = {
@@ -159,6 +161,8 @@ def blank(base: Base) -> nn.Module:
 
     Non-persistent buffers keep their values, since no file contains them.
     """
+    if base.module is not None:
+        return copy.deepcopy(base.module)
     if base.source in LIBRARIES:
         _library(base)  # import it before the modes below are active
     with _WithoutInitialising():
@@ -167,8 +171,7 @@ def blank(base: Base) -> nn.Module:
                 module = base.construct()
         except NotImplementedError:  # the constructor computes with tensors, as regnet's does
             return without_weights(base.construct())
-        unsaved = {key for key, _ in module.named_buffers()} - set(module.state_dict())
-        if not unsaved or base.source == "caller":  # the caller's module has its buffers
+        if {key for key, _ in module.named_buffers()} <= set(module.state_dict()):
             return module
         return without_weights(base.construct())
 
@@ -181,10 +184,9 @@ def without_weights(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.detach().to("cpu", _single(buffer.dtype), copy=True)
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and value.grad_fn is not None:  # such as a masked weight
-                memo[id(value)] = value.detach().to("cpu", _single(value.dtype), copy=True)
+    for layer in module.modules():  # what old hooks compute, such as those of weight_norm
+        computed = [value for value in vars(layer).values() if isinstance(value, Tensor)]
+        memo |= {id(value): value.detach().to("meta") for value in computed if not value.is_leaf}
     for tensor in module.state_dict(keep_vars=True).values():
         if not isinstance(tensor, Tensor):
             continue
@@ -203,11 +205,4 @@ def _single(dtype: torch.dtype) -> torch.dtype:
 @functools.lru_cache(maxsize=32)
 def traced(base: Base) -> Trace:
     """The base's trace; cached, so it must not be changed."""
-    leaf_modules: Iterable[type] = base.leaves
-    leaf_functions: Iterable[Callable[..., Any]] = ()
-    if base.source == "timm":
-        from timm.models import _features_fx as timm_fx
-
-        leaf_modules = timm_fx.get_notrace_modules()  # type: ignore[no-untyped-call]
-        leaf_functions = timm_fx.get_notrace_functions()  # type: ignore[no-untyped-call]
-    return trace(blank(base), str(base), leaf_modules, leaf_functions)
+    return trace(blank(base), str(base), base.input_shape, base.leaves)

@@ -18,6 +18,7 @@ from gatepruner.models import Shape
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import NO_PATH, Path
 from gatepruner.networks.weights import cast, refuse_unusable
+from gatepruner.networks.wrappers import unwrapped
 
 EXTRA_STATE = "_extra_state"  # of modules that save more than tensors
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -65,7 +66,7 @@ class Checkpoint:
         """
         state = {
             key: value
-            for key, value in module.state_dict().items()
+            for key, value in unwrapped(module).state_dict().items()
             if not key.endswith(EXTRA_STATE)
         }
         refuse_unusable(state)

@@ -20,7 +20,14 @@ from torch import Tensor, fx, nn
 
 from gatepruner.networks.additions import ADDITIONS, Addition, operands
 from gatepruner.networks.graph import Trace, forget_constants, identifier
-from gatepruner.networks.nodes import OWNS_TENSORS, attribute, kind, pads_with_zeros, tensors_of
+from gatepruner.networks.nodes import (
+    OWNS_TENSORS,
+    attribute,
+    erase_unused,
+    kind,
+    pads_with_zeros,
+    tensors_of,
+)
 
 # Operations whose outputs are no views.
 FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d, *ADDITIONS}
@@ -172,9 +179,7 @@ def edited(traced: Trace, edits: Edits) -> Edited:
         else:
             env[node] = editor.graph.node_copy(node, env.__getitem__)
             env[node].meta = {**node.meta, "base": node.name}
-    for node in reversed(editor.graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output"):
-            editor.graph.erase_node(node)
+    erase_unused(editor.graph)
     kept = set(editor.graph.nodes)
     used = {node.target for node in kept if node.op == "call_module"}
     return Edited(

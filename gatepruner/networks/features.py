@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from gatepruner.networks.base import Base, traced
+from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.head import head_of, values_of
 from gatepruner.networks.network import Network
 
@@ -41,15 +40,13 @@ class Features:
 @functools.lru_cache(maxsize=32)
 def features_of(base: Base) -> Features | None:
     """The last feature map of a base, or else what its head takes; `None` if there is neither."""
-    shapes = _Shapes(Network(base).build_blank().to("meta"))
-    with torch.no_grad():
-        shapes.run(torch.empty(2, *base.input_shape, device="meta"))
+    shapes = _shapes(base)
     head = head_of(base)
     taken = None
     blocks = {addition.node for addition in traced(base).additions.values()}
     for value in _passages(traced(base).module.graph, blocks):
-        reader = next(user for user in value.users if user.name in shapes.of)
-        found = Features(value.name, reader.name, shapes.of.get(value.name, ()))
+        reader = next(user for user in value.users if user.name in shapes)
+        found = Features(value.name, reader.name, shapes.get(value.name, ()))
         if sum(side > 1 for side in found.shape) > 1:
             return found
         taken = found if reader.name == head else taken
@@ -84,15 +81,15 @@ def with_features(network: Network, features: Features) -> fx.Graph:
     return graph
 
 
-class _Shapes(fx.Interpreter):
-    """Records the shape of every value, without the batch."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.of: dict[str, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.of[n.name] = tuple(result.shape[1:])
-        return result
+def _shapes(base: Base) -> dict[str, tuple[int, ...]]:
+    """The shapes of a base's values, without the batch, by the names of its nodes."""
+    network = Network(base)
+    module = network.build_blank()
+    run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
+    run.value(next(reversed(module.graph.nodes)))
+    shapes = {
+        node.name: tuple(value.shape[1:])
+        for node, value in run.values.items()
+        if isinstance(value, Tensor) and node.op != "output"
+    }
+    return {name: shapes[value] for name, value in network.values.items() if value in shapes}

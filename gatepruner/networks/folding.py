@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from gatepruner.networks.graph import STOCHASTIC, Trace
+from gatepruner.networks.graph import Trace
 from gatepruner.networks.nodes import (
     argument,
     attribute,
@@ -21,6 +21,7 @@ from gatepruner.networks.nodes import (
     read_key,
     tensors_of,
 )
+from gatepruner.networks.tracer import STOCHASTIC
 
 COMMUTES = {  # with a non-negative factor, such as a gate
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.ReLU, nn.LeakyReLU),

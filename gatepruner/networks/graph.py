@@ -1,38 +1,24 @@
-"""Tracing a network with `torch.fx` into a graph of pure operations."""
+"""Tracing a network into a graph of pure operations."""
 
 from __future__ import annotations
 
-import operator
+import copy
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from gatepruner.errors import ArchitectureError, listed
+from gatepruner.models import Shape
 from gatepruner.networks.additions import Addition, find_additions
-from gatepruner.networks.nodes import kind
+from gatepruner.networks.logits import return_logits
+from gatepruner.networks.modes import joined
+from gatepruner.networks.mutations import Overwriting, without_mutations
+from gatepruner.networks.nodes import erase_unused, kind
+from gatepruner.networks.tracer import Tracer, UntraceableError, images_argument
 
-STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # read `training` when they run
-IN_PLACE_OPERATORS: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
-
-class Mode(nn.Module):
-    """A constant of the graph with one value in training and another in evaluation."""
-
-    def __init__(self, training: Any, evaluation: Any) -> None:
-        super().__init__()
-        self.values = (evaluation, training)
-
-    def forward(self) -> Any:
-        return self.values[self.training]
+ADVICE = "move what does so into a submodule of its own, which is then kept whole"
 
 
 @dataclass(frozen=True)
@@ -50,60 +36,31 @@ class Trace:
     keys: frozenset[str]
 
 
-class _Tracer(fx.Tracer):
-    """Keeps whole the modules that depend on `training`, and those that the caller declares."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, leaf_modules: tuple[type, ...], functions: tuple[Callable[..., Any], ...]):
-        super().__init__(autowrap_functions=functions)
-        self.leaf_modules = leaf_modules
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        stochastic = type(m).__name__ in STOCHASTIC
-        leaf = stochastic or isinstance(m, self.leaf_modules)
-        return leaf or bool(super().is_leaf_module(m, module_qualified_name))
-
-
 def trace(
     base: nn.Module,
     name: str,
+    shape: Shape,
     leaf_modules: Iterable[type] = (),
     leaf_functions: Iterable[Callable[..., Any]] = (),
 ) -> Trace:
     """Trace a network and find its residual additions.
 
+    Submodules that cannot be part of a graph in pieces are kept whole.
+
     Args:
         base: the network; it may be on the meta device, since only its structure matters.
         name: of the network, for error messages.
+        shape: `(C, H, W)` of one image.
         leaf_modules: module classes to keep whole.
         leaf_functions: functions to keep whole.
 
     Raises:
-        ArchitectureError: the network cannot be traced, its graph differs between training and
-            evaluation, or it has no residual addition.
+        ArchitectureError: the network cannot be traced, or it has no residual addition.
     """
     keys = frozenset(base.state_dict())
-    graphs = []
-    for training in (True, False):
-        for constant in [key for key in vars(base) if key.startswith("_tensor_constant")]:
-            delattr(base, constant)  # of the previous trace, so that both traces use equal names
-        tracer = _Tracer(tuple(leaf_modules), tuple(leaf_functions))
-        try:
-            graphs.append(tracer.trace(base.train(training)))
-        except Exception as error:  # the network's own code may raise anything on a proxy
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ArchitectureError(
-                f"{name} cannot be traced: {reason}; declare the class of the module that fails "
-                "as a leaf, Checkpoint.of(..., leaves=(ThatModule,))"
-            ) from error
-    modes = _join_modes(*graphs, name=name)
-    for target, mode in modes.items():
-        base.add_module(target, mode)
-    module = fx.GraphModule(base, graphs[1], class_name=identifier(name))
-    for target in modes:
-        delattr(base, target)
-    _make_pure(module)
+    images_argument(base)
+    tracing = _Tracing(base, name, shape, tuple(leaf_modules), tuple(leaf_functions))
+    module = tracing.module()
     forget_constants(module, keys)
     lost = [key for key, buffer in module.named_buffers() if buffer.is_meta and key not in keys]
     if lost:
@@ -114,77 +71,91 @@ def trace(
     _skip_identities(module)
     additions = find_additions(module)
     if not additions:
-        raise ArchitectureError(f"{name} has no residual addition: there is no block to remove")
+        whole = "".join(f"; kept {path} whole: {why}" for path, why in tracing.kept.items())
+        raise ArchitectureError(
+            f"{name} has no residual addition: there is no block to remove{whole}"
+        )
     return Trace(module, {addition.name: addition for addition in additions}, keys)
+
+
+class _Tracing:
+    """The traces of one network, made again until nothing more has to be kept whole.
+
+    Attributes:
+        kept: the modules that are kept whole, by path, and why.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        name: str,
+        shape: Shape,
+        leaf_modules: tuple[type, ...],
+        leaf_functions: tuple[Callable[..., Any], ...],
+    ) -> None:
+        self.base = base
+        self.name = name
+        self.shape = shape
+        self.leaf_modules = leaf_modules
+        self.leaf_functions = leaf_functions
+        self.blank = copy.deepcopy(base).to("meta")
+        self.kept: dict[str, str] = {}
+        self.overwriting = Overwriting()
+
+    def module(self) -> fx.GraphModule:
+        """The network as a module with a graph that serves both modes."""
+        while True:
+            try:
+                return self._joined(*self._graphs())
+            except UntraceableError as error:
+                if not error.path or error.path in self.kept:
+                    raise ArchitectureError(
+                        f"{self.name} cannot be traced: {error}; {ADVICE}"
+                    ) from error
+                self.kept[error.path] = str(error)
+
+    def _joined(self, training: fx.Graph, evaluation: fx.Graph) -> fx.GraphModule:
+        """A module of both graphs; the modules that it needs are the base's only meanwhile."""
+        modules = self.overwriting.modules_by_target()
+        try:
+            for target, module in modules.items():
+                self.base.add_module(target, module)
+            graph, switches = joined(self.base, training, evaluation)
+            for target, switch in switches.items():
+                self.base.add_module(target, switch)
+            modules |= switches
+            return fx.GraphModule(self.base, graph, class_name=identifier(self.name))
+        finally:
+            for target in modules:
+                delattr(self.base, target)
+
+    def _graphs(self) -> tuple[fx.Graph, fx.Graph]:
+        """The graphs in training and in evaluation, with the same modules kept whole."""
+        while True:
+            training = self._graph(True)
+            number = len(self.kept)
+            evaluation = self._graph(False)
+            if len(self.kept) == number:
+                return training, evaluation
+
+    def _graph(self, training: bool) -> fx.Graph:
+        """The graph in one mode, without mutations and unused nodes."""
+        for constant in [key for key in vars(self.base) if key.startswith("_tensor_constant")]:
+            delattr(self.base, constant)  # of the last trace, so that all use equal names
+        self.blank.train(training)
+        tracer = Tracer(self.blank, self.shape, self.kept, self.leaf_modules, self.leaf_functions)
+        graph = tracer.trace(self.base.train(training))
+        run = tracer.runs[-1]
+        return_logits(graph, run, self.name)
+        run.value(next(reversed(graph.nodes)))
+        pure = without_mutations(self.base, graph, run, self.overwriting)
+        erase_unused(pure)
+        return pure
 
 
 def identifier(name: str) -> str:
     """A name with underscores for all characters that a Python identifier cannot have."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
-def _join_modes(training: fx.Graph, evaluation: fx.Graph, *, name: str) -> dict[str, Mode]:
-    """In the second graph, make the constants that differ from the first depend on the mode."""
-    modes: dict[str, Mode] = {}
-    pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
-    same = len(training.nodes) == len(evaluation.nodes)
-    if not same or any((a.op, a.target) != (b.op, b.target) for a, b in pairs):
-        raise ArchitectureError(
-            f"the graph of {name} differs between training and evaluation: declare the class of "
-            "the module that reads `self.training` as a leaf, "
-            "Checkpoint.of(..., leaves=(ThatModule,))"
-        )
-
-    def join(node: fx.Node, in_training: Any, in_evaluation: Any) -> Any:
-        if repr(in_training) == repr(in_evaluation):  # nodes print as their names
-            return in_evaluation
-        target = f"mode_{len(modes)}"
-        modes[target] = Mode(in_training, in_evaluation)
-        with evaluation.inserting_before(node):
-            return evaluation.call_module(target)
-
-    for a, b in pairs:
-        b.args = tuple(join(b, *both) for both in zip(a.args, b.args, strict=True))
-        b.kwargs = {key: join(b, a.kwargs[key], value) for key, value in b.kwargs.items()}
-    return modes
-
-
-def _make_pure(module: fx.GraphModule) -> None:
-    """Replace in-place operations by ones that return a new tensor, which later nodes use.
-
-    Edits and merged networks require that no value is overwritten. Modules keep their `inplace`:
-    `edits.settle_in_place` sets it in each network that is built.
-    """
-    order = {node: index for index, node in enumerate(module.graph.nodes)}
-    for node, index in order.items():
-        node.type = None  # an annotation; PyTorch 2.6 cannot pickle one that is a string
-        pure = _out_of_place(node)
-        flagged = node.op == "call_module" and getattr(
-            module.get_submodule(str(node.target)), "inplace", False
-        )
-        if pure is None and not flagged and not node.kwargs.get("inplace"):
-            continue
-        overwritten = node.all_input_nodes[0]
-        for user in list(overwritten.users):
-            if order[user] > index:
-                user.replace_input_with(overwritten, node)
-        node.target = node.target if pure is None else pure
-        if "inplace" in node.kwargs:
-            node.kwargs = {**node.kwargs, "inplace": False}
-
-
-def _out_of_place(node: fx.Node) -> Any:
-    """The out-of-place version of an in-place function or method; `None` for any other node."""
-    name = getattr(node.target, "__name__", str(node.target))
-    if node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
-        return name[:-1]
-    if node.op != "call_function":
-        return None
-    if node.target in IN_PLACE_OPERATORS:
-        return IN_PLACE_OPERATORS[node.target]
-    if name.endswith("_") and not name.endswith("__"):
-        return getattr(torch, name[:-1], None) or getattr(F, name[:-1])
-    return None
 
 
 def _skip_identities(module: fx.GraphModule) -> None:

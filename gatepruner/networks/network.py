@@ -17,10 +17,12 @@ from torch import Tensor, fx, nn
 from gatepruner.errors import PlanError, listed, nearest
 from gatepruner.models import Shape
 from gatepruner.networks.base import SOURCES, Base, traced, without_weights
+from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
 from gatepruner.networks.names import parse
 from gatepruner.networks.verification import verify
+from gatepruner.networks.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Network:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
                 something else than its graph.
         """
+        module = unwrapped(module)
         blank, name = without_weights(module), type(module).__name__
         network = cls(Base("caller", name, input_shape, (), blank, tuple(leaves)))
         network._verify(module)
@@ -111,11 +114,10 @@ class Network:
 
     def _verify(self, module: nn.Module) -> None:
         """Check that the network computes what the caller's module computes."""
-        keys = self.state()
         verify(
             module,
             self.base.input_shape,
-            lambda weights: self.build({key: weights[key] for key in keys}),
+            lambda weights: self.build({key: weights[key] for key in self.state()}),
         )
 
     @classmethod
@@ -142,6 +144,7 @@ class Network:
         pairs = fields.pop("arguments").items()
         arguments = tuple(sorted((key, _frozen(value)) for key, value in pairs))
         base = Base(**fields, input_shape=shape, arguments=arguments)
+        module = unwrapped(module) if module is not None else None
         blank = without_weights(module) if module is not None else None
         gate = edits.pop("gate")
         blocks = {edit: tuple(names) for edit, names in edits.items()}
@@ -385,10 +388,9 @@ class Network:
 @functools.lru_cache(maxsize=32)
 def _classes(base: Base) -> int:
     """The number of logits, which no edit changes."""
-    module = Network(base).build_blank().to("meta")
-    with torch.no_grad():
-        logits = module(torch.empty(2, *base.input_shape, device="meta"))
-    return int(logits.shape[-1])
+    module = Network(base).build_blank()
+    run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
+    return int(run.value(next(reversed(module.graph.nodes))).shape[-1])
 
 
 @functools.lru_cache(maxsize=64)

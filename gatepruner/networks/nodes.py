@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
+LISTS, DICTS = (immutable_list, list, tuple), (immutable_dict, dict)
 OWNS_TENSORS = ("call_module", "get_attr")
 
 
@@ -30,6 +33,28 @@ def path_of(node: fx.Node) -> str:
     if node.op == "call_module" and paths[-1:] == [node.target]:
         paths.pop()
     return str(paths[-1]) if paths else ""
+
+
+def erase_unused(graph: fx.Graph) -> None:
+    """Erase the nodes whose values nobody uses."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+
+
+def arguments_of(node: fx.Node, values: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
+    """The arguments with which a node is called; its lists and dicts may be changed by the call."""
+
+    def plain(value: Any) -> Any:
+        if type(value) in LISTS:
+            return (tuple if isinstance(value, tuple) else list)(map(plain, value))
+        if type(value) in DICTS:
+            return {key: plain(each) for key, each in value.items()}
+        if isinstance(value, slice):
+            return slice(*map(plain, (value.start, value.stop, value.step)))
+        return values(value) if isinstance(value, fx.Node) else value
+
+    return plain(node.args), plain(node.kwargs)
 
 
 def pads_with_zeros(node: fx.Node) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from gatepruner.networks.folding import affine_keys
-from gatepruner.networks.graph import Mode
+from gatepruner.networks.modes import Mode
 from gatepruner.networks.nodes import argument, function_name, kind, read_key, tensors_of
 
 BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm

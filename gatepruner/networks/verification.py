@@ -13,7 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from gatepruner.errors import ArchitectureError
 from gatepruner.models import Shape
+from gatepruner.networks.logits import logits_of
 from gatepruner.networks.nodes import path_of
+from gatepruner.networks.tracer import images_argument
 
 TOLERANCE = 1e-4  # of the largest logit; on a CPU, the difference is usually 0
 BATCH = 3  # images
@@ -76,7 +78,9 @@ class _Comparison:
         """A run of the author's module, with copies of its weights, since it may change them."""
         author = self.author
         tensors = self._copies({**dict(author.named_parameters()), **dict(author.named_buffers())})
-        return lambda: self._repeatable(lambda: functional_call(author, tensors, (self.images,)))
+        name, by_keyword = images_argument(author)
+        args, kwargs = ((), {name: self.images}) if by_keyword else ((self.images,), {})
+        return lambda: self._repeatable(lambda: functional_call(author, tensors, args, kwargs))
 
     def built_run(self, built: nn.Module) -> Run:
         """A run of the network that was built."""
@@ -96,7 +100,7 @@ class _Comparison:
     def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: _telling(tensor.detach()).to(self.device) for key, tensor in tensors.items()}
 
-    def _repeatable(self, run: Run) -> Any:
+    def _repeatable(self, run: Run) -> Tensor:
         devices = [self.device] if self.device.type == "cuda" else []
         with (
             torch.no_grad(),
@@ -104,7 +108,7 @@ class _Comparison:
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
             _EqualDraws(self.device),
         ):
-            return run()
+            return logits_of(run(), self.name)
 
     def check(self, training: bool) -> None:
         """Compare in one mode, that of the author's module."""
@@ -118,8 +122,9 @@ class _Comparison:
                 f"{_first_line(error)}; pass the input_shape (C, H, W) that it expects"
             ) from error
         mode = "training" if training else "evaluation"
+        built = self.built(training)
         try:
-            difference = _difference(self.built_run(self.built(training))(), expected)
+            difference = _difference(self.built_run(built)(), expected)
         except Exception as error:
             raise ArchitectureError(
                 f"{self.name} runs in {mode}, but its traced graph does not: {_first_line(error)}"

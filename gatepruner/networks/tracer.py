@@ -1,0 +1,292 @@
+"""Following the `forward` of a module into a graph, with `torch.fx`.
+
+Three things go beyond `torch.fx.Tracer`. Shapes, lengths and truth values that a module asks for
+are answered from dry runs, if the answer does not depend on the number of images. A submodule
+that cannot be followed is kept whole. Arguments of `forward` after the first one keep their
+defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import operator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from gatepruner.errors import ArchitectureError, listed
+from gatepruner.models import Shape
+from gatepruner.networks.dry_run import DryRun
+from gatepruner.networks.wrappers import compiled
+
+STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # read `training` when they run
+# Numbers of images in the dry runs. A batch norm of single pixels cannot be trained on one image.
+BATCHES = {True: (2, 3), False: (1, 3)}
+# They accept no proxy by themselves. In the graph they are calls, if an argument is a proxy.
+FACTORIES = (
+    *(torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.arange, torch.linspace),
+    *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.tensor, torch.as_tensor),
+    *(torch.finfo, torch.iinfo),
+)
+VALUES = "its control flow depends on the values of a tensor"
+IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor", "matmul")
+
+
+class UntraceableError(Exception):
+    """A module cannot be part of a graph in pieces.
+
+    Args:
+        path: of the module.
+        reason: what it does.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+
+
+class _UnansweredError(Exception):
+    """A question about a value has no answer that holds for all images."""
+
+
+class Value(fx.Proxy):
+    """A value of the graph; what Python asks about it is answered from dry runs."""
+
+    tracer: Tracer
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __len__(self) -> int:
+        return int(self.tracer.answer(self, len))
+
+    def __index__(self) -> int:
+        return int(self.tracer.answer(self, operator.index))
+
+    def __int__(self) -> int:
+        return int(self.tracer.answer(self, int))
+
+    def __float__(self) -> float:
+        return float(self.tracer.answer(self, float))
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self.tracer.answer(self, lambda value: item in value))
+
+
+def _in_place(name: str) -> Callable[[Value, Any], Any]:
+    """The method of `value += other` and its like, which `fx.Proxy` would take for `+`."""
+    function = getattr(operator, f"i{name}")
+
+    def method(self: Value, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in IN_PLACE:
+    setattr(Value, f"__i{_name}__", _in_place(_name))
+
+
+class _Attribute(fx.proxy.Attribute, Value):
+    """An attribute or a method of a value."""
+
+
+class Tracer(fx.Tracer):
+    """Traces one module in the mode it is in."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        blank: nn.Module,
+        shape: Shape,
+        kept: dict[str, str],
+        leaf_modules: Iterable[type],
+        leaf_functions: Iterable[Callable[..., Any]],
+    ) -> None:
+        """Prepare a trace.
+
+        Args:
+            blank: a copy of the module on the meta device, for dry runs.
+            shape: `(C, H, W)` of one image.
+            kept: the modules to keep whole, by path, with the reason; those found here are added.
+            leaf_modules: module classes to keep whole.
+            leaf_functions: functions to keep whole.
+        """
+        super().__init__(autowrap_functions=(*leaf_functions, *FACTORIES))
+        self._autowrap_search.append(torch)  # where modules look up `torch.zeros`
+        self.blank = blank
+        self.shape = shape
+        self.kept = kept
+        self.leaf_modules = tuple(leaf_modules)
+        self.paths: dict[nn.Module, str] = {}
+        self.runs: list[DryRun] = []
+        self.answering = False
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """The graph of a module, in the mode it is in."""
+        try:
+            with _attributes_kept(root):
+                graph = super().trace(root, concrete_args)
+        except ArchitectureError:
+            raise
+        except Exception as error:  # the module's own code may raise anything on a proxy
+            raise UntraceableError("", _reason(error)) from error
+        for node in graph.nodes:
+            if node.target in FACTORIES:  # else the generated code would wrap `torch.zeros`
+                node.meta.pop("is_wrapped", None)
+        return graph
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Call the module with its first argument alone, so that the others keep their defaults."""
+        self.paths = {module: path for path, module in self.root.named_modules()}
+        batches = BATCHES[self.blank.training]
+        self.runs = [DryRun(self.blank, self.graph, batch, self.shape) for batch in batches]
+        name, by_keyword = images_argument(self.root)
+        images = self.create_proxy("placeholder", name, (), {})
+        if by_keyword:
+            return lambda images: self.root(**{name: images}), [images]
+        return self.root, [images]
+
+    def proxy(self, node: fx.Node) -> Value:
+        return Value(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if not module_qualified_name:
+            return False
+        declared = module_qualified_name in self.kept or isinstance(m, self.leaf_modules)
+        stochastic = type(m).__name__ in STOCHASTIC
+        return declared or stochastic or bool(super().is_leaf_module(m, module_qualified_name))
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.answering:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.answering or not (m in self.paths or _has_tensors(m)):
+            return forward(*args, **kwargs)  # such as `nn.ReLU()(x)`, made inside `forward`
+        if (inner := compiled(m)) is not None:
+            return inner(*args, **kwargs)
+        path, before = self.path_of_module(m), next(reversed(self.graph.nodes))
+        stack = copy.copy(self.module_stack)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:  # the module's own code may raise anything on a proxy
+            if self.is_leaf_module(m, path) or not path:
+                raise
+            self.kept[path] = _reason(error)
+        self.module_stack = stack
+        self._erase_after(before)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _erase_after(self, last: fx.Node) -> None:
+        """Take back all nodes after one; tensors stay, since later nodes may use them."""
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                return
+            if node.op != "get_attr":
+                self.graph.erase_node(node)
+
+    def answer(self, proxy: fx.Proxy, question: Callable[[Any], Any]) -> Any:
+        """The answer to a question about a value, if it holds for any number of images."""
+        node = proxy.node
+        with self._answering():
+            values = [run.value(node) for run in self.runs]
+            try:
+                answers = [question(value) for value in values]
+            except (RuntimeError, NotImplementedError):  # of a tensor without data
+                raise _UnansweredError(VALUES) from None
+        if any(answer != answers[0] for answer in answers):
+            raise _UnansweredError("its control flow depends on the number of images")
+        return answers[0]
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Let modules run as usual instead of being traced."""
+        before, self.answering = self.answering, True
+        try:
+            yield
+        finally:
+            self.answering = before
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.answer(obj, bool))
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        keys = self.answer(obj, lambda value: list(value) if _is_mapping(value) else None)
+        if keys is not None:
+            return iter(keys)
+        return iter([obj[index] for index in range(self.answer(obj, len))])
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        return self.answer(obj, lambda value: list(value.keys()))
+
+
+def images_argument(module: nn.Module) -> tuple[str, bool]:
+    """The name of the argument that takes the images, and whether it is a keyword.
+
+    Raises:
+        ArchitectureError: the module needs no argument, or several.
+    """
+    arguments = list(inspect.signature(module.forward).parameters.values())
+    needed = [
+        argument.name
+        for argument in arguments
+        if argument.default is argument.empty
+        and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise ArchitectureError(
+            f"{type(module).__name__}.forward needs {len(needed)} inputs ({listed(needed)}): "
+            "expected one, the images; give the others a default, or wrap the module in one "
+            "that passes them"
+        )
+    if not arguments:
+        raise ArchitectureError(f"{type(module).__name__}.forward takes no input")
+    first = next((each for each in arguments if each.name in needed), arguments[0])
+    return first.name, first.kind is first.KEYWORD_ONLY
+
+
+@contextlib.contextmanager
+def _attributes_kept(root: nn.Module) -> Iterator[None]:
+    """Take back what a `forward` assigns to the attributes of modules."""
+    before = {module: dict(vars(module)) for module in root.modules()}
+    try:
+        yield
+    finally:
+        for module, attributes in before.items():
+            added = {key for key, value in vars(module).items() if isinstance(value, fx.Proxy)}
+            for key in added - attributes.keys():
+                delattr(module, key)
+            vars(module).update(attributes)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None or any(True for _ in module.buffers())
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, and the line of the module's own code that raised it."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _of_tool(frame)]
+    return f"{reason} ({own[-1].filename.rpartition('/')[2]}:{own[-1].lineno})" if own else reason
+
+
+def _of_tool(frame: traceback.FrameSummary) -> bool:
+    name = frame.filename.replace("\\", "/")
+    return "/torch/" in name or "/gatepruner/networks/" in name or name.startswith("<")
