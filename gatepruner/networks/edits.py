@@ -47,9 +47,9 @@ class Gate(nn.Module):
 class PlainGate(Gate):
     """Plain gate `g * f + (1 - g) * s` with `g = relu(k)`."""
 
-    def forward(self, f: Tensor, s: Tensor | None = None) -> Tensor:
+    def forward(self, f: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
         g = F.relu(self.k)
-        return g * f if s is None else g * f + (1 - g) * s
+        return g * f + (1 - g) * s
 
 
 class Scale(nn.Module):
@@ -64,7 +64,7 @@ class Scale(nn.Module):
         return self.c * x
 
 
-GATES: dict[str, type[Gate]] = {"residual": Gate, "plain": PlainGate}
+GATES = ("residual", "plain")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _Editor:
         if addition.name not in self.edits.gated:
             return f
         adds = self.edits.gate == "plain" and addition.name not in self.edits.shortcuts_removed
-        return self.insert(addition.gate, GATES[self.edits.gate], *((f, s) if adds else (f,)))
+        return self.insert(addition.gate, *((PlainGate, f, s) if adds else (Gate, f)))
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,9 @@ def assemble(traced: Trace, edits: Edits, name: str) -> fx.GraphModule:
         for target in _targets(result.graph)
         if target not in result.new
     }
-    module = fx.GraphModule({**root, **result.new}, result.graph, class_name=identifier(name))
+    # As graphs of PyTorch's own, so that the module can be unpickled without gatepruner.
+    new = {target: fx.symbolic_trace(module) for target, module in result.new.items()}
+    module = fx.GraphModule({**root, **new}, result.graph, class_name=identifier(name))
     forget_constants(module, traced.keys | {f"{target}.c" for target in result.new})
     settle_in_place(module)
     return module.eval()

@@ -7,7 +7,6 @@ from typing import Any
 from torch import fx, nn
 
 from gatepruner.networks.folding import affine_keys
-from gatepruner.networks.modes import Mode
 from gatepruner.networks.nodes import argument, function_name, kind, read_key, tensors_of
 
 BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm
@@ -78,5 +77,5 @@ def _set_batch_norm(module: fx.GraphModule, *, training: bool) -> None:
     for node in module.graph.nodes:
         if function_name(node.target) == "batch_norm":
             for value in node.all_input_nodes:
-                if kind(module, value) is Mode:
+                if value.op == "call_module" and not value.all_input_nodes:  # it reads the mode
                     module.get_submodule(str(value.target)).train(training)
