@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import Gate, PlainGate, Scale
-from gatepruner.pruning.surgery import remove, remove_shortcuts
+from gatepruner.pruning.surgery import add_gates, fold_gates, remove, remove_shortcuts
 
 RELUS = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
 
@@ -24,7 +24,6 @@ def test_gates_multiply_by_what_is_positive_of_k(k, g):
     g = torch.tensor(g)
     assert torch.equal(residual(f), g * f)
     assert torch.equal(plain(f, s), g * f + (1 - g) * s)
-    assert torch.equal(plain(f), g * f)
 
 
 def test_a_scale_is_a_constant_of_the_state_dict():
@@ -180,6 +179,86 @@ def test_what_overwrites_its_input_does_not_overwrite_what_a_shortcut_is_a_view_
     masked.f.register_forward_hook(lambda module, args, output: output * 0)
     small = remove(checkpoint, ["root"]).build()
     assert torch.equal(logits(small, images), logits(masked, images))
+
+
+class Weighted(nn.Module):
+    """A block whose addition is written in some way, between a stem and a head."""
+
+    def __init__(self, add) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.f = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Conv2d(6, 4, 3)
+        self.add = add
+        self.whole = self.half = 1.0  # factors of the branch and of the shortcut
+
+    def forward(self, x):
+        x = self.stem(x)
+        f, s = self.whole * self.f(x), x if self.half == 1 else self.half * x
+        return self.head(self.add(s, f).relu()).mean((2, 3))
+
+
+ADDITIONS = {
+    "f + s": lambda s, f: f + s,
+    "s + f": lambda s, f: s + f,
+    "alpha of f": lambda s, f: torch.add(s, f, alpha=0.3),
+    "alpha of s": lambda s, f: torch.add(f, s, alpha=0.3),
+    "alpha of f, all by keyword": lambda s, f: torch.add(input=s, other=f, alpha=0.3),
+    "alpha of s, by method": lambda s, f: f.add(s, alpha=0.3),
+    "alpha of f, in place": lambda s, f: s.add_(f, alpha=0.3),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("how", ADDITIONS)
+def test_an_addition_stays_as_it_is_written(how, layout):
+    module = Weighted(ADDITIONS[how]).to(memory_format=layout).eval()
+    checkpoint = Checkpoint.of(module, (3, 8, 8))
+    images = images_for(checkpoint.network)
+    expected = logits(module, images)
+    assert torch.equal(logits(checkpoint.build(), images), expected)
+    assert torch.equal(logits(add_gates(checkpoint).build(), images), expected)
+
+
+@pytest.mark.parametrize("how", ["f + s", "s + f"])
+def test_a_sum_lies_in_memory_as_its_author_meant_it(how):
+    def add(s, f):
+        return ADDITIONS[how](s, f.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+
+    module = Weighted(add).eval()
+    checkpoint, strides = Checkpoint.of(module, (3, 8, 8)), []
+    images = images_for(checkpoint.network)
+    for each in (module, checkpoint.build(), add_gates(checkpoint).build()):
+        each.head.register_forward_pre_hook(lambda layer, args: strides.append(args[0].stride()))
+        logits(each, images)
+    assert len(strides) == 3
+    assert len({*strides}) == 1
+
+
+@pytest.mark.parametrize("gate", ["residual", "plain"])
+@pytest.mark.parametrize("how", ADDITIONS)
+def test_what_is_left_of_an_addition_keeps_its_factor(how, gate):
+    module = Weighted(ADDITIONS[how]).eval()
+    plain = Checkpoint.of(module, (3, 8, 8))
+    network = plain.network.with_gates(gate)
+    checkpoint = Checkpoint(network, {**plain.weights, network.gate_key("root"): torch.tensor(0.4)})
+    images = images_for(network)
+
+    def author(branch, shortcut):
+        module.whole, module.half = branch, shortcut
+        return logits(module, images)
+
+    small = remove(checkpoint, ["root"])
+    assert torch.equal(logits(small.build(), images), author(0.0, 1.0))
+    left = 1.0 if gate == "residual" else 0.6
+    for found, expected in (
+        (remove_shortcuts(plain, ["root"]), author(1.0, 0.0)),
+        (checkpoint, author(0.4, left)),
+        (remove_shortcuts(checkpoint, ["root"]), author(0.4, 0.0)),
+        (fold_gates(checkpoint), author(0.4, left)),
+    ):
+        torch.testing.assert_close(logits(found.build(), images), expected, rtol=1e-5, atol=1e-6)
+    assert network.blocks[0].identity == ("alpha of s" not in how)
 
 
 def test_two_modules_built_of_one_network_share_nothing():

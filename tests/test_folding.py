@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import draw, drawn, images_for, logits
+from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.nn.utils import prune
 
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
@@ -117,7 +119,9 @@ TAKEN_UP = {
     "a parameter": (lambda self, f: f * self.w, ["w"]),
     "a saved buffer": (lambda self, f: self.saved * f, ["saved"]),
     "an unsaved buffer": (lambda self, f: self.unsaved * f, []),
-    "a number": (lambda self, f: f * 3, []),
+    "a number": (lambda self, f: f * 0.17, ["f.weight", "f.bias"]),
+    "a number before it": (lambda self, f: 0.17 * f, ["f.weight", "f.bias"]),
+    "leaky relu": (lambda self, f: F.leaky_relu(f, 0.3), ["f.weight", "f.bias"]),
     "layer norm": (lambda self, f: F.layer_norm(f, (6,), self.w, self.v), ["v", "w"]),
     "layer norm without weights": (lambda self, f: F.layer_norm(f, (6,)), []),
     "F.linear": (lambda self, f: F.linear(f, self.f.weight.t(), self.w), []),
@@ -153,7 +157,7 @@ def test_a_gate_goes_where_its_branch_ends_or_leaves_a_constant(end):
         (nn.BatchNorm1d(6, affine=False), []),
         (nn.LayerNorm(6, elementwise_affine=False), []),
         (nn.PReLU(), []),
-        (nn.LeakyReLU(), []),
+        (nn.LeakyReLU(), ["f.weight", "f.bias"]),
         (nn.SiLU(), []),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, nn.Module) else "",
@@ -165,6 +169,85 @@ def test_a_branch_that_ends_in_a_layer_gives_it_the_gate(layer, taken):
     folded = fold_gates(checkpoint).build()
     torch.testing.assert_close(
         logits(folded, images), logits(checkpoint.build(), images), rtol=1e-5, atol=1e-6
+    )
+
+
+class Shifted(nn.Linear):
+    """A layer of a caller's that adds something to what a linear layer computes."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Renamed(nn.Linear):
+    """A layer of a caller's that computes what a linear layer does."""
+
+
+def with_hook(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda layer, args, output: output.tanh())
+    return layer
+
+
+def masked(layer: nn.Module, name: str) -> nn.Module:
+    return prune.random_unstructured(layer, name, 0.5)
+
+
+CHANGED = {
+    "weight_norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)),
+    "weight_norm, old": lambda: nn.utils.weight_norm(nn.Linear(6, 6)),
+    "spectral_norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
+    "spectral_norm, old": lambda: nn.utils.spectral_norm(nn.Linear(6, 6)),
+    "a mask": lambda: masked(nn.Linear(6, 6), "weight"),
+    "a mask of the bias": lambda: masked(nn.Linear(6, 6), "bias"),
+    "a hook": lambda: with_hook(nn.Linear(6, 6)),
+    "a subclass": lambda: Shifted(6, 6),
+    "a norm and its activation": lambda: BatchNormAct2d(6, act_layer=nn.SiLU),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@pytest.mark.parametrize("how", CHANGED)
+def test_a_layer_that_computes_otherwise_keeps_its_weights(how):
+    last = CHANGED[how]()
+
+    def end(self, f):
+        return self.last(f[:, :, None, None])[:, :, 0, 0] if "norm and" in how else self.last(f)
+
+    plain = Checkpoint.of(Ending(end, last=last), (1, 2, 3), leaves=(type(last),))
+    network = plain.network.with_gates()
+    gated = Checkpoint(network, {**plain.weights, network.gate_key("root"): torch.tensor(0.6)})
+    folded = fold_gates(gated)
+    assert folded.network.edits.scaled_branches == ("root",)
+    images = images_for(network)
+    torch.testing.assert_close(
+        logits(folded.build(), images), logits(gated.build(), images), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("last", "taken"),
+    [
+        (Renamed(6, 6), ["last.weight", "last.bias"]),
+        (BatchNormAct2d(6, act_layer=nn.LeakyReLU), ["last.weight", "last.bias"]),
+        (BatchNormAct2d(6, apply_act=False), ["last.weight", "last.bias"]),
+    ],
+    ids=["a subclass with the same forward", "a norm and leaky relu", "a norm and no activation"],
+)
+def test_a_layer_that_computes_the_same_takes_the_gate_up(last, taken):
+    def end(self, f):
+        return f if isinstance(last, nn.Linear) else f[:, :, None, None]
+
+    module = Ending(lambda self, f: self.last(end(self, f)).flatten(1), last=last)
+    plain = Checkpoint.of(module, (1, 2, 3), leaves=(type(last),))
+    network = plain.network.with_gates()
+    gated = Checkpoint(network, {**plain.weights, network.gate_key("root"): torch.tensor(0.6)})
+    assert sorted(network.fold_targets()["root"]) == sorted(taken)
+    images = images_for(network)
+    torch.testing.assert_close(
+        logits(fold_gates(gated).build(), images),
+        logits(gated.build(), images),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 

@@ -69,12 +69,18 @@ def test_the_residual_additions_of_torchvision_are_found(name):
         lambda self, x: self.f(x) + x,
         lambda self, x: x + self.f(x),
         lambda self, x: torch.add(x, self.f(x)),
+        lambda self, x: torch.add(input=x, other=self.f(x)),
+        lambda self, x: torch.add(x, other=self.f(x), alpha=0.2),
         lambda self, x: self.f(x).add(x),
+        lambda self, x: x.add(other=self.f(x)),
         lambda self, x: self.f(x).add_(x),
         lambda self, x: operator.iadd(self.f(x), x),
         in_place,
     ],
-    ids=["f + x", "x + f", "torch.add", "add", "add_", "iadd", "+="],
+    ids=[
+        *("f + x", "x + f", "torch.add", "torch.add by keyword", "torch.add with alpha"),
+        *("add", "add by keyword", "add_", "iadd", "+="),
+    ],
 )
 def test_an_addition_is_found_however_it_is_written(done):
     module = Applied(done)
@@ -91,12 +97,45 @@ def test_an_addition_is_found_however_it_is_written(done):
         lambda self, x: self.f(x) - x,
         lambda self, x: self.f(x) + self.f.bias.expand(x.shape[0], 4),
         lambda self, x: self.f(x) + self.f.bias[: x.size(1)],
+        lambda self, x: self.f(x) + self.f.bias.to(x.dtype),
+        lambda self, x: self.f(x) + self.f.bias.to(x),
+        lambda self, x: self.f(x) + self.f.bias.expand_as(x),
+        lambda self, x: self.f(x) + torch.zeros_like(x),
+        lambda self, x: F.linear(x, self.f.weight, self.f.bias) + self.f.bias,
+        lambda self, x: F.pad(self.f(x), (0, x.size(1) + -x.size(1) % 8)),
+        lambda self, x: self.f(x) + (self.f.weight + self.f.weight.relu()).sum(0),
+        lambda self, x: x + x,
     ],
-    ids=["a bias", "a number", "a product", "a difference", "its shape", "its size"],
+    ids=[
+        *("a bias", "a number", "a product", "a difference", "its shape", "its size", "its dtype"),
+        *("its dtype and device", "its shape by another", "zeros", "a bias again", "sizes"),
+        *("a sum of weights", "itself"),
+    ],
 )
 def test_what_is_no_residual_addition_is_left_alone(done):
     with pytest.raises(ArchitectureError, match="Applied has no residual addition"):
         additions(Applied(done))
+
+
+def test_a_class_token_that_begins_as_a_parameter_has_a_block():
+    def classified(self, x):
+        token = self.f.bias.expand(x.size(0), -1)
+        return token + self.f(x * token)
+
+    (found,) = additions(Applied(classified))
+    assert (found.identity, found.layers) == (True, ("Linear",))
+
+
+def test_modules_named_as_an_operation_are_modules():
+    class Adds(nn.Module):
+        def forward(self, x, y):
+            return x * y
+
+    module = Applied(lambda self, x: x + self.size(self.add(x, self.f(x))))
+    module.add_module("add", Adds())
+    module.add_module("size", nn.Linear(4, 4))
+    (found,) = trace(module, "it", (4,), leaf_modules=[Adds]).additions.values()
+    assert found.layers == ("Linear", "Adds", "Linear")
 
 
 def test_the_operand_with_more_weights_is_the_branch():

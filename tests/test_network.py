@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import GATED, Callers, draw, images_for, load_into, logits, removable
 from torch import nn
 from torchvision.models import get_model
@@ -20,6 +23,7 @@ from gatepruner.models.wide import WideResNet
 from gatepruner.networks.base import blank
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.pruning.surgery import fold_gates
 
 # ------------------------------------------------------------- built, and in its own library
 
@@ -355,6 +359,64 @@ def test_a_copy_of_a_callers_built_module_keeps_its_modes(callers):
     for training in (True, False):
         expected = logits(module.train(training), images)
         assert torch.equal(logits(twin.train(training), images), expected)
+
+
+class Attending(nn.Module):
+    """A block with a dropout whose rate, not whose flag, depends on the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.f, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.stem(x)[:, 0]
+        q = self.f(x)[:, None]
+        rate = 0.5 if self.training else 0.0
+        f = F.scaled_dot_product_attention(q, q, q, dropout_p=rate)[:, 0]
+        return self.head((x + f).mean(1))
+
+
+WITHOUT_GATEPRUNER = """
+import sys, torch
+sys.modules["gatepruner"] = None  # importing it fails
+for path in sys.argv[1:]:
+    module, images, evaluated, trained = torch.load(path, weights_only=False)
+    for training, expected in ((False, evaluated), (True, trained)):
+        torch.manual_seed(7)
+        with torch.no_grad():
+            assert torch.equal(module.train(training)(images), expected), (path, training)
+    torch.save(module, path)
+    torch.load(path, weights_only=False)
+"""
+
+
+def test_a_built_module_is_unpickled_without_gatepruner(callers, tmp_path):
+    checkpoints = {
+        "functional dropout": Checkpoint.of(callers, (3, 16, 16)),
+        "attention": Checkpoint.of(Attending(), (1, 8, 16)),
+        "gates": draw("gated-resnet8"),
+        "plain gates": draw("gated-plain-fc6"),
+        "constants": fold_gates(draw("gated-plain-fc6")),
+        "torchvision": draw("torchvision:mobilenet_v3_small,dropout=0.5", input_shape=(3, 32, 32)),
+    }
+    for name, checkpoint in checkpoints.items():
+        module, images = checkpoint.build(), images_for(checkpoint.network, 3)
+        modes = [logits(module.train(training), images) for training in (False, True)]
+        torch.save((checkpoint.build(), images, *modes), tmp_path / f"{name}.pt")
+    files = [str(path) for path in tmp_path.iterdir()]
+    subprocess.run([sys.executable, "-c", WITHOUT_GATEPRUNER, *files], check=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.trace.*")
+def test_a_built_module_is_exported_and_traced(callers):
+    for checkpoint in (Checkpoint.of(callers, (3, 16, 16)), draw("gated-resnet8")):
+        module, images = checkpoint.build(), images_for(checkpoint.network)
+        expected = logits(module, images)
+        for other in (
+            torch.export.export(module, (images,)).module(),
+            torch.jit.trace(module, images, check_trace=False),
+        ):
+            assert torch.equal(logits(other, images), expected)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Callers, draw, drawn, fingerprint, random_images
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from gatepruner.errors import DataError
 from gatepruner.images.images import Images
@@ -19,7 +20,9 @@ from gatepruner.measuring.inputs import normalization_of
 from gatepruner.measuring.recalibration import moments, recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-from gatepruner.pruning.surgery import remove
+from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import prune, remove
 
 COLOUR = (3, 8, 8)
 NOTES = {"normalize": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}}
@@ -159,6 +162,45 @@ def test_a_functional_batch_norm_gets_its_statistics_too():
     torch.testing.assert_close(done.weights["variance"], values.var(1), rtol=1e-4, atol=1e-5)
     changed = [key for key, it in whole.weights.items() if not torch.equal(it, done.weights[key])]
     assert sorted(changed) == ["mean", "variance"]
+
+
+class Repeated(nn.Module):
+    """A block whose batch norm is used twice, with what differs much, and one after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1)
+        self.bn, self.last = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        x = x + self.bn(3 * self.conv(x) + 1)
+        x = x + self.last(self.conv(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_batch_norm_that_is_used_twice_gets_what_training_finds():
+    module = Repeated()
+    checkpoint = of_caller(module)
+    data = images_of(checkpoint)
+    recalibrated = recalibrate(checkpoint, data, augment=False)
+    pixels = normalization_of(checkpoint.notes, 3)(data.pixels)
+    update_bn([pixels], module)  # all images in one batch
+    for key, tensor in module.state_dict().items():
+        if "running" in key:  # training normalises by the variance of n, not of n - 1
+            torch.testing.assert_close(recalibrated.weights[key], tensor, rtol=2e-3, atol=2e-3)
+
+
+def test_a_curve_recalibrates_such_a_network_as_recalibration_does():
+    checkpoint = of_caller(Repeated())
+    data = images_of(checkpoint)
+    ranking = rank(checkpoint, "depth")
+    points = list(sweep(checkpoint, data, ranking, statistics=data))
+    assert len(points) == 3
+    for point in points[1:]:
+        small = recalibrate(prune(checkpoint, ranking, point.removed), data, whole=checkpoint)
+        assert point.accuracy == accuracy(small, data)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 100])

@@ -1,7 +1,9 @@
 """Recalibration: re-estimating batch-norm statistics, since a removal changes the layers' inputs.
 
 The estimate is exact: every batch norm gets the mean and variance over all images at once, with
-the layers before it recalibrated already. The result does not depend on the batch size.
+the layers before it recalibrated already. The result does not depend on the batch size. A batch
+norm that a network uses several times gets the mean of the statistics of its uses, each of which
+is normalised by its own until then: that is where training without momentum ends up, too.
 
 Statistics from training are those of the training images, augmented or not. If they were
 augmented, statistics of plain images reduce the accuracy even without a removal. The statistics of
@@ -11,6 +13,7 @@ the first batch norm show whether they were, and recalibration uses images of th
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -167,12 +170,15 @@ def estimate(
     Returns:
         The new statistics on the CPU, by state-dict key.
     """
-    estimated, norms = {}, statistics(module.to(device))
+    uses, norms = defaultdict[str, list[Tensor]](list), statistics(module.to(device))
     for node, values in _walk(module, images, norms, track):
         for key, value in zip(norms[node], values, strict=True):
             module.get_buffer(key).copy_(value)
-            estimated[key] = value.cpu()
-    return estimated
+            uses[key].append(value)
+    estimated = {key: torch.stack(values).mean(0) for key, values in uses.items()}
+    for key, value in estimated.items():
+        module.get_buffer(key).copy_(value)
+    return {key: value.cpu() for key, value in estimated.items()}
 
 
 def _divergence(module: fx.GraphModule, images: list[Tensor]) -> float:

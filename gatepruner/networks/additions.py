@@ -1,7 +1,9 @@
 """Residual additions: where a graph has its blocks.
 
-A residual block is an addition of two values that have a common ancestor, `add(f(x), s(x))`. The
-operand with more parameters between the common ancestors and the addition is the branch f, the
+A residual block is an addition `f(x) + s(x)` of two values that both depend on the values of the
+input; or of which one does and is computed from the other, as with class tokens that begin as
+parameters. Parameters, buffers, shapes, data types and devices in common make no block.
+The operand with more parameters between the common ancestors and the addition is the branch f, the
 other one the shortcut s.
 """
 
@@ -15,9 +17,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
-from gatepruner.networks.nodes import OWNS_TENSORS, tensors_of
+from gatepruner.networks.nodes import OWNS_TENSORS, argument, function_name, tensors_of
 
+CALLS = ("call_function", "call_method")
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+FORMS = {  # attributes, methods and functions that read the form of a tensor, not its values
+    *("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "itemsize"),
+    *("size", "dim", "numel", "nelement", "element_size", "stride", "is_floating_point", "len"),
+    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+    *("new_zeros", "new_ones", "new_empty", "new_full"),
+}
+TAKE_FORMS = {"expand_as", "view_as", "reshape_as", "type_as", "to"}  # of their second tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Addition:
         gate: target of its gate, and prefix of the targets of its factors.
         node: name of its node.
         branch: which operand is the branch, 0 or 1.
+        weighted: whether the second operand has a factor, as in `torch.add(x, f, alpha=0.2)`.
         identity: whether the shortcut is the identity.
         layers: class names of the modules in the branch.
     """
@@ -39,6 +50,7 @@ class Addition:
     gate: str
     node: str
     branch: int
+    weighted: bool
     identity: bool
     layers: tuple[str, ...]
 
@@ -47,23 +59,42 @@ def find_additions(module: fx.GraphModule) -> list[Addition]:
     """The residual additions in the order of depth."""
     ancestors: dict[fx.Node, int] = {}  # a set of nodes as the bits of one integer
     order = {node: index for index, node in enumerate(module.graph.nodes)}
+    inputs = sum(1 << index for node, index in order.items() if node.op == "placeholder")
     additions = []
     for node, index in order.items():
-        above = 1 << index
-        for operand in node.all_input_nodes if not _reads_shape(node) else ():
-            above |= ancestors[operand]
-        ancestors[node] = above
-        operands = [value for value in node.args[:2] if isinstance(value, fx.Node)]
-        if node.target not in ADDITIONS or len(operands) != 2:
+        ancestors[node] = 1 << index
+        for value in _values_of(node):
+            ancestors[node] |= ancestors[value]
+        pair = operands(node)
+        if not pair or not _residual(pair, ancestors, order, inputs):
             continue
-        if not ancestors[operands[0]] & ancestors[operands[1]]:
-            continue
-        own = [
-            _between(ancestors, order, *operands),
-            _between(ancestors, order, *reversed(operands)),
-        ]
+        own = [_between(ancestors, order, *pair), _between(ancestors, order, *reversed(pair))]
         additions.append(_addition(module, node, own))
     return _named(additions, {key for key, _ in module.named_modules()})
+
+
+def operands(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The two values that a node adds; empty for a node that does not add two values."""
+    if node.op not in CALLS or node.target not in ADDITIONS:
+        return ()
+    pair = argument(node, 0, "input"), argument(node, 1, "other")
+    distinct = pair[0] is not pair[1] and all(isinstance(value, fx.Node) for value in pair)
+    return pair if distinct else ()
+
+
+def _residual(
+    pair: tuple[fx.Node, ...],
+    ancestors: Mapping[fx.Node, int],
+    order: Mapping[fx.Node, int],
+    inputs: int,
+) -> bool:
+    """Whether both operands depend on the inputs, or one does and is computed from the other."""
+    dependent = [value for value in pair if ancestors[value] & inputs]
+    if len(dependent) != 1:
+        return len(dependent) == 2
+    (other,) = (value for value in pair if value not in dependent)
+    # A bare parameter is a bias that is added once more.
+    return other.op != "get_attr" and bool(ancestors[dependent[0]] >> order[other] & 1)
 
 
 def _addition(module: fx.GraphModule, node: fx.Node, own: list[list[fx.Node]]) -> Addition:
@@ -76,7 +107,9 @@ def _addition(module: fx.GraphModule, node: fx.Node, own: list[list[fx.Node]]) -
         for inner in own[branch]
         if inner.op == "call_module"
     )
-    return Addition("", path, "", node.name, branch, not own[1 - branch], layers)
+    weighted = bool(node.kwargs.get("alpha", 1) != 1)
+    identity = not own[1 - branch] and not (weighted and branch == 0)
+    return Addition("", path, "", node.name, branch, weighted, identity, layers)
 
 
 def _named(additions: list[Addition], taken: Set[str]) -> list[Addition]:
@@ -95,11 +128,14 @@ def _named(additions: list[Addition], taken: Set[str]) -> list[Addition]:
     return named
 
 
-def _reads_shape(node: fx.Node) -> bool:
-    """Whether a node reads only the shape of its input, which makes it no residual operand."""
-    return node.target in ("size", "dim") or (
-        node.target is getattr and node.args[1] in ("shape", "ndim")
-    )
+def _values_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values a node uses, without those of which it only uses the form."""
+    if node.op not in CALLS:
+        return node.all_input_nodes
+    name = node.args[1] if node.target is getattr else function_name(node.target) or node.target
+    if name in FORMS:
+        return []
+    return node.all_input_nodes[:1] if name in TAKE_FORMS else node.all_input_nodes
 
 
 def _between(
@@ -114,7 +150,7 @@ def _between(
         node = waiting.pop()
         if own >> order[node] & 1 and node not in between:
             between.add(node)
-            waiting.extend(node.all_input_nodes)
+            waiting.extend(_values_of(node))
     return sorted(between, key=order.__getitem__)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gatepruner import models as own
@@ -189,17 +189,29 @@ def blank(base: Base) -> nn.Module:
 
 
 def without_weights(module: nn.Module) -> nn.Module:
-    """A copy of a module with the tensors of its state dict on the meta device."""
+    """A copy of a module with the tensors of its state dict on the meta device.
+
+    Other buffers keep their values, on the CPU. All numbers are of float32, whatever they were.
+    """
     memo: dict[int, Any] = {}
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach().to("cpu", _single(buffer.dtype), copy=True)
     for layer in module.modules():  # what old hooks compute, such as those of weight_norm
-        computed = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+        computed = [value for value in vars(layer).values() if isinstance(value, Tensor)]
         memo |= {id(value): value.detach().to("meta") for value in computed if not value.is_leaf}
     for tensor in module.state_dict(keep_vars=True).values():
-        blank = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        if not isinstance(tensor, Tensor):
+            continue
+        blank = torch.empty(tensor.shape, dtype=_single(tensor.dtype), device="meta")
         if isinstance(tensor, nn.Parameter):
             blank = nn.Parameter(blank, tensor.requires_grad)
         memo[id(tensor)] = blank
     return copy.deepcopy(module, memo)
+
+
+def _single(dtype: torch.dtype) -> torch.dtype:
+    """The type that numbers of a type are computed in."""
+    return torch.float32 if dtype.is_floating_point else dtype
 
 
 @functools.lru_cache(maxsize=32)

@@ -17,8 +17,10 @@ from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import NO_PATH, Path
+from gatepruner.networks.weights import cast, refuse_unusable
 from gatepruner.networks.wrappers import unwrapped
 
+EXTRA_STATE = "_extra_state"  # of modules that save more than tensors
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -49,19 +51,30 @@ class Checkpoint:
     ) -> Checkpoint:
         """A checkpoint of the caller's module, which is not changed.
 
+        Weights of other precision are cast to float32, which the notes say under `remarks`.
+
         Args:
-            module: any residual network that `torch.fx` can trace.
+            module: any residual network that `torch.fx` can trace, on any device.
             input_shape: `(C, H, W)` of one image.
             notes: what to record.
             leaves: module classes to keep whole because they cannot be traced.
 
         Raises:
-            ArchitectureError: the module cannot be traced, or has no residual addition.
+            ArchitectureError: the module cannot be traced, has no residual addition, or computes
+                something else than its traced graph.
+            CheckpointError: weights are not finite, or have no values or no dense ones; names them.
         """
+        state = {
+            key: value
+            for key, value in unwrapped(module).state_dict().items()
+            if not key.endswith(EXTRA_STATE)
+        }
+        refuse_unusable(state)
         network = Network.of(module, input_shape, leaves)
-        state = unwrapped(module).state_dict()
-        weights = {key: state[key].detach().clone() for key in network.state()}
-        return cls(network, MappingProxyType(weights), dict(notes))
+        expected = network.state()
+        weights, casts = cast({key: state[key].cpu().clone() for key in expected}, expected)
+        remarks = {"remarks": [*notes.get("remarks", ()), *casts]} if casts else {}
+        return cls(network, MappingProxyType(weights), {**notes, **remarks})
 
     def build(self) -> fx.GraphModule:
         """An `nn.Module` with copies of the weights, in evaluation mode."""

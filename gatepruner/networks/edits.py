@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gatepruner.networks.additions import Addition
+from gatepruner.networks.additions import ADDITIONS, Addition, operands
 from gatepruner.networks.graph import Trace, forget_constants, identifier
 from gatepruner.networks.nodes import (
     OWNS_TENSORS,
@@ -29,7 +29,8 @@ from gatepruner.networks.nodes import (
     tensors_of,
 )
 
-FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d}  # their outputs are no views
+# Operations whose outputs are no views.
+FRESH = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d, *ADDITIONS}
 
 
 class Gate(nn.Module):
@@ -46,9 +47,9 @@ class Gate(nn.Module):
 class PlainGate(Gate):
     """Plain gate `g * f + (1 - g) * s` with `g = relu(k)`."""
 
-    def forward(self, f: Tensor, s: Tensor | None = None) -> Tensor:
+    def forward(self, f: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
         g = F.relu(self.k)
-        return g * f if s is None else g * f + (1 - g) * s
+        return g * f + (1 - g) * s
 
 
 class Scale(nn.Module):
@@ -63,7 +64,7 @@ class Scale(nn.Module):
         return self.c * x
 
 
-GATES: dict[str, type[Gate]] = {"residual": Gate, "plain": PlainGate}
+GATES = ("residual", "plain")
 
 
 @dataclass(frozen=True)
@@ -112,17 +113,26 @@ class _Editor:
         self.new[target] = kind()
         return self.graph.call_module(target, values)
 
-    def join(self, addition: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
-        """The node that replaces the addition of branch `f` and shortcut `s`."""
-        name, edits = addition.name, self.edits
-        if name in edits.removed:
+    def join(self, node: fx.Node, addition: Addition, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """The node that replaces the addition at `node`; `env` has what replaces those before."""
+        edits, name, pair = self.edits, addition.name, operands(node)
+        removed, lone = name in edits.removed, name in edits.shortcuts_removed
+        plain = edits.gate == "plain" and name in edits.gated
+        values = [env[operand] for operand in pair]
+        if addition.weighted and (removed or lone or plain):
+            alpha = fx.node.map_arg(node.kwargs["alpha"], env.__getitem__)
+            values[1] = self.graph.call_function(operator.mul, (values[1], alpha))
+        f, s = values[addition.branch], values[1 - addition.branch]
+        if removed:
             return s
-        if name in edits.scaled_shortcuts and name not in edits.shortcuts_removed:
+        if name in edits.scaled_shortcuts and not lone:
             s = self.insert(f"{addition.gate}_shortcut", Scale, s)
         f = self.gate(addition, f, s)
-        if name in edits.shortcuts_removed or (f.target == addition.gate and edits.gate == "plain"):
+        if lone or plain:
             return f
-        return self.graph.call_function(operator.add, (f, s))
+        # The order of the operands decides on the memory layout of the sum, and thus on rounding.
+        new = dict(zip(pair, (s, f) if addition.branch else (f, s), strict=True))
+        return self.graph.node_copy(node, lambda value: new.get(value) or env[value])
 
     def gate(self, addition: Addition, f: fx.Node, s: fx.Node) -> fx.Node:
         """The gated branch; a plain gate also adds the shortcut."""
@@ -131,7 +141,7 @@ class _Editor:
         if addition.name not in self.edits.gated:
             return f
         adds = self.edits.gate == "plain" and addition.name not in self.edits.shortcuts_removed
-        return self.insert(addition.gate, GATES[self.edits.gate], *((f, s) if adds else (f,)))
+        return self.insert(addition.gate, *((PlainGate, f, s) if adds else (Gate, f)))
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,9 @@ def edited(traced: Trace, edits: Edits) -> Edited:
     joins: dict[str, tuple[fx.Node, fx.Node]] = {}
     for node in traced.module.graph.nodes:
         if addition := additions.get(node.name):
-            f, s = env[node.args[addition.branch]], env[node.args[1 - addition.branch]]
-            env[node] = editor.join(addition, f, s)
-            joins[addition.name] = s, env[node]
+            env[node] = editor.join(node, addition, env)
+            shortcut = operands(node)[1 - addition.branch]
+            joins[addition.name] = env[shortcut], env[node]
         elif _repeats(traced.module, node, env):
             env[node] = env[node.args[0]]
         else:
@@ -214,7 +224,9 @@ def assemble(traced: Trace, edits: Edits, name: str) -> fx.GraphModule:
         for target in _targets(result.graph)
         if target not in result.new
     }
-    module = fx.GraphModule({**root, **result.new}, result.graph, class_name=identifier(name))
+    # As graphs of PyTorch's own, so that the module can be unpickled without gatepruner.
+    new = {target: fx.symbolic_trace(module) for target, module in result.new.items()}
+    module = fx.GraphModule({**root, **new}, result.graph, class_name=identifier(name))
     forget_constants(module, traced.keys | {f"{target}.c" for target in result.new})
     settle_in_place(module)
     return module.eval()

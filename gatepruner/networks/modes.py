@@ -6,6 +6,8 @@ Where they differ, the graph has a module that reads the mode when it runs.
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +28,33 @@ class Mode(nn.Module):
 
     def forward(self) -> Any:
         return self.values[self.training]
+
+
+def by_mode(training: Any, evaluation: Any) -> nn.Module:
+    """A module that returns one value in training and another in evaluation.
+
+    For truth values and numbers it is made of PyTorch's classes alone, so that a network with it
+    can be unpickled where gatepruner is not installed.
+    """
+    if not all(isinstance(value, (bool, int, float)) for value in (training, evaluation)):
+        return Mode(training, evaluation)
+    flag = nn.Module()
+    setattr(flag, "forward", functools.partial(getattr, flag, "training"))  # noqa: B010
+    if training is True and evaluation is False:
+        return flag
+    graph = fx.Graph()
+    read = graph.call_module("flag")
+    if training is False and evaluation is True:
+        result = graph.call_function(operator.eq, (read, False))
+    else:
+        other = graph.call_function(operator.sub, (1, read))
+        parts = [
+            graph.call_function(operator.mul, pair)
+            for pair in ((read, training), (other, evaluation))
+        ]
+        result = graph.call_function(operator.add, tuple(parts))
+    graph.output(result)
+    return fx.GraphModule({"flag": flag}, graph, class_name="Mode")
 
 
 class Switch(nn.Module):
@@ -113,7 +142,7 @@ class _Joining:
             return {key: self.join(a[key], value) for key, value in b.items()}
         if isinstance(a, slice) and isinstance(b, slice):
             return slice(*map(self.join, *((s.start, s.stop, s.step) for s in (a, b))))
-        return self._call(Mode(a, b)) if constant else self._switch(a, b)
+        return self._call(by_mode(a, b)) if constant else self._switch(a, b)
 
     def _call(self, module: nn.Module, *inputs: fx.Node) -> fx.Node:
         target = f"mode_{len(self.modules)}"

@@ -21,6 +21,7 @@ from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
 from gatepruner.networks.names import parse
+from gatepruner.networks.verification import verify
 from gatepruner.networks.wrappers import unwrapped
 
 
@@ -94,19 +95,30 @@ class Network:
     ) -> Network:
         """The network of the caller's module, which is not changed.
 
+        Its logits are compared with the module's on random images.
+
         Args:
-            module: any residual network that `torch.fx` can trace.
+            module: any residual network that `torch.fx` can trace, on any device.
             input_shape: `(C, H, W)` of one image.
             leaves: module classes to keep whole because they cannot be traced.
 
         Raises:
-            ArchitectureError: the module cannot be traced, or has no residual addition.
+            ArchitectureError: the module cannot be traced, has no residual addition, or computes
+                something else than its graph.
         """
         module = unwrapped(module)
         blank, name = without_weights(module), type(module).__name__
         network = cls(Base("caller", name, input_shape, (), blank, tuple(leaves)))
-        traced(network.base)
+        network._verify(module)
         return network
+
+    def _verify(self, module: nn.Module) -> None:
+        """Check that the network computes what the caller's module computes."""
+        verify(
+            module,
+            self.base.input_shape,
+            lambda weights: self.build({key: weights[key] for key in self.state()}),
+        )
 
     @classmethod
     def from_json(
@@ -123,7 +135,8 @@ class Network:
             leaves: its leaves, which the JSON does not contain.
 
         Raises:
-            ArchitectureError: the base is unknown, or the module is missing or cannot be traced.
+            ArchitectureError: the base is unknown, or the module is missing, cannot be traced or
+                computes something else than its graph.
             KeyError, TypeError, ValueError: `data` does not describe a network.
         """
         fields, edits = dict(data["base"]), dict(data["edits"])
@@ -131,7 +144,8 @@ class Network:
         pairs = fields.pop("arguments").items()
         arguments = tuple(sorted((key, _frozen(value)) for key, value in pairs))
         base = Base(**fields, input_shape=shape, arguments=arguments)
-        blank = without_weights(unwrapped(module)) if module is not None else None
+        module = unwrapped(module) if module is not None else None
+        blank = without_weights(module) if module is not None else None
         gate = edits.pop("gate")
         blocks = {edit: tuple(names) for edit, names in edits.items()}
         network = cls(replace(base, module=blank, leaves=tuple(leaves)), Edits(gate, **blocks))
@@ -139,6 +153,8 @@ class Network:
             raise ValueError(f"unknown source {base.source!r}")
         if gate not in ("", *GATES):
             raise ValueError(f"unknown gate {gate!r}")
+        if module is not None:
+            cls(network.base)._verify(module)
         known = traced(network.base).additions
         unknown = sorted({name for names in blocks.values() for name in names} - known.keys())
         if unknown:

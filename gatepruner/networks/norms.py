@@ -7,8 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from gatepruner.networks.folding import affine_keys
-from gatepruner.networks.modes import Mode
-from gatepruner.networks.nodes import argument, function_name, kind, read_key
+from gatepruner.networks.nodes import argument, function_name, kind, read_key, tensors_of
 
 BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm
 NORMS = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm)
@@ -19,7 +18,14 @@ FUNCTIONS = ("batch_norm", "layer_norm", "group_norm")
 def scales_and_shifts(module: fx.GraphModule) -> tuple[str, ...]:
     """Keys of the scales and shifts of every normalisation layer."""
     norms = (node for node in module.graph.nodes if _normalises(module, node))
-    return tuple(dict.fromkeys(key for node in norms for key in affine_keys(module, node)))
+    return tuple(dict.fromkeys(key for node in norms for key in _scale_and_shift(module, node)))
+
+
+def _scale_and_shift(module: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
+    if node.op != "call_module":
+        return affine_keys(module, node)
+    own = tensors_of(module, str(node.target))
+    return tuple(key for key in (f"{node.target}.weight", f"{node.target}.bias") if key in own)
 
 
 def _normalises(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -33,6 +39,12 @@ def statistics(module: fx.GraphModule) -> dict[fx.Node, tuple[str, str]]:
     """Keys of the running mean and variance of every batch norm that has them, by its node."""
     keys = ((node, _statistics_of(module, node)) for node in module.graph.nodes)
     return {node: pair for node, pair in keys if pair is not None}
+
+
+def shares_statistics(module: fx.GraphModule) -> bool:
+    """Whether a batch norm is used several times."""
+    keys = list(statistics(module).values())
+    return len({*keys}) < len(keys)
 
 
 def _statistics_of(module: fx.GraphModule, node: fx.Node) -> tuple[str, str] | None:
@@ -65,5 +77,5 @@ def _set_batch_norm(module: fx.GraphModule, *, training: bool) -> None:
     for node in module.graph.nodes:
         if function_name(node.target) == "batch_norm":
             for value in node.all_input_nodes:
-                if kind(module, value) is Mode:
+                if value.op == "call_module" and not value.all_input_nodes:  # it reads the mode
                     module.get_submodule(str(value.target)).train(training)

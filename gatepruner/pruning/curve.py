@@ -26,6 +26,7 @@ from gatepruner.measuring.recalibration import (
 )
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.norms import shares_statistics
 from gatepruner.pruning.ranking import Ranking
 from gatepruner.pruning.surgery import prune
 
@@ -227,11 +228,12 @@ def _recalibrated(
 ) -> Iterator[Accuracy]:
     """The accuracies of the recalibrated networks, in one pass if their activations fit."""
     assert how.statistics is not None
-    if len(networks) == 1:
-        weights = {key: checkpoint.weights[key] for key in networks[0].state()}
-        yield _alone(
-            checkpoint.network, replace(checkpoint, network=networks[0], weights=weights), how
-        )
+    # Uses of one batch norm in one network belong together, and merging would take them apart.
+    if len(networks) == 1 or shares_statistics(checkpoint.network.build_blank()):
+        for network in networks:
+            weights = {key: checkpoint.weights[key] for key in network.state()}
+            small = replace(checkpoint, network=network, weights=weights)
+            yield _alone(checkpoint.network, small, how)
     elif networks:
         module = with_own_statistics(merged(checkpoint, networks))
         if len(how.statistics) * peak(module, how.data.shape) > MEMORY:
