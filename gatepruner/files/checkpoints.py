@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, PlanError, listed
-from gatepruner.files.foreign import state_dict_in, without_prefixes
-from gatepruner.files.recognition import COUNTER, recognise
+from gatepruner.files.foreign import COUNTER, state_dicts, usable
+from gatepruner.files.recognition import Wanted, matched
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
@@ -115,11 +115,12 @@ def load(
     input_shape: Shape | None = None,
     module: nn.Module | None = None,
     leaves: Iterable[type[nn.Module]] = (),
+    weights: str | None = None,
 ) -> Checkpoint:
     """Read a gatepruner checkpoint or a foreign state dict.
 
     Never runs code from the file (`weights_only=True`). Weights are memory-mapped, not copied
-    into memory.
+    into memory, where they need no cast.
 
     Args:
         path: a `.pt`, `.pth`, `.th`, `.ckpt` or `.safetensors` file.
@@ -129,9 +130,12 @@ def load(
         input_shape: for a foreign file: `(C, H, W)` of one image.
         module: the caller's module, if the file has the weights of one.
         leaves: classes of the module's parts to keep whole because they cannot be traced.
+        weights: for a foreign file with several states of the network: where those to take are,
+            such as `model` or `state_dict_ema`; by default averaged ones.
 
     Returns:
-        The checkpoint; the notes of a foreign one contain only the name of its file.
+        The checkpoint; the notes of a foreign one contain the name of its file as `source`, and
+        as `remarks` what was assumed, left out or cast.
 
     Raises:
         CheckpointError: the file is no checkpoint, is damaged, contains code, or its weights do
@@ -141,13 +145,10 @@ def load(
     path = Path(path)
     content, header = _read(path)
     if header is None:
-        known = module.state_dict().keys() if module is not None else frozenset()
-        state = without_prefixes(state_dict_in(content, path), known)
+        known = None
         if module is not None:
-            network = Network.of(module, input_shape or (3, 224, 224), leaves)
-        else:
-            network = recognise(state, str(path), arch, num_classes, input_shape)
-        return _fitted(path, network, state, {"source": path.name}, network.unused_keys())
+            known = Network.of(module, input_shape or (3, 224, 224), leaves)
+        return _foreign(path, content, Wanted(arch, num_classes, input_shape, known), weights)
     if header.get("format") not in READS:
         raise CheckpointError(
             f"{path} has format {header.get('format')}: this version of gatepruner reads "
@@ -199,12 +200,41 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     return content, header
 
 
+def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> Checkpoint:
+    """A checkpoint from the content of a foreign file."""
+    try:
+        dicts = state_dicts(content)
+        if not dicts:
+            raise CheckpointError(f"contains {_described(content)}: expected a state dict")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
+    match = matched(dicts, str(path), wanted, weights)
+    expected = match.network.state()
+    try:
+        state, cast = usable(match.weights, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    notes: dict[str, Any] = {"source": path.name}
+    if match.others:
+        notes["weights"] = match.name
+    remarks = [*match.remarks, *cast]
+    if remarks:
+        notes["remarks"] = remarks
+    return _fitted(path, match.network, state, notes)
+
+
+def _described(content: Any) -> str:
+    """What a file without tensors has."""
+    if isinstance(content, dict):
+        return f"a dictionary without tensors ({listed(map(str, content))})"
+    return f"a {type(content).__name__}"
+
+
 def _fitted(
     path: Path,
     network: Network,
     state: Mapping[str, Tensor],
     notes: Mapping[str, Any],
-    unused: Set[str] = frozenset(),
 ) -> Checkpoint:
     """A checkpoint with exactly the weights of the network; raises a `CheckpointError` if not."""
     expected = network.state()
@@ -212,7 +242,7 @@ def _fitted(
     state = {**counters, **state}
     problems = {
         "missing": sorted(expected.keys() - state.keys()),
-        "extra": sorted(state.keys() - expected.keys() - unused),
+        "extra": sorted(state.keys() - expected.keys()),
         "wrong shape": [
             f"{key} is {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
             for key, tensor in expected.items()
