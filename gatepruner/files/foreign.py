@@ -26,7 +26,7 @@ BESIDE = re.compile(
     r"(^|\.)(total_ops|total_params|n_averaged)$|^(loss|loss_fn|loss_func|criterion)\."
 )
 COUNTER = "num_batches_tracked"  # of batch norm; missing in files of PyTorch before 0.4.1
-DEEPEST, MOST = 64, 500_000  # nested values in a file, and all of them
+DEEPEST, MOST = 64, 200_000  # nested values in a file, and all of them
 
 
 def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
@@ -40,7 +40,7 @@ def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
     for count, (place, key, tensor) in enumerate(_tensors(content, "", 0)):
         if count > MOST:
-            raise CheckpointError(f"the file holds more than {MOST:,} values: expected weights")
+            raise CheckpointError(f"holds more than {MOST:,} values: expected weights")
         if tensor is not None:
             plain = type(tensor) in (Tensor, nn.Parameter)  # a file may give it attributes
             found.setdefault(place, {})[key] = Tensor.detach(tensor) if plain else tensor
@@ -72,7 +72,7 @@ def is_usual(place: str) -> bool:
 def _tensors(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Tensor | None]]:
     """Place, key and tensor of all tensors; `None` for every other value."""
     if depth > DEEPEST:
-        raise CheckpointError(f"the file is nested more than {DEEPEST} levels deep")
+        raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
     module = _module_of(value)
     if module is not None:
         for key, tensor in _module_tensors(module, "", depth):
@@ -109,7 +109,7 @@ def _module_tensors(
 ) -> Iterator[tuple[str, Tensor | None]]:
     """The tensors in the state dict of a pickled module."""
     if depth > DEEPEST:
-        raise CheckpointError(f"the file is nested more than {DEEPEST} levels deep")
+        raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
     passing = state.get("_non_persistent_buffers_set")
     for kind in ("_parameters", "_buffers"):
         own = state.get(kind)
