@@ -205,12 +205,16 @@ def _matches(
         inner = below(state, prefix)
         for name, layout in LAYOUTS.items():
             names = layout.renamed(inner)
-            if names is not None and not any(match.complete for match in found[-2:]):
-                renamed = {new: inner[key] for new, key in names.items()}
-                found += [
-                    _compared(candidate, network, (name, layout), (place, prefix), (state, names))
-                    for candidate, network in _networks(renamed, wanted, layout)
-                ]
+            if names is None:
+                continue
+            renamed = {new: inner[key] for new, key in names.items()}
+            compared = [
+                _compared(candidate, network, (name, layout), (place, prefix), (state, names))
+                for candidate, network in _networks(renamed, wanted, layout)
+            ]
+            found += compared
+            if any(match.complete for match in compared):
+                break
     for match in found:
         copies = {
             key
