@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, PlanError, listed
+from gatepruner.files.folders import INDEX, read_folder, read_shards
 from gatepruner.files.foreign import COUNTER, state_dicts, usable
 from gatepruner.files.recognition import Wanted, matched
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
@@ -123,7 +124,8 @@ def load(
     into memory, where they need no cast.
 
     Args:
-        path: a `.pt`, `.pth`, `.th`, `.ckpt` or `.safetensors` file.
+        path: a `.pt`, `.pth`, `.th`, `.ckpt`, `.bin` or `.safetensors` file, the index of a sharded
+            one (`.index.json`), or a folder with the `config.json` of timm.
         arch: for a foreign file: its architecture, a name for `Network.named`; by default
             recognised from the weights.
         num_classes: for a foreign file: number of logits; by default taken from the weights.
@@ -143,6 +145,8 @@ def load(
         ArchitectureError: the architecture is unknown or not recognised.
     """
     path = Path(path)
+    if path.is_dir():
+        return _load_folder(path, Wanted(arch, num_classes, input_shape), weights)
     content, header = _read(path)
     if header is None:
         known = None
@@ -177,8 +181,6 @@ def load(
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     """The content of a file, and its header if it is a gatepruner file."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: expected a file")
     if not path.is_file():
         names = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
         near = difflib.get_close_matches(path.name, names, n=5, cutoff=0)
@@ -186,6 +188,8 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
         raise CheckpointError(f"there is no file {path}{hint}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: expected a checkpoint")
+    if path.name.endswith(INDEX):
+        return read_shards(path, lambda shard: read_file(shard)[0]), None
     content, text = read_file(path)
     if text is None:
         return content, None
@@ -198,6 +202,22 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     if not (isinstance(header, dict) and isinstance(content, dict)):
         raise CheckpointError(f"{path} is damaged: expected a header and weights")
     return content, header
+
+
+def _load_folder(path: Path, wanted: Wanted, weights: str | None) -> Checkpoint:
+    """The checkpoint in a folder as timm writes it for a hub; the caller's words come first."""
+    folder = read_folder(path)
+    content, header = _read(folder.weights)
+    if header is not None:
+        return load(folder.weights)
+    wanted = Wanted(
+        wanted.arch or folder.arch,
+        wanted.num_classes or folder.num_classes,
+        wanted.input_shape or folder.input_shape,
+    )
+    checkpoint = _foreign(folder.weights, content, wanted, weights)
+    notes = {**folder.notes, **checkpoint.notes, "source": path.name}
+    return replace(checkpoint, notes=notes)
 
 
 def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> Checkpoint:
