@@ -332,6 +332,41 @@ def test_weights_come_out_of_pickled_modules(wrap, save, tmp_path):
         assert torch.equal(found.build()(images), module.backbone.eval()(images))
 
 
+def other_stride(module):
+    module.layer2[0].conv1.stride = (1, 1)
+
+
+def other_epsilon(module):
+    module.layer3[1].bn2.eps = 1e-3
+
+
+def other_activation(module):
+    module.layer1[0].relu = nn.GELU()
+
+
+def no_pool(module):
+    module.maxpool = nn.Identity()
+
+
+DIFFERENT = {
+    "layer2.0.conv1.stride is (1, 1), not (2, 2)": other_stride,
+    "layer3.1.bn2.eps is 0.001, not 1e-05": other_epsilon,
+    "layer1.0.relu is GELU, not ReLU": other_activation,
+    "maxpool is Identity, not MaxPool2d": no_pool,
+}
+
+
+@pytest.mark.parametrize(("said", "change"), DIFFERENT.items(), ids=DIFFERENT.keys())
+def test_pickled_module_with_other_layers_than_the_known_network_is_refused(said, change, tmp_path):
+    module = resnet18(num_classes=3)
+    change(module)
+    torch.save({"net": nn.DataParallel(module)}, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "net.pth")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_no_stand_in_stays_behind(tmp_path, resnet8):
     before = set(torch.serialization.get_safe_globals())
     torch.save(everything(dict(resnet8.weights)), tmp_path / "last.ckpt")

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, PlanError, listed
 from gatepruner.files.folders import INDEX, read_folder, read_shards
-from gatepruner.files.foreign import COUNTER, state_dicts, usable
-from gatepruner.files.recognition import Wanted, matched
+from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts, usable
+from gatepruner.files.recognition import Match, Wanted, matched
+from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
@@ -229,6 +230,7 @@ def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> C
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
     match = matched(dicts, str(path), wanted, weights)
+    _refuse_differing(path, match, content)
     expected = match.network.state()
     try:
         state, cast = usable(match.weights, expected)
@@ -241,6 +243,18 @@ def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> C
     if remarks:
         notes["remarks"] = remarks
     return _fitted(path, match.network, state, notes)
+
+
+def _refuse_differing(path: Path, match: Match, content: Any) -> None:
+    """Raise a `CheckpointError` if a pickled module has other layers than the network."""
+    problems = differing(match.network, match.layers(pickled_modules(content)))
+    if problems:
+        name = match.candidate.name or match.network
+        raise CheckpointError(
+            f"{path} has a module whose weights fit {name}, but not its layers: "
+            f"{listed(problems, 4)}; name another architecture, or pass the module",
+            arch="NAME",
+        )
 
 
 def _described(content: Any) -> str:

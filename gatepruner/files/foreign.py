@@ -38,13 +38,22 @@ def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
         CheckpointError: values are nested deeper, or are more, than in any file of weights.
     """
     found: dict[str, dict[str, Tensor]] = {}
-    for count, (place, key, tensor) in enumerate(_tensors(content, "", 0)):
+    for count, (place, key, value) in enumerate(_values(content, "", 0)):
         if count > MOST:
             raise CheckpointError(f"holds more than {MOST:,} values: expected weights")
-        if tensor is not None:
-            plain = type(tensor) in (Tensor, nn.Parameter)  # a file may give it attributes
-            found.setdefault(place, {})[key] = Tensor.detach(tensor) if plain else tensor
+        if isinstance(value, Tensor):
+            plain = type(value) in (Tensor, nn.Parameter)  # a file may give it attributes
+            found.setdefault(place, {})[key] = Tensor.detach(value) if plain else value
     return dict(sorted(found.items(), key=lambda item: rank(item[0])))
+
+
+def pickled_modules(content: Any) -> dict[str, dict[str, StandIn]]:
+    """The parts of the pickled modules in a file, by their place and path without wrappers."""
+    found: dict[str, dict[str, StandIn]] = {}
+    for place, path, value in _values(content, "", 0):
+        if isinstance(value, StandIn):
+            found.setdefault(place, {})[_without_wrappers(path)] = value
+    return found
 
 
 def rank(place: str) -> int:
@@ -69,21 +78,19 @@ def is_usual(place: str) -> bool:
     return rank(place) < rank("?")
 
 
-def _tensors(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Tensor | None]]:
-    """Place, key and tensor of all tensors; `None` for every other value."""
+def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]]:
+    """Place, key and value of all tensors and pickled layers; `None` for every other value."""
     if depth > DEEPEST:
         raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
     module = _module_of(value)
     if module is not None:
-        for key, tensor in _module_tensors(module, "", depth):
-            yield place, key, tensor
+        for key, part in _module_values(module, "", depth):
+            yield place, key, part
         return
     for key, item in _items(value):
-        if isinstance(item, Tensor):
-            yield place, key, item
-        else:
-            yield place, key, None
-            yield from _tensors(item, f"{place}.{key}" if place else key, depth + 1)
+        yield place, key, item if isinstance(item, Tensor) else None
+        if not isinstance(item, Tensor):
+            yield from _values(item, f"{place}.{key}" if place else key, depth + 1)
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
@@ -104,10 +111,8 @@ def _module_of(value: Any) -> dict[Any, Any] | None:
     return state if isinstance(state, dict) and isinstance(state.get("_modules"), dict) else None
 
 
-def _module_tensors(
-    state: Mapping[Any, Any], prefix: str, depth: int
-) -> Iterator[tuple[str, Tensor | None]]:
-    """The tensors in the state dict of a pickled module."""
+def _module_values(state: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """The tensors in the state dict of a pickled module, and the modules in it."""
     if depth > DEEPEST:
         raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
     passing = state.get("_non_persistent_buffers_set")
@@ -118,9 +123,9 @@ def _module_tensors(
             yield f"{prefix}{name}", tensor if isinstance(tensor, Tensor) and kept else None
     for name, child in dict.items(state["_modules"]):
         module = _module_of(child)
-        yield f"{prefix}{name}", None
+        yield f"{prefix}{name}", child
         if module is not None:
-            yield from _module_tensors(module, f"{prefix}{name}.", depth + 1)
+            yield from _module_values(module, f"{prefix}{name}.", depth + 1)
 
 
 def unwrapped(state: Mapping[str, Tensor], known: Set[str] = frozenset()) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from gatepruner.files.foreign import (
     unwrapped,
 )
 from gatepruner.files.layouts import LAYOUTS, Layout
+from gatepruner.files.unpickling import StandIn
 from gatepruner.models import Shape
 from gatepruner.networks.network import Network
 
@@ -59,9 +60,11 @@ class Match:
     Attributes:
         network: the network.
         candidate: what it was called, and what the weights do not tell about it.
-        name: place and prefix of the weights in the file.
+        place: of the state dict in the file.
+        prefix: of the weights in it.
         layout: whose names the file has; empty for the network's own.
         weights: tensors by the network's keys.
+        origins: keys of the file by those of the network.
         keys: of the file.
         left_out: keys of the file that belong to nothing in the network.
         missing: keys that the file lacks.
@@ -72,15 +75,37 @@ class Match:
 
     network: Network
     candidate: Candidate
-    name: str
+    place: str
+    prefix: str
     layout: str
     weights: Mapping[str, Tensor]
+    origins: Mapping[str, str]
     keys: frozenset[str]
     left_out: tuple[str, ...]
     missing: tuple[str, ...]
     misshapen: tuple[str, ...]
     extra: tuple[str, ...]
     others: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Place and prefix."""
+        return f"{self.place}.{self.prefix}".strip(".")
+
+    def layers(self, modules: Mapping[str, Mapping[str, StandIn]]) -> dict[str, StandIn]:
+        """The layers of a pickled module by the paths of the network.
+
+        Those without weights are known by their path alone, in the network's own layout.
+        """
+        parts = modules.get(self.place, {})
+        size, found = len(self.prefix), {}
+        if not self.layout:
+            inside = (path for path in parts if path.startswith(self.prefix))
+            found = {path[size:]: parts[path] for path in inside}
+        for own, key in self.origins.items():
+            if key.rpartition(".")[0] in parts:
+                found[own.rpartition(".")[0]] = parts[key.rpartition(".")[0]]
+        return found
 
     @property
     def complete(self) -> bool:
@@ -292,9 +317,11 @@ def _compared(
     return Match(
         network=network,
         candidate=candidate,
-        name=f"{where}.{prefix}".strip("."),
+        place=where,
+        prefix=prefix,
         layout=layout_name,
         weights={own: state[key] for own, key in keys.items()},
+        origins=keys,
         keys=frozenset(used),
         left_out=tuple(out),
         missing=tuple(sorted(k for k in expected if k not in keys and not k.endswith(COUNTER))),
