@@ -15,14 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gatepruner.errors import TrainingError
+from gatepruner.errors import TrainingError, listed
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.recipes import GateRecipe, Recipe
-from gatepruner.measuring.agreement import Answers, answering, answers, feature_distance
+from gatepruner.measuring.agreement import (
+    Answers,
+    answering,
+    answers,
+    feature_distance,
+    normalizations_of,
+)
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place
-from gatepruner.measuring.inputs import check_batch, normalization_of
+from gatepruner.measuring.inputs import check_batch
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.features import features_of
 from gatepruner.networks.network import Network
@@ -57,7 +63,11 @@ class Learner(ABC, Generic[Shown]):
     ) -> None:
         check_batch(data, recipe.batch_size)
         self.start, self.recipe, self.view, self.teacher = start, recipe, view, teacher
-        self.normalization = normalization_of(start.notes, data.shape[0], normalization)
+        for checkpoint in (start, teacher or start):
+            check_learnable(checkpoint)
+        self.normalizations = normalizations_of(
+            start, teacher or start, data.shape[0], normalization
+        )
         self.device = pick_device(device)
         self.fast = learns_fast(self.device, count(start.network).macs)
         self.data = data.to(self.device)
@@ -110,22 +120,26 @@ class Learner(ABC, Generic[Shown]):
         pixels, labels = next(self.batches)
         torch.manual_seed(_mixed(self.recipe.seed, -1 - self.done))
         viewed = pixels if self.view is None else self.view(pixels)
-        images = laid_out(self.normalization(viewed), self.fast)
-        given = answers(self.module, images, self.device, self.fast)
-        loss = self._loss(given, images, labels)
+        given = answers(self.module, self._normalized(viewed, 0), self.device, self.fast)
+        loss = self._loss(given, viewed, labels)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # it does not if no gate is left and norms are frozen
             torch.autograd.backward(loss + penalty)
         accuracy = (given[0].detach().argmax(1) == labels).float().mean()
         self.sums += torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)])
 
-    def _loss(self, given: Answers, images: Tensor, labels: Tensor) -> Tensor:
+    def _normalized(self, pixels: Tensor, which: int) -> Tensor:
+        """Images as the network, 0, or its teacher, 1, takes them."""
+        return laid_out(self.normalizations[which](pixels), self.fast)
+
+    def _loss(self, given: Answers, pixels: Tensor, labels: Tensor) -> Tensor:
         """The distance from the teacher's answers; the cross-entropy if there is no teacher."""
         logits, features = given
         share = self.recipe.distillation if self.data.labelled else 1.0
         if self.teacher_module is None or not (share or self.matches):
             return F.cross_entropy(logits, labels)
         with torch.no_grad():
+            images = self._normalized(pixels, 1)
             targets, target = answers(self.teacher_module, images, self.device, self.fast)
         losses = []
         if features is not None and target is not None:
@@ -174,9 +188,30 @@ class Learner(ABC, Generic[Shown]):
         self.optimizer.load_state_dict(snapshot["optimizer"])
 
     @property
+    def normalization(self) -> Normalization:
+        """The network's normalisation."""
+        return self.normalizations[0]
+
+    @property
     def normalize(self) -> dict[str, list[float]]:
         """The normalisation as checkpoints record it."""
         return {"mean": list(self.normalization.mean), "std": list(self.normalization.std)}
+
+
+def check_learnable(checkpoint: Checkpoint) -> None:
+    """Raise an error if nothing can be learned with a network, or from it.
+
+    Raises:
+        ArchitectureError: it returns something else than logits.
+        TrainingError: some of its weights are NaN.
+    """
+    network, weights = checkpoint.network, checkpoint.weights
+    bad = [key for key, tensor in weights.items() if tensor.isnan().any()]
+    if network.num_classes and bad:
+        raise TrainingError(
+            f"{network} has weights that are NaN, {listed(bad)}: nothing can be learned with it or "
+            "from it; choose another checkpoint"
+        )
 
 
 def matches(match: str, network: Network, teacher: Checkpoint) -> bool:
