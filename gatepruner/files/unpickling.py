@@ -127,18 +127,18 @@ def _stand_in(name: str, operations: Iterable[str]) -> type:
     for container, fills in CONTAINERS.items():
         if fills.intersection(operations):
             return _class(name, lambda *_, make=container: make())
-    return type(name, (StandIn,), {"__slots__": (), **_place(name)})
+    return _type(name, (StandIn,), {"__slots__": ()})
 
 
 def _class(name: str, make: Callable[..., Any]) -> type:
     """A class of this name whose objects `make` makes."""
-    return type(name, (), {"__new__": lambda _, *arguments: make(*arguments), **_place(name)})
+    return _type(name, (), {"__new__": lambda _, *arguments: make(*arguments)})
 
 
-def _place(name: str) -> dict[str, str]:
-    """What torch knows a class by: `__module__.__qualname__`."""
+def _type(name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> type:
+    """A class of this full name, by which torch knows it."""
     module, _, last = name.rpartition(".")
-    return {"__module__": module, "__qualname__": last}
+    return type(last, bases, {**attributes, "__module__": module})
 
 
 @dataclass(frozen=True)
