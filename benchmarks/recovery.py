@@ -211,8 +211,9 @@ def trials(counts: Sequence[int], images: int, epochs: Sequence[int], seeds: int
     first = Trial(counts[0], images=images, epochs=epochs[0])
     found = [
         replace(first, match=match, state=state)
-        for match, state in itertools.product(
-            ("features", "none", "logits", "both", "labels"), ("gates", "plain")
+        for match, state in (
+            *itertools.product(("features", "none"), ("gates", "plain")),
+            *itertools.product(("logits", "both", "labels"), ("gates",)),
         )
     ]
     found += [

@@ -54,7 +54,8 @@ class Steps:
     def recipe(self, gating: GateRecipe, tuning: Recipe) -> CompressionRecipe:
         """How to compress."""
         gating = replace(gating, identity_only=self.stock)
-        tuned = None if self.epochs == 0 else replace(tuning, epochs=self.epochs)
+        batch = min(tuning.batch_size, gating.batch_size)
+        tuned = replace(tuning, epochs=self.epochs, batch_size=batch) if self.epochs != 0 else None
         given = tuning.learning_rate != FINE_TUNING.learning_rate
         trial = 0 if given else CompressionRecipe.trial
         return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate, trial)
@@ -69,7 +70,7 @@ GATING = {
     "batch_size": "batch_size",
     "seed": "seed",
 }
-TUNING = {name: name for name in ("match", "learning_rate", "batch_size", "seed")}
+TUNING = {name: name for name in ("match", "learning_rate", "seed")}
 
 
 def compress(

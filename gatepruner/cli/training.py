@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gatepruner.networks.network import Network
 
 ALL = Data(split="train")
+TUNING = Data(split="train", batch_size=FINE_TUNING.batch_size)
 NONE = HoldOut(hold_out=0)
 TAUGHT = ("match", "distillation", "temperature", "statistics")  # of learning from a teacher
 
@@ -39,7 +40,7 @@ def finetune(
     source: Source,
     *,
     call: Resumable,
-    data: Annotated[Data, Group(needs=("data",))] = ALL,
+    data: Annotated[Data, Group(needs=("data",))] = TUNING,
     teacher: Teacher,
     recipe: Annotated[Recipe, Group(leave_out=("initial_gate",), words=CHOICES)] = FINE_TUNING,
     held: HoldOut = NONE,

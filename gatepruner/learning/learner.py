@@ -34,7 +34,7 @@ from gatepruner.networks.features import features_of
 from gatepruner.networks.network import Network
 
 FORMAT = 3  # of snapshots
-FEATURES = 10.0  # weight of the features' distance, so that one learning rate suits every loss
+FEATURES = 25.0  # weight of the features' distance, so that one learning rate suits every loss
 Shown = TypeVar("Shown")
 
 

@@ -169,4 +169,4 @@ class Recipe(_Checked):
         return self.epochs or max(EPOCHS, math.ceil(STEPS / max(images // self.batch_size, 1)))
 
 
-FINE_TUNING = Recipe(schedule="cosine", learning_rate=0.02, gate_learning_rate=0.001)
+FINE_TUNING = Recipe(batch_size=64, schedule="cosine", learning_rate=0.02, gate_learning_rate=0.001)

@@ -63,7 +63,7 @@ def train(
             has been saved.
         resume: whether to continue from that state.
         watch: called after every epoch, and regularly in between.
-        on_stop: called as soon as SIGINT or SIGTERM arrives; the run then finishes its step and
+        on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
 
     Returns:
