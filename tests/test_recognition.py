@@ -10,7 +10,8 @@ import torch
 from torchvision.models import get_model
 
 from gatepruner import models
-from gatepruner.errors import ArchitectureError
+from gatepruner.errors import ArchitectureError, CheckpointError
+from gatepruner.files.candidates import PADDED
 from gatepruner.files.checkpoints import load
 from gatepruner.files.recognition import recognise
 from gatepruner.networks.checkpoint import Checkpoint
@@ -128,16 +129,17 @@ def test_the_callers_word_decides_where_several_fit(arch):
     assert recognise(state, "deep.pt", arch) == Network.named(arch, num_classes=4)
 
 
-def test_the_callers_word_is_not_second_guessed():
+def test_the_callers_word_is_checked_against_the_weights():
     state = Network.named("resnet20").state()
-    assert recognise(state, "net.pt", "wrn-16-2").base.name == "wrn-16-2"
+    with pytest.raises(CheckpointError, match=r"net\.pt does not fit wrn-16-2: missing: bn\.bias"):
+        recognise(state, "net.pt", "wrn-16-2")
+    with pytest.raises(CheckpointError, match=r"linear\.weight is \(10, 64\), not \(3, 64\)"):
+        recognise(state, "net.pt", "resnet20", num_classes=3)
 
 
-def test_number_of_classes_and_image_shape_can_be_said():
+def test_image_shape_can_be_said():
     state = Network.named("highway-fc4,width=5").state()
     assert recognise(state, "net.pt", input_shape=(1, 14, 56)).base.input_shape == (1, 14, 56)
-    found = recognise(Network.named("resnet8").state(), "net.pt", "resnet8", num_classes=3)
-    assert dict(found.base.arguments)["num_classes"] == 3
 
 
 def without(state, key):
@@ -237,7 +239,8 @@ def test_trained_networks_of_others_load_without_saying_what_they_are(file, name
     assert str(checkpoint.network) == name
     assert len(checkpoint.network.blocks) == blocks
     assert checkpoint.network.num_classes == 10
-    assert checkpoint.notes == {"source": file}
+    assert checkpoint.notes["source"] == file
+    assert checkpoint.notes["remarks"] == [f"recognised as {name}, assuming {PADDED}"]
     content = torch.load(REAL / file, map_location="cpu", weights_only=True)
     theirs = content.get("state_dict", content)
     ours = {key.removeprefix("module."): tensor for key, tensor in theirs.items()}

@@ -40,19 +40,29 @@ class Source:
         arch: architecture, as in torchvision:resnet50.
         num_classes: number of logits, where the file does not tell.
         input_size: side of the images, or CxHxW.
+        weights: which of several states to take, as in state_dict or model_ema.
     """
 
     ckpt: Annotated[Path, typer.Argument(metavar="CKPT")]
     arch: str | None = None
     num_classes: Annotated[int | None, typer.Option(min=1)] = None
     input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
+    weights: Annotated[str | None, typer.Option(metavar="NAME")] = None
 
     def read(self) -> Checkpoint:
-        """The checkpoint."""
+        """The checkpoint; says on stderr what was assumed, left out or cast."""
         from gatepruner.files.checkpoints import load
 
-        shape = shape_of(self.input_size)
-        return load(self.ckpt, arch=self.arch, num_classes=self.num_classes, input_shape=shape)
+        checkpoint = load(
+            self.ckpt,
+            arch=self.arch,
+            num_classes=self.num_classes,
+            input_shape=shape_of(self.input_size),
+            weights=self.weights,
+        )
+        for remark in checkpoint.notes.get("remarks", ()):
+            typer.echo(f"{self.ckpt}: {remark}", err=True)
+        return checkpoint
 
 
 def shape_of(size: str | None) -> Shape | None:

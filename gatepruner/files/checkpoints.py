@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, PlanError, listed
-from gatepruner.files.foreign import state_dict_in, without_prefixes
-from gatepruner.files.recognition import COUNTER, recognise
+from gatepruner.files.folders import INDEX, read_folder, read_shards
+from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts, usable
+from gatepruner.files.recognition import Match, Wanted, matched
+from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
@@ -115,23 +117,28 @@ def load(
     input_shape: Shape | None = None,
     module: nn.Module | None = None,
     leaves: Iterable[type[nn.Module]] = (),
+    weights: str | None = None,
 ) -> Checkpoint:
     """Read a gatepruner checkpoint or a foreign state dict.
 
     Never runs code from the file (`weights_only=True`). Weights are memory-mapped, not copied
-    into memory.
+    into memory, where they need no cast.
 
     Args:
-        path: a `.pt`, `.pth`, `.th`, `.ckpt` or `.safetensors` file.
+        path: a `.pt`, `.pth`, `.th`, `.ckpt`, `.bin` or `.safetensors` file, the index of a sharded
+            one (`.index.json`), or a folder with the `config.json` of timm.
         arch: for a foreign file: its architecture, a name for `Network.named`; by default
             recognised from the weights.
         num_classes: for a foreign file: number of logits; by default taken from the weights.
         input_shape: for a foreign file: `(C, H, W)` of one image.
         module: the caller's module, if the file has the weights of one.
         leaves: classes of the module's parts to keep whole because they cannot be traced.
+        weights: for a foreign file with several states of the network: where those to take are,
+            such as `model` or `state_dict_ema`; by default averaged ones.
 
     Returns:
-        The checkpoint; the notes of a foreign one contain only the name of its file.
+        The checkpoint; the notes of a foreign one contain the name of its file as `source`, and
+        as `remarks` what was assumed, left out or cast.
 
     Raises:
         CheckpointError: the file is no checkpoint, is damaged, contains code, or its weights do
@@ -139,16 +146,14 @@ def load(
         ArchitectureError: the architecture is unknown or not recognised.
     """
     path = Path(path)
+    if path.is_dir():
+        return _load_folder(path, Wanted(arch, num_classes, input_shape), weights)
     content, header = _read(path)
     if header is None:
-        known = module.state_dict().keys() if module is not None else frozenset()
-        state = without_prefixes(state_dict_in(content, path), known)
+        known = None
         if module is not None:
-            network = Network.of(module, input_shape or (3, 224, 224), leaves)
-        else:
-            network = recognise(state, str(path), arch, num_classes, input_shape)
-        state = _in_its_precision(network, state)
-        return _fitted(path, network, state, {"source": path.name}, network.unused_keys())
+            known = Network.of(module, input_shape or (3, 224, 224), leaves)
+        return _foreign(path, content, Wanted(arch, num_classes, input_shape, known), weights)
     if header.get("format") not in READS:
         raise CheckpointError(
             f"{path} has format {header.get('format')}: this version of gatepruner reads "
@@ -177,8 +182,6 @@ def load(
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     """The content of a file, and its header if it is a gatepruner file."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: expected a file")
     if not path.is_file():
         names = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
         near = difflib.get_close_matches(path.name, names, n=5, cutoff=0)
@@ -186,6 +189,8 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
         raise CheckpointError(f"there is no file {path}{hint}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: expected a checkpoint")
+    if path.name.endswith(INDEX):
+        return read_shards(path, lambda shard: read_file(shard)[0]), None
     content, text = read_file(path)
     if text is None:
         return content, None
@@ -200,13 +205,63 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     return content, header
 
 
-def _in_its_precision(network: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A foreign state dict in the precision of the network, whatever its author saved it in."""
-    kinds = {key: blank.dtype for key, blank in network.state().items()}
-    return {
-        key: tensor.to(kinds.get(key, tensor.dtype)) if tensor.is_floating_point() else tensor
-        for key, tensor in state.items()
-    }
+def _load_folder(path: Path, wanted: Wanted, weights: str | None) -> Checkpoint:
+    """The checkpoint in a folder as timm writes it for a hub; the caller's words come first."""
+    folder = read_folder(path)
+    content, header = _read(folder.weights)
+    if header is not None:
+        return load(folder.weights)
+    wanted = Wanted(
+        wanted.arch or folder.arch,
+        wanted.num_classes or folder.num_classes,
+        wanted.input_shape or folder.input_shape,
+    )
+    checkpoint = _foreign(folder.weights, content, wanted, weights)
+    notes = {**folder.notes, **checkpoint.notes, "source": path.name}
+    return replace(checkpoint, notes=notes)
+
+
+def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> Checkpoint:
+    """A checkpoint from the content of a foreign file."""
+    try:
+        dicts = state_dicts(content)
+        if not dicts:
+            raise CheckpointError(f"contains {_described(content)}: expected a state dict")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
+    match = matched(dicts, str(path), wanted, weights)
+    _refuse_differing(path, match, content)
+    expected = match.network.state()
+    try:
+        state, cast = usable(match.weights, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    notes: dict[str, Any] = {"source": path.name}
+    if match.others:
+        notes["weights"] = match.name
+    remarks = [*match.remarks, *cast]
+    if remarks:
+        notes["remarks"] = remarks
+    return _fitted(path, match.network, state, notes)
+
+
+def _refuse_differing(path: Path, match: Match, content: Any) -> None:
+    """Raise a `CheckpointError` if a pickled module has other layers than the network."""
+    problems = differing(match.network, match.layers(pickled_modules(content)))
+    if problems:
+        name = match.candidate.name or match.network
+        raise CheckpointError(
+            f"{path} has a module whose weights fit {name}, but not its layers: "
+            f"{listed(problems, 4)}; name another architecture, or pass the module",
+            arch="NAME",
+        )
+
+
+def _described(content: Any) -> str:
+    """What a file without tensors has."""
+    if isinstance(content, dict):
+        return f"a dictionary without tensors ({listed(map(str, content))})"
+    return f"a {type(content).__name__}"
 
 
 def _fitted(
@@ -214,7 +269,6 @@ def _fitted(
     network: Network,
     state: Mapping[str, Tensor],
     notes: Mapping[str, Any],
-    unused: Set[str] = frozenset(),
 ) -> Checkpoint:
     """A checkpoint with exactly the weights of the network; raises a `CheckpointError` if not."""
     expected = network.state()
@@ -222,7 +276,7 @@ def _fitted(
     state = {**counters, **state}
     problems = {
         "missing": sorted(expected.keys() - state.keys()),
-        "extra": sorted(state.keys() - expected.keys() - unused),
+        "extra": sorted(state.keys() - expected.keys()),
         "wrong shape": [
             f"{key} is {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
             for key, tensor in expected.items()

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gatepruner.errors import PlanError, listed
+from gatepruner.models.variants import VARIANTS
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.surgery import fold_gates
 
@@ -84,6 +85,13 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
         raise PlanError(
             f"cannot export {network} to torchvision's ResNet: expected a network of its ResNet "
             "family; write a .safetensors file instead"
+        )
+    varied = [key for key, _ in base.arguments if key in VARIANTS]
+    if varied or base.input_shape[0] != 3:
+        raise PlanError(
+            f"cannot export {network} to torchvision's ResNet: its "
+            f"{listed(varied or ['channels'])} differ from those of torchvision's class; write a "
+            ".safetensors file instead"
         )
     halves = [block.name for block in network.blocks if not block.removable]
     unfit = [*halves, *edits.scaled_branches, *edits.scaled_shortcuts]

@@ -1,52 +1,253 @@
-"""Foreign state dicts: where files keep them, and the prefixes that wrappers add to their keys."""
+"""State dicts in files of others: where they lie, and which of their tensors can be used.
+
+A file may hold several: the trained weights, their running average (EMA), a teacher. Each is known
+by its place, the keys that lead to it, such as `state_dict_ema` or `checkpoint.model`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, listed
+from gatepruner.files.unpickling import StandIn
 
-NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+# Places in the order in which they are preferred; averaged weights first, for they are better.
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "model_averaged", "ema")
+PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+COPIES = ("teacher", "student", "teacher_model", "student_model", "momentum_encoder", "target")
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Tensors that profilers, losses and wrappers leave in a state dict; no network computes with them.
+BESIDE = re.compile(
+    r"(^|\.)(total_ops|total_params|n_averaged)$|^(loss|loss_fn|loss_func|criterion)\."
+)
+COUNTER = "num_batches_tracked"  # of batch norm; missing in files of PyTorch before 0.4.1
+DEEPEST, MOST = 64, 200_000  # nested values in a file, and all of them
 
 
-def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in the content of a foreign file.
+def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
+    """The tensors in a file by their place, preferred places first; a bare state dict is at `""`.
+
+    The tensors of a pickled module have the keys that its state dict would have.
 
     Raises:
-        CheckpointError: the file has none.
+        CheckpointError: values are nested deeper, or are more, than in any file of weights.
     """
-    description = f"a {type(content).__name__}"
-    if isinstance(content, dict):
-        for nest in NESTS:
-            if isinstance(content.get(nest), Mapping):
-                content = content[nest]
-                break
-        state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if state:
-            return state
-        description = f"a dictionary with {listed(map(str, content))}"
-    raise CheckpointError(
-        f"{path} contains {description}: expected a state dict, alone or under {', '.join(NESTS)}"
-    )
+    found: dict[str, dict[str, Tensor]] = {}
+    for count, (place, key, value) in enumerate(_values(content, "", 0)):
+        if count > MOST:
+            raise CheckpointError(f"holds more than {MOST:,} values: expected weights")
+        if isinstance(value, Tensor):
+            plain = type(value) in (Tensor, nn.Parameter)  # a file may give it attributes
+            found.setdefault(place, {})[key] = Tensor.detach(value) if plain else value
+    return dict(sorted(found.items(), key=lambda item: rank(item[0])))
 
 
-def without_prefixes(state: dict[str, Tensor], known: Set[str] = frozenset()) -> dict[str, Tensor]:
-    """A state dict without wrappers' prefixes, and without the counter of AveragedModel.
+def pickled_modules(content: Any) -> dict[str, dict[str, StandIn]]:
+    """The parts of the pickled modules in a file, by their place and path without wrappers."""
+    found: dict[str, dict[str, StandIn]] = {}
+    for place, path, value in _values(content, "", 0):
+        if isinstance(value, StandIn):
+            found.setdefault(place, {})[_without_wrappers(path)] = value
+    return found
+
+
+def rank(place: str) -> int:
+    """The position of a place among those that are preferred."""
+    order = [*AVERAGED, "", *PLAIN]
+    ranks = [order.index(word) for word in place.split(".") if word in order]
+    return min(ranks, default=len(order))
+
+
+def is_averaged(place: str) -> bool:
+    """Whether a place holds averaged weights."""
+    return not set(AVERAGED).isdisjoint(place.split("."))
+
+
+def is_copy(place: str) -> bool:
+    """Whether a place holds another state of a network that the file also has."""
+    return not {*AVERAGED, *COPIES}.isdisjoint(place.split("."))
+
+
+def is_usual(place: str) -> bool:
+    """Whether a place is where weights usually are."""
+    return rank(place) < rank("?")
+
+
+def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]]:
+    """Place, key and value of all tensors and pickled layers; `None` for every other value."""
+    if depth > DEEPEST:
+        raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
+    module = _module_of(value)
+    if module is not None:
+        for key, part in _module_values(module, "", depth):
+            yield place, key, part
+        return
+    for key, item in _items(value):
+        yield place, key, item if isinstance(item, Tensor) else None
+        if not isinstance(item, Tensor):
+            yield from _values(item, f"{place}.{key}" if place else key, depth + 1)
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """The values in a container or a stand-in, by name."""
+    if isinstance(value, StandIn):
+        for part in (*value.arguments, value.state):
+            if isinstance(part, (dict, tuple)):
+                yield from _items(part)
+    elif isinstance(value, dict):  # by dict's own method: a file may set attributes of OrderedDict
+        yield from ((str(key), item) for key, item in dict.items(value))
+    elif isinstance(value, (list, tuple)):
+        yield from ((str(index), item) for index, item in enumerate(value))
+
+
+def _module_of(value: Any) -> dict[Any, Any] | None:
+    """The attributes of a pickled module."""
+    state = value.state if isinstance(value, StandIn) else None
+    return state if isinstance(state, dict) and isinstance(state.get("_modules"), dict) else None
+
+
+def _module_values(state: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """The tensors in the state dict of a pickled module, and the modules in it."""
+    if depth > DEEPEST:
+        raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
+    passing = state.get("_non_persistent_buffers_set")
+    for kind in ("_parameters", "_buffers"):
+        own = state.get(kind)
+        for name, tensor in dict.items(own) if isinstance(own, dict) else ():
+            kept = kind == "_parameters" or not isinstance(passing, set) or name not in passing
+            yield f"{prefix}{name}", tensor if isinstance(tensor, Tensor) and kept else None
+    for name, child in dict.items(state["_modules"]):
+        module = _module_of(child)
+        yield f"{prefix}{name}", child
+        if module is not None:
+            yield from _module_values(module, f"{prefix}{name}.", depth + 1)
+
+
+def unwrapped(state: Mapping[str, Tensor], known: Set[str] = frozenset()) -> dict[str, Tensor]:
+    """A state dict without the names of wrappers in its keys, wherever in them.
 
     Args:
         state: tensors by key.
-        known: keys of the network, if known; prefixes are removed only until keys are among them.
+        known: keys of the network, if known, in which nothing is taken for a wrapper.
     """
-    if "n_averaged" not in known:
-        state = {key: tensor for key, tensor in state.items() if key != "n_averaged"}
-    for prefix in PREFIXES * 2:
-        if known & state.keys():
-            return state
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    return state
+    if known and known & state.keys():
+        return dict(state)
+    inner = {_without_wrappers(key): tensor for key, tensor in state.items()}
+    return inner if len(inner) == len(state) else dict(state)
+
+
+def _without_wrappers(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def prefixes(state: Mapping[str, Tensor], key: str) -> list[str]:
+    """What comes before `key` in the keys of a state dict that end in it, shortest first."""
+    ends = f".{key}"
+    found = ["" if key in state else None, *(k[: -len(key)] for k in state if k.endswith(ends))]
+    return sorted((prefix for prefix in found if prefix is not None), key=len)
+
+
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose keys begin with a prefix, without it."""
+    size = len(prefix)
+    return {key[size:]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def left_over(
+    state: Mapping[str, Tensor], names: Mapping[str, str], used: Set[str], head: Tensor | None
+) -> tuple[list[str], list[str]]:
+    """Which of the unused keys of a complete network may be left out, and which may not.
+
+    A head of another task may: a module that takes as many features as the network's head, and
+    gives another number. What lies within the network's own modules may not.
+
+    Args:
+        state: tensors by key.
+        names: in the network, of the keys that could be in it.
+        used: keys of the network's weights.
+        head: the weight `(K, F)` of the network's head.
+    """
+    own = {names[key].partition(".")[0] for key in used if key in names}
+    out: list[str] = []
+    heads: dict[str, list[str]] = {}
+    unused = [key for key in state if key not in used and not key.endswith(COUNTER)]
+    for key in unused:
+        top = names.get(key, key).partition(".")[0]
+        if BESIDE.search(names.get(key, key)):
+            out.append(key)
+        elif top not in own:
+            heads.setdefault(top, []).append(key)
+    for keys in heads.values():
+        if _is_head([state[key] for key in keys], head):
+            out += keys
+    return out, [key for key in unused if key not in out]
+
+
+def _is_head(tensors: Sequence[Tensor], head: Tensor | None) -> bool:
+    """Whether these weights map the features of a head to something else."""
+    matrices = [tensor for tensor in tensors if tensor.ndim == 2]
+    if head is None or not matrices or any(tensor.ndim > 2 for tensor in tensors):
+        return False
+    classes, features = head.shape
+    return (
+        features != classes
+        and matrices[0].shape[1] == features
+        and matrices[-1].shape[0] != features
+    )
+
+
+# What is asked of a tensor, in this order: how it is called if the answer is yes.
+UNUSABLE: dict[str, Callable[[Tensor], bool]] = {
+    "meta (without values)": lambda tensor: tensor.is_meta,
+    "nested": lambda tensor: tensor.is_nested,
+    "sparse": lambda tensor: tensor.layout != torch.strided,
+    "quantised": lambda tensor: tensor.is_quantized,
+    "complex": lambda tensor: tensor.is_complex(),
+    "of 8 bits": lambda tensor: tensor.is_floating_point() and tensor.element_size() == 1,
+    "of an unknown class": lambda tensor: type(tensor) is not Tensor,
+}
+
+
+def usable(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights as the network computes with them, and what was changed about them.
+
+    Raises:
+        CheckpointError: weights are of an unusable kind, or are not finite; names all of them.
+    """
+    _refuse_unusable(state, expected)
+    cast: dict[str, list[str]] = {}
+    weights = {}
+    for key, tensor in state.items():
+        dtype = expected[key].dtype
+        if tensor.dtype != dtype:
+            how = f"{tensor.dtype} to {dtype}".replace("torch.", "")
+            cast.setdefault(how, []).append(key)
+        weights[key] = tensor.to(dtype)
+    return weights, [f"{len(keys)} weights were cast from {how}" for how, keys in cast.items()]
+
+
+def _refuse_unusable(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise a `CheckpointError` if weights are of an unusable kind, or are not finite."""
+    problems: dict[str, list[str]] = {}
+    for key, tensor in state.items():
+        kind = next((name for name, is_one in UNUSABLE.items() if is_one(tensor)), None)
+        if kind is None and expected[key].is_floating_point():
+            if not tensor.is_floating_point():
+                kind = f"of {tensor.dtype}".replace("torch.", "")
+            elif not bool(tensor.isfinite().all()):
+                kind = "nan" if bool(tensor.isnan().any()) else "infinite"
+        if kind is not None:
+            problems.setdefault(kind, []).append(key)
+    if problems:
+        kinds = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items())
+        raise CheckpointError(
+            f"weights are {kinds}; expected finite numbers of 16 to 64 bits: save them so, or take "
+            "another checkpoint"
+        )

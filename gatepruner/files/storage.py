@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import re
 import shutil
+import tarfile
 import tempfile
 import warnings
 import zipfile
@@ -20,8 +21,18 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import CheckpointError, listed
+from gatepruner.files.unpickling import read_inert
 
-SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
+# A record that only such an archive has: what it is, and its weights in Python.
+PROGRAMS = {
+    "constants.pkl": ("a TorchScript program", "torch.jit.load(PATH).state_dict()"),
+    "archive_format": ("an exported program (.pt2)", "torch.export.load(PATH).state_dict"),
+    "serialized_exported_program.json": (
+        "an exported program (.pt2)",
+        "torch.export.load(PATH).state_dict",
+    ),
+}
 
 
 def write_tensors(
@@ -152,15 +163,33 @@ def _flush(path: Path) -> None:
 def read_file(path: Path) -> tuple[Any, str | None]:
     """The content of a file, and the text of its header if it is a gatepruner file.
 
+    Objects of unknown classes in a file of others are stand-ins without behaviour.
+
     Raises:
-        CheckpointError: the file cannot be read, or contains more than tensors.
+        CheckpointError: the file cannot be read, is of another kind or would run code.
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    content = _read_torch(path)
+    _refuse_programs(path)
+    content = _read_torch(path, inert=True)
     if isinstance(content, dict) and isinstance(content.get("gatepruner"), str):
+        content = _read_torch(path)  # its own format holds nothing that needs a stand-in
         return content.get("weights"), content["gatepruner"]
     return content, None
+
+
+def _refuse_programs(path: Path) -> None:
+    """Raise a `CheckpointError` if a file is a program of torch, not a checkpoint."""
+    if not zipfile.is_zipfile(path):
+        return
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+        for record, (kind, state) in PROGRAMS.items():
+            if record in names:
+                raise CheckpointError(
+                    f"{path} is {kind}, not a checkpoint: write its weights alone with "
+                    f"torch.save({state}, 'weights.pt'), or load it with the module it came from"
+                )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -176,24 +205,44 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         ) from None
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, *, inert: bool = False) -> Any:
+    """The content of a file of torch; `inert` allows stand-ins of unknown classes."""
     try:
-        zipped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings():  # of a pickle that torch did not write and then refuses
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return _loaded(path)
     except pickle.UnpicklingError as error:
-        match = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
-        imports = match[1].strip("`") if match else listed(_imports(path))
-        if not imports:
-            raise CheckpointError(f"{path} is not a checkpoint, or is damaged") from None
-        raise CheckpointError(
-            f"{path} contains {imports}, which would run code: expected only tensors; save the "
-            "state dict alone, torch.save(model.state_dict(), path)"
-        ) from None
+        refused = error
     except Exception as error:  # zip, pickle and torch raise many kinds for damaged files
-        reason = _first_line(error)
-        raise CheckpointError(f"{path} is not a checkpoint, or is truncated: {reason}") from None
+        if not tarfile.is_tarfile(path):
+            raise _unreadable(path, error) from None
+        refused = pickle.UnpicklingError()
+    if inert:
+        try:
+            return read_inert(path)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            if not isinstance(error, pickle.UnpicklingError):
+                raise _unreadable(path, error) from None
+    match = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(refused))
+    imports = match[1].strip("`") if match else listed(_imports(path))
+    if not imports:
+        raise CheckpointError(f"{path} is not a checkpoint, or is damaged")
+    raise CheckpointError(
+        f"{path} contains {imports}, which would run code: expected only tensors; save the "
+        "state dict alone, torch.save(model.state_dict(), path)"
+    )
+
+
+def _loaded(path: Path) -> Any:
+    zipped = zipfile.is_zipfile(path)
+    with warnings.catch_warnings():  # of a pickle that torch did not write and then refuses
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = _first_line(error)
+    return CheckpointError(f"{path} is not a checkpoint, or is truncated: {reason}")
 
 
 def _imports(path: Path) -> list[str]:

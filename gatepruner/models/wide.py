@@ -9,15 +9,22 @@ the two convolutions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PROJECTIONS = ("shared", "raw")
+
 
 class PreActivationBlock(nn.Module):
-    """`f(x) + s(x)`; where the shape changes, `f` and `s` share the first batch norm and ReLU."""
+    """`f(x) + s(x)`; a shared projection takes what the first batch norm and ReLU of `f` give."""
 
-    def __init__(self, channels: int, width: int, stride: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int, dropout: float, projection: str
+    ) -> None:
         super().__init__()
+        self.shared = projection == "shared"
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
@@ -29,7 +36,9 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(out)
+        shortcut = x
+        if self.shortcut is not None:
+            shortcut = self.shortcut(out if self.shared else x)
         out = self.dropout(F.relu(self.bn2(self.conv1(out))))
         result: Tensor = self.conv2(out) + shortcut
         return result
@@ -46,6 +55,8 @@ class WideResNet(nn.Module):
         num_classes: number of logits.
         stem: channels after the stem; if equal to those of the first stage, the first block has
             an identity shortcut.
+        projection: whether the shortcuts that change shape take what the first ReLU of their
+            block gives (`"shared"`), as in the papers, or the block's input (`"raw"`).
     """
 
     def __init__(
@@ -55,12 +66,16 @@ class WideResNet(nn.Module):
         dropout: float = 0.0,
         num_classes: int = 10,
         stem: int = 16,
+        projection: str = "shared",
     ) -> None:
         super().__init__()
+        if projection not in PROJECTIONS:
+            raise ValueError(f"projection is {projection!r}: expected {' or '.join(PROJECTIONS)}")
+        how = (dropout, projection)
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
-        self.layer1 = _stage(blocks, stem, 16 * width, 1, dropout)
-        self.layer2 = _stage(blocks, 16 * width, 32 * width, 2, dropout)
-        self.layer3 = _stage(blocks, 32 * width, 64 * width, 2, dropout)
+        self.layer1 = _stage(blocks, stem, 16 * width, 1, *how)
+        self.layer2 = _stage(blocks, 16 * width, 32 * width, 2, *how)
+        self.layer3 = _stage(blocks, 32 * width, 64 * width, 2, *how)
         self.bn = nn.BatchNorm2d(64 * width)
         self.linear = nn.Linear(64 * width, num_classes)
         for module in self.modules():
@@ -73,7 +88,7 @@ class WideResNet(nn.Module):
         return logits
 
 
-def _stage(blocks: int, channels: int, width: int, stride: int, dropout: float) -> nn.Sequential:
-    first = PreActivationBlock(channels, width, stride, dropout)
-    rest = (PreActivationBlock(width, width, 1, dropout) for _ in range(blocks - 1))
+def _stage(blocks: int, channels: int, width: int, stride: int, *how: Any) -> nn.Sequential:
+    first = PreActivationBlock(channels, width, stride, *how)
+    rest = (PreActivationBlock(width, width, 1, *how) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from gatepruner import models as own
 from gatepruner.errors import ArchitectureError, nearest
 from gatepruner.models import Shape
+from gatepruner.models.variants import VARIANTS, vary
 from gatepruner.networks.arguments import check_arguments, check_name, check_shape
 from gatepruner.networks.graph import Trace, trace
 
@@ -90,11 +91,13 @@ def _construct_torchvision(base: Base) -> nn.Module:
         if base.name.startswith(prefix):
             size = base.input_shape[1:]
             arguments[argument] = size if axes == 2 else size[0]
+    varied = {key: arguments.pop(key) for key in VARIANTS if key in arguments}
     try:
         module: nn.Module = models.get_model(base.name, weights=None, **arguments)
+        channels = base.input_shape[0]
+        return vary(module, channels, **varied) if varied or channels != 3 else module
     except (TypeError, ValueError) as error:
         raise ArchitectureError(f"{base}: {error}") from None
-    return module
 
 
 def _construct_timm(base: Base) -> nn.Module:

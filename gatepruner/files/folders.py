@@ -1,0 +1,130 @@
+"""Checkpoints of several files: sharded weights, and folders with a `config.json`.
+
+An index (`*.index.json`) names the file of every tensor. A folder of timm has the name of its
+architecture in `config.json`; see https://huggingface.co/docs/timm and `timm.models.save_for_hf`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gatepruner.errors import CheckpointError, listed
+
+INDEX = ".index.json"
+CONFIG = "config.json"
+# Names of the weights in such a folder, in the order in which they are looked for.
+FILES = (
+    *("model.safetensors", f"model.safetensors{INDEX}", "diffusion_pytorch_model.safetensors"),
+    *("pytorch_model.bin", f"pytorch_model.bin{INDEX}"),
+)
+NAME = re.compile(r"[a-z][a-z0-9_]*")  # of an architecture of timm: no path, no address
+LARGEST = 2**26  # bytes of an index or a configuration
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder with a configuration.
+
+    Attributes:
+        weights: the file with its weights, or their index.
+        arch: its architecture.
+        num_classes: number of logits, if the configuration has it.
+        input_shape: `(C, H, W)` of one image, if the configuration has it.
+        notes: what else the configuration says that is of use.
+    """
+
+    weights: Path
+    arch: str
+    num_classes: int | None = None
+    input_shape: tuple[int, int, int] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_shards(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+    """The tensors of all files that an index names.
+
+    Args:
+        path: a file ending in `.index.json`.
+        read: reads one of the files.
+
+    Raises:
+        CheckpointError: the index is damaged, or names a file that is not beside it.
+    """
+    places = _json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{path} is damaged: expected the file of each weight in weight_map")
+    names = sorted({str(name) for name in places.values()})
+    strange = [name for name in names if Path(name).name != name]
+    if strange:
+        raise CheckpointError(f"{path} names {listed(strange)}: expected files beside it")
+    absent = [name for name in names if not (path.parent / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{path} names files that are not there: {listed(absent)}")
+    tensors: dict[str, Any] = {}
+    for name in names:
+        tensors |= read(path.parent / name)
+    lacking = sorted(places.keys() - tensors.keys())
+    if lacking:
+        raise CheckpointError(f"the files of {path} lack {listed(lacking)}")
+    return tensors
+
+
+def read_folder(path: Path) -> Folder:
+    """What a folder with a `config.json` holds.
+
+    Raises:
+        CheckpointError: it has none, or its architecture is not one of timm.
+    """
+    if not (path / CONFIG).is_file():
+        raise CheckpointError(f"{path} is a folder: expected a file, or a folder with {CONFIG}")
+    weights = next((path / name for name in FILES if (path / name).is_file()), None)
+    if weights is None:
+        raise CheckpointError(f"{path} has no weights: expected one of {', '.join(FILES)}")
+    config = _json(path / CONFIG)
+    name = config.get("architecture")
+    if not isinstance(name, str):
+        kind = listed(map(str, config.get("architectures") or [config.get("model_type")]))
+        raise CheckpointError(
+            f"{path} has a model of transformers ({kind}), which gatepruner cannot construct by "
+            "name: construct it in Python and pass it with load(FILE, module=...)"
+        )
+    if not NAME.fullmatch(name):
+        raise CheckpointError(f"{path / CONFIG} has the architecture {name!r}: expected timm's")
+    about = config.get("pretrained_cfg")
+    about = about if isinstance(about, dict) else {}
+    classes, shape = config.get("num_classes"), about.get("input_size")
+    sized = isinstance(shape, list) and len(shape) == 3 and all(type(it) is int for it in shape)
+    return Folder(
+        weights,
+        f"timm:{name}",
+        classes if type(classes) is int and classes > 0 else None,
+        (shape[0], shape[1], shape[2]) if sized and shape is not None else None,
+        _normalization(about),
+    )
+
+
+def _normalization(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes on the normalisation of the pictures, if a configuration has it."""
+    mean, std = about.get("mean"), about.get("std")
+    for values in (mean, std):
+        if not isinstance(values, list) or not all(type(it) in (int, float) for it in values):
+            return {}
+    return {"normalize": {"mean": mean, "std": std}}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON document that has to be an object."""
+    if path.stat().st_size > LARGEST:
+        raise CheckpointError(f"{path} is too large: expected at most {LARGEST:,} bytes")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: expected an object")
+    return content
