@@ -78,7 +78,7 @@ def of_caller(module: nn.Module) -> Checkpoint:
 def by_brute_force(checkpoint: Checkpoint, data: Images) -> dict[str, Tensor]:
     """One pass over all images for every batch norm, in order; a hook sees what comes to it."""
     module = checkpoint.build().double()
-    pixels = normalization_of(checkpoint.notes, data.shape[0])(data.pixels).double()
+    pixels = normalization_of(checkpoint, data)(data.pixels).double()
     order: list[str] = []
     layers = {
         key: it
@@ -151,7 +151,7 @@ def test_a_functional_batch_norm_gets_its_statistics_too():
     whole = of_caller(Functional())
     data = images_of(whole)
     done = recalibrate(whole, data, device="cpu", batch_size=7, augment=False)
-    module, pixels = Functional(), normalization_of(NOTES, 3)(data.pixels)
+    module, pixels = Functional(), normalization_of(whole, data)(data.pixels)
     module.load_state_dict(dict(whole.weights))
     with torch.no_grad():
         values = module.conv(module.stem(pixels)).transpose(0, 1).flatten(1)
@@ -206,7 +206,7 @@ def test_images_are_shifted_if_those_that_the_statistics_are_of_were(name, augme
 def test_labels_are_not_looked_at():
     whole, data = network("resnet8"), random_images(12, COLOUR, 10)
     one = recalibrate(whole, data, device="cpu")
-    other = replace(data, labels=data.labels.flip(0), classes=("all",))
+    other = replace(data, labels=data.labels.flip(0), classes=tuple("abcdefghij"))
     again = recalibrate(whole, other, device="cpu")
     assert all(torch.equal(it, again.weights[key]) for key, it in one.weights.items())
 
@@ -222,7 +222,7 @@ def test_once_done_there_is_nothing_left_to_do():
 
 def test_the_normalisation_of_the_checkpoint_or_the_given_one_is_used():
     whole, data = network("resnet8"), random_images(12, COLOUR, 4)
-    given = normalization_of(NOTES, 3)
+    given = normalization_of(whole, data)
     bare = replace(whole, notes={})
     one = recalibrate(whole, data, device="cpu")
     chosen = recalibrate(bare, data, device="cpu", normalization=given)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatepruner.cli.foretelling import LEARNING, Work
 from gatepruner.cli.keeping import Kept, write_epochs
-from gatepruner.cli.options import Call, Data, HoldOut, Resumable, Source
+from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ def check_device(data: Data, problems: Problems) -> None:
 
 
 def read_images(
-    network: Network, data: Data, held: HoldOut, call: Call, problems: Problems
+    reading: Callable[[], Images], held: HoldOut, problems: Problems
 ) -> tuple[Images, Images | None]:
     """Images to learn from, and those that are held out."""
     with problems:
-        images = data.images(network.base.input_shape, call.terminal)
+        images = reading()
     problems.refuse()
     with problems:
         return images.held_out(held.hold_out, held.seed)

@@ -65,7 +65,7 @@ def finetune(
             known = described.read()
             source = source if described.arch is None else _described(source, source.ckpt)
     whole = read(source, data, problems)
-    images, held_out = read_images(whole.network, data, held, call, problems)
+    images, held_out = read_images(lambda: data.images(whole, call.terminal), held, problems)
     check(whole.network, images, recipe.batch_size, problems, labels=known is None)
     if known is not None:
         with problems:
@@ -126,7 +126,7 @@ def train(
     fresh: Fresh,
     *,
     call: Annotated[Resumable, Group(needs=("output",))],
-    data: Annotated[Data, Group(needs=("data",))] = ALL,
+    data: Annotated[Data, Group(needs=("data",), leave_out=("classes",))] = ALL,
     recipe: Annotated[Recipe, Group(leave_out=TAUGHT, words=CHOICES)],
     held: HoldOut = NONE,
 ) -> None:
@@ -149,7 +149,9 @@ def train(
         network = fresh.network()
     check_device(data, problems)
     problems.refuse()
-    images, held_out = read_images(network, data, held, call, problems)
+    images, held_out = read_images(
+        lambda: data.read(network.base.input_shape, call.terminal, data.scaling()), held, problems
+    )
     network = fresh.network(len(images.classes) or None)
     check(network, images, recipe.batch_size, problems)
     problems.refuse()

@@ -86,7 +86,7 @@ def compress(
     device = pick_device(device)
     meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
     refuse(checkpoint, train, goal, recipe, test, held_out)
-    normalization = normalization_of(checkpoint.notes, train.shape[0], normalization)
+    normalization = normalization_of(checkpoint, train, normalization)
     configuration = _configuration(checkpoint, train, goal, recipe, test, normalization)
     steps = Folder(Path(folder) if folder is not None else None, configuration)
     request = Request(

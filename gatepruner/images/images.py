@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gatepruner.errors import DataError
 from gatepruner.images.decoding import decode
+from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]
@@ -32,7 +33,11 @@ class Images:
         source: where the images come from, for messages and reports.
         pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
         files: of the images, if they are decoded when they are used.
-        resize: pixels to scale the shorter side to before cropping the centre.
+        resize: how they are scaled, or were when they were decoded; `None` if they are not.
+
+    Raises:
+        DataError: the pixels are no uint8 `(N, C, H, W)`, the labels do not fit the classes, or
+            there are not as many labels as images.
     """
 
     labels: Tensor
@@ -41,7 +46,14 @@ class Images:
     source: str
     pixels: Tensor | None = None
     files: tuple[str, ...] = ()
-    resize: int | None = None
+    resize: Scaling | None = None
+
+    def __post_init__(self) -> None:
+        problem = _problem(self.labels, len(self.classes)) or (
+            _problem_of_files(self) if self.pixels is None else _problem_of_pixels(self)
+        )
+        if problem:
+            raise DataError(f"{self.source}: {problem}")
 
     @property
     def labelled(self) -> bool:
@@ -148,3 +160,52 @@ class Images:
     def _decoding(self, pool: ThreadPoolExecutor, part: Tensor) -> list[Any]:
         files = [self.files[index] for index in part.tolist()]
         return [pool.submit(decode, file, self.shape, self.resize) for file in files]
+
+    def unlabelled(self) -> Images:
+        """The images without their labels."""
+        return replace(self, labels=torch.full_like(self.labels, -1), classes=())
+
+
+def _problem(labels: Tensor, classes: int) -> str | None:
+    """What is wrong with labels, if anything; those of images without classes are not used."""
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        return (
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 of shape "
+            "(N,): convert them"
+        )
+    if not classes or not len(labels):
+        return None
+    least, most = (int(label) for label in labels.aminmax())
+    if least < 0 or most >= classes:
+        return (
+            f"labels reach from {least} to {most}, expected 0 to {classes - 1} for {classes} "
+            "classes"
+        )
+    return None
+
+
+def _problem_of_files(images: Images) -> str | None:
+    if len(images.files) == len(images.labels):
+        return None
+    return f"{len(images.files)} files and {len(images.labels)} labels, expected one for each"
+
+
+def _problem_of_pixels(images: Images) -> str | None:
+    pixels, shape = images.pixels, tuple(images.shape)
+    assert pixels is not None  # asked only then
+    if pixels.dtype != torch.uint8:
+        return (
+            f"pixels are {pixels.dtype}, expected uint8 from 0 to 255, which are normalised when "
+            "they are used: convert them, or pass prepared tensors as Examples of a data set"
+        )
+    found = tuple(pixels.shape[1:])
+    if found != shape:
+        last = "; move the channels to the front, pixels.permute(0, 3, 1, 2)"
+        turned = pixels.ndim == 4 and (found[2], *found[:2]) == shape
+        return (
+            f"pixels are {tuple(pixels.shape)}, expected (N, {', '.join(map(str, shape))})"
+            + last * turned
+        )
+    if len(pixels) != len(images.labels):
+        return f"{len(pixels)} images and {len(images.labels)} labels, expected one for each"
+    return None

@@ -277,7 +277,7 @@ class _Run(Learner[GateMoment]):
                 for removal in self.removals
             )
         )
-        return replace(self.start, path=path, notes={**notes, "normalize": self.normalize})
+        return replace(self.start, path=path, notes={**notes, **self.preprocessing})
 
 
 def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:

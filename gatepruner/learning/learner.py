@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from gatepruner.errors import TrainingError
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import Normalization
+from gatepruner.images.preprocessing import Preprocessing
 from gatepruner.learning.recipes import GateRecipe, Recipe
 from gatepruner.measuring.agreement import Answers, answering, answers, feature_distance
 from gatepruner.measuring.cost import count
@@ -57,7 +58,7 @@ class Learner(ABC, Generic[Shown]):
     ) -> None:
         check_batch(data, recipe.batch_size)
         self.start, self.recipe, self.view, self.teacher = start, recipe, view, teacher
-        self.normalization = normalization_of(start.notes, data.shape[0], normalization)
+        self.normalization = normalization_of(start, data, normalization)
         self.device = pick_device(device)
         self.fast = learns_fast(self.device, count(start.network).macs)
         self.data = data.to(self.device)
@@ -152,7 +153,8 @@ class Learner(ABC, Generic[Shown]):
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed, as plain JSON."""
         images = [self.data.source, len(self.data), self.data.fingerprint]
-        return {"format": FORMAT, "images": images, "normalization": self.normalize}
+        normalization = self.preprocessing["normalize"]
+        return {"format": FORMAT, "images": images, "normalization": normalization}
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the run, as tensors, which later steps change, and plain values."""
@@ -174,9 +176,9 @@ class Learner(ABC, Generic[Shown]):
         self.optimizer.load_state_dict(snapshot["optimizer"])
 
     @property
-    def normalize(self) -> dict[str, list[float]]:
-        """The normalisation as checkpoints record it."""
-        return {"mean": list(self.normalization.mean), "std": list(self.normalization.std)}
+    def preprocessing(self) -> dict[str, Any]:
+        """The preprocessing of the images as notes of a checkpoint."""
+        return Preprocessing(self.normalization, self.data.resize).to_json()
 
 
 def matches(match: str, network: Network, teacher: Checkpoint) -> bool:

@@ -316,7 +316,7 @@ class _Run(Learner[Moment]):
         weights = {key: tensors[key].detach().cpu().contiguous() for key in network.state()}
         notes = {
             **self.start.noting(**{verb: self.data.source, "images": len(self.data)}),
-            "normalize": self.normalize,
+            **self.preprocessing,
             **({"classes": list(self.data.classes)} if self.data.labelled else {}),
             "recipe": asdict(self.recipe),
             "epochs": self.history,

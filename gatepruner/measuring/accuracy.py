@@ -96,7 +96,7 @@ def accuracy(
         DataError: the images have another size or number of classes.
     """
     check_fit(checkpoint.network, data)
-    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    chosen = normalization_of(checkpoint, data, normalization)
     (result,) = tally(checkpoint.build(), data, chosen, device, batch_size, track)
     return result
 

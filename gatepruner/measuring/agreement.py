@@ -115,7 +115,7 @@ def agreement(
             "the same"
         )
     features = comparable(checkpoint.network, whole.network)
-    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    chosen = normalization_of(checkpoint, data, normalization)
     device = pick_device(device)
     own, others = (
         place(answering(one.build(), one.network, features), device) for one in (checkpoint, whole)

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from gatepruner.errors import DataError, TrainingError
 from gatepruner.images.images import Images
-from gatepruner.images.normalization import IMAGENET, Normalization
+from gatepruner.images.normalization import Normalization
+from gatepruner.images.preprocessing import preprocessing_of
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 
 
 def normalization_of(
-    notes: Mapping[str, Any], channels: int, chosen: Normalization | None = None
+    checkpoint: Checkpoint, data: Images, chosen: Normalization | None = None
 ) -> Normalization:
-    """The normalisation that a checkpoint records; ImageNet's if it records none.
+    """The normalisation that images get for a network; see `preprocessing_of`.
 
     Args:
-        notes: of the checkpoint.
-        channels: of the images.
-        chosen: replaces the recorded one.
+        checkpoint: the network with its notes.
+        data: the images.
+        chosen: replaces the network's own.
 
     Raises:
         DataError: the normalisation has another number of channels.
     """
-    normalization = chosen or IMAGENET
-    if chosen is None and "normalize" in notes:
-        mean, std = (tuple(notes["normalize"][key]) for key in ("mean", "std"))
-        normalization = Normalization(mean, std, "the checkpoint's")
+    normalization, channels = chosen or preprocessing_of(checkpoint).normalization, data.shape[0]
     if {len(normalization.mean), len(normalization.std)} != {channels}:
         raise DataError(
             f"{normalization.source} normalisation has {len(normalization.mean)} channels, the "

@@ -21,7 +21,8 @@ from torch import Tensor, fx
 
 from gatepruner.images.images import Images, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.images.views import augmented
+from gatepruner.images.preprocessing import Preprocessing
+from gatepruner.images.views import varied
 from gatepruner.measuring.device import pick_device, wide_type
 from gatepruner.measuring.inputs import check_several, check_size, normalization_of
 from gatepruner.models import Shape
@@ -54,9 +55,9 @@ def recalibrate(
         device: where to compute.
         batch_size: images per pass through a node; affects only time.
         normalization: replaces the one that the checkpoint records.
-        augment: whether to shift and mirror the images at random, as in training; by default as
-            when the network was recalibrated last, or else if the first batch norm's statistics
-            are closer to those of augmented images.
+        augment: whether to vary the images at random, as in training: to shift small ones, to
+            crop large ones, and to mirror both; by default as when the network was recalibrated
+            last, or else if the first batch norm's statistics are closer to those of varied images.
         whole: the network before any removal, which decides on `augment` in the checkpoint's
             place.
         memory: most bytes of activations in memory.
@@ -70,7 +71,7 @@ def recalibrate(
     """
     check_size(checkpoint.network, data)
     check_several(data)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    normalization = normalization_of(checkpoint, data, normalization)
     module, device = checkpoint.build(), pick_device(device)
     if not statistics(module):
         return checkpoint
@@ -84,6 +85,7 @@ def recalibrate(
         for key, tensor in checkpoint.weights.items()
     }
     notes = checkpoint.noting(recalibrated=data.source, images=len(data), augmented=augment)
+    notes |= Preprocessing(normalization, data.resize).to_json()
     return Checkpoint(checkpoint.network, MappingProxyType(weights), notes)
 
 
@@ -102,7 +104,7 @@ class Views:
     batch_size: int = 128
 
     def __call__(self, augment: bool) -> list[Tensor]:
-        """All batches `(B, C, H, W)`, shifted and mirrored as in training if `augment`.
+        """All batches `(B, C, H, W)`, shifted or cropped and mirrored as in training if `augment`.
 
         The augmentation of an image does not depend on the batch size.
         """
@@ -111,7 +113,7 @@ class Views:
             device = batches[0].device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(0)
-                pixels = augmented(torch.cat(batches))
+                pixels = varied(torch.cat(batches))
             batches = list(torch.split(pixels, [len(batch) for batch in batches]))
         return [self.normalization(batch) for batch in batches]
 

@@ -185,7 +185,7 @@ def _measurement(
     if statistics is not None:
         check_size(checkpoint.network, statistics)
         check_several(statistics)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    normalization = normalization_of(checkpoint, data, normalization)
     device = pick_device(device)
     augment = statistics is not None and seen_augmented(
         checkpoint, statistics, normalization, device

@@ -50,6 +50,7 @@ class Criterion:
         ordered: whether the scores are already in the order of removal.
         random: whether the scores depend on the seed.
         passes: about how often every image passes through the whole network, for so many blocks.
+        labels: whether the images need labels.
     """
 
     scores: Scores
@@ -58,6 +59,7 @@ class Criterion:
     ordered: bool = False
     random: bool = False
     passes: Callable[[int], float] = lambda blocks: 0.0
+    labels: bool = False
 
 
 def late(place: str) -> Scores:

@@ -37,7 +37,7 @@ def device_of(evidence: Evidence) -> torch.device:
 def batches(checkpoint: Checkpoint, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images `(B, C, H, W)` and their labels `(B,)`, on the device."""
     data = images_of(evidence)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], evidence.normalization)
+    normalization = normalization_of(checkpoint, data, evidence.normalization)
     size, indices = evidence.batch_size, torch.arange(len(data))
     steps = range(0, len(data), size)
     parts = data.to(device_of(evidence)).batches(indices, size)
@@ -53,7 +53,7 @@ def losses(checkpoint: Checkpoint, networks: Sequence[Network], evidence: Eviden
     """
     data = images_of(evidence)
     check_fit(checkpoint.network, data)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], evidence.normalization)
+    normalization = normalization_of(checkpoint, data, evidence.normalization)
     module, device = merged(checkpoint, networks), device_of(evidence)
     measured = tally(module, data, normalization, device, evidence.batch_size, evidence.track)
     return [accuracy.loss for accuracy in measured]
