@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from conftest import Callers, draw, drawn, fingerprint, random_images
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, RandomResizedCrop
 
 from gatepruner.errors import DataError
 from gatepruner.images.images import Images
@@ -201,6 +203,24 @@ def test_images_are_shifted_if_those_that_the_statistics_are_of_were(name, augme
     assert all(torch.equal(it, asked.weights[key]) for key, it in found.weights.items())
     other = recalibrate(known, others, device="cpu", augment=not augment)
     assert not all(torch.equal(it, other.weights[key]) for key, it in found.weights.items())
+
+
+@pytest.mark.parametrize("cropped", [False, True])
+def test_large_images_are_cropped_if_training_cropped_them(cropped):
+    """The statistics of training come from torchvision's transforms and torch's batch norm."""
+    side, drawn_from = 96, torch.Generator().manual_seed(1)
+    coarse = torch.rand(24, 3, side // 4, side // 4, generator=drawn_from)
+    pixels = (255 * F.interpolate(coarse, scale_factor=4)).to(torch.uint8)
+    data = replace(random_images(24, (3, side, side), 4), pixels=pixels)
+    crop = Compose([RandomResizedCrop(side), RandomHorizontalFlip()])
+    shown = torch.stack([crop(image) for image in pixels]) if cropped else pixels
+    base = Network.named("resnet8", num_classes=4, input_shape=(3, side, side))
+    whole = Checkpoint(base, drawn(base.initial_weights()), NOTES)
+    module = whole.build()
+    update_bn([normalization_of(whole, data)(shown)], module)
+    trained = replace(whole, weights=module.state_dict())
+    done = recalibrate(trained, data.spread(12), device="cpu")
+    assert done.notes["history"][-1]["augmented"] is cropped
 
 
 def test_labels_are_not_looked_at():
