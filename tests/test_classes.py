@@ -18,6 +18,7 @@ from gatepruner.files.checkpoints import save
 from gatepruner.images.classes import class_names, map_classes, read_classes
 from gatepruner.images.images import Images
 from gatepruner.images.readers import has_split, load_images
+from gatepruner.measuring.accuracy import accuracy
 from gatepruner.networks.checkpoint import Checkpoint
 
 COLOUR = (3, 8, 8)
@@ -209,6 +210,13 @@ def test_a_file_that_does_not_name_the_classes_is_refused(tmp_path, content, mes
         (tmp_path / "classes.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
         map_classes(folder("cat"), ten(), tmp_path / "classes.txt")
+
+
+def test_images_with_the_networks_classes_in_another_order_are_refused():
+    whole, images = ten(*TEN), folder("dog", "cat", *(f"x{at}" for at in range(8)))
+    with pytest.raises(DataError, match=r"in another order: dog, cat; use map_classes"):
+        accuracy(whole, images, device="cpu")
+    assert accuracy(whole, replace(images, classes=TEN), device="cpu").images == 10
 
 
 def test_no_message_lists_a_thousand_names(imagenet):

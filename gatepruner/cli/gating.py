@@ -48,7 +48,7 @@ def gate(
     )
     images, _ = held_out_fifth(images, held, call.terminal)
     images = images.spread(data.limit)
-    check(whole.network, images, recipe.batch_size, problems, labels=recipe.labels)
+    check(whole, images, recipe.batch_size, problems, labels=recipe.labels)
     problems.refuse()
     if call.dry_run:
         return foretell(call, whole, [target], [gating_work(whole, images, recipe)], data)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gatepruner.images.images import Images
     from gatepruner.learning.recipes import GateRecipe, Recipe
     from gatepruner.networks.checkpoint import Checkpoint
-    from gatepruner.networks.network import Network
     from gatepruner.report.terminal import Terminal
 
 
@@ -81,13 +80,16 @@ def held_out_fifth(
 
 
 def check(
-    network: Network, images: Images, batch: int, problems: Problems, *, labels: bool = True
+    checkpoint: Checkpoint, images: Images, batch: int, problems: Problems, *, labels: bool = True
 ) -> None:
     """Collect what makes learning from these images impossible."""
     from gatepruner.measuring.inputs import check_batch, check_fit, check_size
 
     with problems:
-        (check_fit if labels else check_size)(network, images)
+        if labels:
+            check_fit(checkpoint, images)
+        else:
+            check_size(checkpoint.network, images)
     with problems:
         check_batch(images, batch)
 

@@ -186,7 +186,7 @@ class _Sets:
         choosing = goals.max_loss is not None
         test = data.images(whole, terminal)
         if test.labelled or choosing:
-            check_fit(whole.network, test)
+            check_fit(whole, test)
         data.normalization(whole, test, terminal)
         train = held_out = None
         if choosing or after.recalibrate:

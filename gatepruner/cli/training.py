@@ -66,7 +66,7 @@ def finetune(
             source = source if described.arch is None else _described(source, source.ckpt)
     whole = read(source, data, problems)
     images, held_out = read_images(lambda: data.images(whole, call.terminal), held, problems)
-    check(whole.network, images, recipe.batch_size, problems, labels=known is None)
+    check(whole, images, recipe.batch_size, problems, labels=known is None)
     if known is not None:
         with problems:
             check_teacher(whole.network, known, recipe.match)
@@ -153,7 +153,7 @@ def train(
         lambda: data.read(network.base.input_shape, call.terminal, data.scaling()), held, problems
     )
     network = fresh.network(len(images.classes) or None)
-    check(network, images, recipe.batch_size, problems)
+    check(Checkpoint(network, {}), images, recipe.batch_size, problems)
     problems.refuse()
     if call.dry_run:
         start = Checkpoint(network, network.initial_weights())

@@ -15,7 +15,7 @@ from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.learner import matched
 from gatepruner.measuring.accuracy import Accuracy, accuracy
@@ -35,12 +35,12 @@ COMPARED = 1000  # most labelled test images on which agreement is measured besi
 
 def compress(
     checkpoint: Checkpoint,
-    train: Images,
+    train: Examples,
     goal: Goal,
     recipe: CompressionRecipe | None = None,
     *,
-    test: Images,
-    held_out: Images | None = None,
+    test: Examples,
+    held_out: Examples | None = None,
     normalization: Normalization | None = None,
     device: str | torch.device = "auto",
     folder: str | Path | None = None,
@@ -109,7 +109,7 @@ def compress(
     )
 
 
-def _carry_out(request: Request, test: Images) -> dict[str, Checkpoint]:
+def _carry_out(request: Request, test: Examples) -> dict[str, Checkpoint]:
     """Take every step that is not done yet; returns the network of each by its name."""
     checkpoints, last = dict[str, Checkpoint](), request.whole
     for step in STEPS:
@@ -136,7 +136,7 @@ def _carry_out(request: Request, test: Images) -> dict[str, Checkpoint]:
 
 
 def _measured(
-    request: Request, checkpoint: Checkpoint, test: Images
+    request: Request, checkpoint: Checkpoint, test: Examples
 ) -> tuple[Accuracy | None, Agreement]:
     """The accuracy on the test images, if they have labels, and the agreement on some of them."""
     how: Any = {
@@ -170,18 +170,15 @@ def _latencies(facts: Mapping[str, Any]) -> dict[str, Latency]:
 
 def refuse(
     checkpoint: Checkpoint,
-    train: Images,
+    train: Examples,
     goal: Goal,
     recipe: CompressionRecipe,
-    test: Images,
-    held_out: Images | None,
+    test: Examples,
+    held_out: Examples | None,
 ) -> None:
     """Raise one error that lists everything wrong with the request, before computing anything."""
     checks: list[Callable[[], object]] = [
-        *(
-            lambda images=images: _check_images(checkpoint.network, images)
-            for images in (train, test)
-        ),
+        *(lambda images=images: _check_images(checkpoint, images) for images in (train, test)),
         lambda: check_enough(train, held_out),
         lambda: check_batch(train, recipe.most_images),
         lambda: _check_held_out(goal, held_out),
@@ -198,7 +195,7 @@ def refuse(
         raise type(problems[0])(text) from None
 
 
-def check_enough(train: Images, held_out: Images | None) -> None:
+def check_enough(train: Examples, held_out: Examples | None) -> None:
     """Raise a `DataError` if there are too few images to learn from, or all are alike."""
     images = len(train) + (len(held_out) if held_out is not None else 0)
     if images < LEAST_IMAGES:
@@ -213,11 +210,14 @@ def check_enough(train: Images, held_out: Images | None) -> None:
         )
 
 
-def _check_images(network: Network, images: Images) -> None:
-    (check_fit if images.labelled else check_size)(network, images)
+def _check_images(checkpoint: Checkpoint, images: Examples) -> None:
+    if images.labelled:
+        check_fit(checkpoint, images)
+    else:
+        check_size(checkpoint.network, images)
 
 
-def _check_held_out(goal: Goal, held_out: Images | None) -> None:
+def _check_held_out(goal: Goal, held_out: Examples | None) -> None:
     if goal.kind != "loss":
         return
     if held_out is None:
@@ -238,10 +238,10 @@ def _check_count(goal: Goal, network: Network) -> None:
 
 def _configuration(
     checkpoint: Checkpoint,
-    train: Images,
+    train: Examples,
     goal: Goal,
     recipe: CompressionRecipe,
-    test: Images,
+    test: Examples,
     normalization: Normalization,
 ) -> dict[str, Any]:
     """What must be equal for a compression to be resumed; learning rates of gates may differ."""

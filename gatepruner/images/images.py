@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +16,13 @@ from torch import Tensor
 
 from gatepruner.errors import DataError
 from gatepruner.images.decoding import decode
+from gatepruner.images.examples import Examples
 from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
 
-Track = Callable[[Iterable[Any]], Iterable[Any]]
-
 
 @dataclass(frozen=True)
-class Images:
+class Images(Examples):
     """Images, with or without labels.
 
     Attributes:
@@ -63,7 +62,8 @@ class Images:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of pixels and labels, or of labels and file names: whether two sets are equal."""
-        digest = hashlib.sha256(repr((self.shape, self.classes, self.resize)).encode())
+        resize = self.resize if self.pixels is None else None  # else the pixels tell
+        digest = hashlib.sha256(repr((self.shape, self.classes, resize)).encode())
         digest.update(self.labels.cpu().numpy().tobytes())
         if self.pixels is None:
             digest.update("\n".join(self.files).encode())
@@ -75,12 +75,8 @@ class Images:
         return len(self.labels)
 
     @property
-    def alike(self) -> bool:
-        """Whether all images in memory are equal; of files only the first two are looked at."""
-        some = self if self.pixels is not None else self.spread(2)
-        ((first, _),) = some.batches(torch.arange(1), 1)
-        batches = some.batches(torch.arange(len(some)), 128)
-        return all(torch.equal(pixels, first.expand_as(pixels)) for pixels, _ in batches)
+    def in_memory(self) -> bool:
+        return self.pixels is not None
 
     def take(self, indices: Tensor) -> Images:
         """The images at `indices` `(M,)`."""
@@ -90,27 +86,6 @@ class Images:
             pixels=None if self.pixels is None else self.pixels[indices],
             files=tuple(self.files[index] for index in indices.tolist()) if self.files else (),
         )
-
-    def spread(self, limit: int | None) -> Images:
-        """At most `limit` images, evenly spaced over the whole set and thus from every class."""
-        if limit is None or limit >= len(self):
-            return self
-        return self.take(torch.arange(limit) * len(self) // limit)
-
-    def held_out(self, count: int, seed: int) -> tuple[Images, Images | None]:
-        """Split at random: all images but `count`, and those `count` images, if any.
-
-        Raises:
-            DataError: there are not more than `count` images.
-        """
-        if not count:
-            return self, None
-        if count >= len(self):
-            raise DataError(
-                f"cannot hold out {count} images: {self.source} has only {len(self)}; choose fewer"
-            )
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
     def joined(self, other: Images) -> Images:
         """These images followed by those of another set, such as its validation split.
@@ -140,7 +115,7 @@ class Images:
         pixels = None if self.pixels is None else self.pixels.to(device)
         return replace(self, labels=self.labels.to(device), pixels=pixels)
 
-    def batches(self, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, indices: Tensor, size: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels `(B, C, H, W)` uint8 and labels `(B,)`, in the order of the indices."""
         parts = [indices[start : start + size] for start in range(0, len(indices), size)]
         if self.pixels is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gatepruner.images.normalization import IMAGENET, Normalization
+from gatepruner.images.normalization import IMAGENET, PREPARED, Normalization
 from gatepruner.images.scaling import Scaling
 from gatepruner.networks.base import Base
 from gatepruner.networks.checkpoint import Checkpoint
@@ -29,9 +29,11 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """The preprocessing as notes of a checkpoint."""
-        mean, std = list(self.normalization.mean), list(self.normalization.std)
-        scaling = {} if self.scaling is None else {"scaling": self.scaling.to_json()}
-        return {"normalize": {"mean": mean, "std": std}, **scaling}
+        notes: dict[str, Any] = {}
+        if self.normalization != PREPARED:
+            mean, std = list(self.normalization.mean), list(self.normalization.std)
+            notes["normalize"] = {"mean": mean, "std": std}
+        return notes if self.scaling is None else {**notes, "scaling": self.scaling.to_json()}
 
 
 def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:

@@ -16,7 +16,8 @@ import torch
 
 from gatepruner.errors import DataError, listed
 from gatepruner.images.decoding import decode
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Track
+from gatepruner.images.images import Images
 from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
 

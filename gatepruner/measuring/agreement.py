@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gatepruner.errors import PlanError
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import wilson
 from gatepruner.measuring.device import laid_out, pick_device, place, precision, wide_type
@@ -29,20 +28,21 @@ class Agreement:
     """How nearly a network answers as the whole one does.
 
     Attributes:
-        agreeing: number of images that both assign to the same class.
+        agreeing: number of images that both assign to the same class; for another task than
+            classification the sum of scores, see `Task`.
         images: number of images.
         divergence: mean Kullback-Leibler divergence of its classes' probabilities from the whole
-            network's, in nats.
+            network's, in nats; for another task its own distance.
         distance: mean squared difference of the features, relative to the mean square of the whole
             network's; `None` if they cannot be compared.
         correct: number of images classified correctly; `None` without labels.
     """
 
-    agreeing: int
+    agreeing: float
     images: int
     divergence: float
     distance: float | None
-    correct: int | None = None
+    correct: float | None = None
 
     @property
     def agreement(self) -> float:
@@ -84,7 +84,7 @@ class Agreement:
 def agreement(
     checkpoint: Checkpoint,
     whole: Checkpoint,
-    data: Images,
+    data: Examples,
     *,
     device: str | torch.device = "auto",
     batch_size: int = 128,
@@ -164,7 +164,7 @@ def feature_distance(features: Tensor, target: Tensor) -> Tensor:
 def compared(
     module: nn.Module,
     whole: nn.Module,
-    data: Images,
+    data: Examples,
     normalization: Normalization,
     device: torch.device,
     *,
@@ -181,25 +181,23 @@ def compared(
     for _, (pixels, labels) in zip(track(starts), batches, strict=True):
         images = laid_out(normalization(pixels), fast)
         own, others = (answers(one, images, device, fast) for one in (module, whole))
-        rows.append(_sums(own, others, labels))
+        rows.append(_sums(own, others, labels, data))
     agreeing, correct, divergence, *squares = torch.stack(rows).sum(0).tolist()
     return Agreement(
-        agreeing=int(agreeing),
+        agreeing=int(agreeing) if data.task.classes else agreeing,
         images=len(data),
         divergence=divergence / len(data),
         distance=squares[0] / max(squares[1], TINY) if squares else None,
-        correct=int(correct) if data.labelled else None,
+        correct=None if not data.labelled else int(correct) if data.task.classes else correct,
     )
 
 
-def _sums(own: Answers, others: Answers, labels: Tensor) -> Tensor:
+def _sums(own: Answers, others: Answers, labels: Tensor, data: Examples) -> Tensor:
     """Agreeing and correct images, divergence and, of features, squared differences and squares."""
-    (logits, features), (targets, target) = own, others
-    divergence = F.kl_div(
-        F.log_softmax(logits, 1), F.log_softmax(targets, 1), log_target=True, reduction="sum"
-    )
-    classes = logits.argmax(1)
-    sums = [(classes == targets.argmax(1)).sum(), (classes == labels).sum(), divergence]
+    (logits, features), (targets, target), task = own, others, data.task
+    agreeing = task.score(logits, task.decide(targets)).sum()
+    correct = task.score(logits, labels).sum() if data.labelled else torch.zeros_like(agreeing)
+    sums = [agreeing, correct, len(logits) * task.distance(logits, targets, 1.0)]
     if features is not None and target is not None:
         sums += [(features - target).square().sum(), target.square().sum()]
     return torch.stack([value.to(wide_type(logits.device)) for value in sums])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.preprocessing import Preprocessing
 from gatepruner.images.views import varied
@@ -34,7 +34,7 @@ MEMORY = 2 * 2**30  # most bytes of activations in memory
 
 def recalibrate(
     checkpoint: Checkpoint,
-    data: Images,
+    data: Examples,
     *,
     device: str | torch.device = "auto",
     batch_size: int = 128,
@@ -78,7 +78,7 @@ def recalibrate(
     data = data.spread(max(memory // peak(module, data.shape), 2)).to(device)
     views = Views(data, normalization, batch_size)
     if augment is None:
-        augment = _seen_augmented(whole or checkpoint, views, device)
+        augment = not data.prepared and _seen_augmented(whole or checkpoint, views, device)
     estimated = estimate(module, views(augment), device, track)
     weights = {
         key: estimated[key].to(tensor.dtype) if key in estimated else tensor
@@ -99,7 +99,7 @@ class Views:
         batch_size: images per batch.
     """
 
-    data: Images
+    data: Examples
     normalization: Normalization
     batch_size: int = 128
 
@@ -124,7 +124,7 @@ class Views:
 
 
 def seen_augmented(
-    checkpoint: Checkpoint, data: Images, normalization: Normalization, device: torch.device
+    checkpoint: Checkpoint, data: Examples, normalization: Normalization, device: torch.device
 ) -> bool:
     """Whether the statistics of a trained network are those of augmented images.
 
@@ -138,7 +138,7 @@ def seen_augmented(
         device: where to compute.
     """
     module = checkpoint.build()
-    if not statistics(module):
+    if data.prepared or not statistics(module):
         return False
     data = data.spread(max(MEMORY // peak(module, data.shape), 2)).to(device)
     return _seen_augmented(checkpoint, Views(data, normalization), device)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # listing the criteria does not import torch
     import torch
 
-    from gatepruner.images.images import Images, Track
+    from gatepruner.images.examples import Examples, Track
     from gatepruner.images.normalization import Normalization
     from gatepruner.networks.checkpoint import Checkpoint
 
@@ -30,7 +30,7 @@ class Evidence:
         track: wraps the steps, to show progress.
     """
 
-    images: Images | None = None
+    images: Examples | None = None
     normalization: Normalization | None = None
     device: str | torch.device = "auto"
     batch_size: int = 128
