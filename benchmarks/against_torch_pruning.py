@@ -4,8 +4,9 @@ All start from one trained CIFAR-10 ResNet-56. Targets are shares of its measure
 batch sizes 1 and 128. Every method goes down a ladder of ever smaller networks; for each target
 the first one is taken that is fast enough, found by bisection, each timed in turns with the whole
 network (`gatepruner.latency`). All are recalibrated with the same training images and fine-tuned
-with the same recipe, the whole network as their teacher. Accuracy is counted on val and test
-together. Every setting is a constant of this script: nothing is chosen on val or test.
+with the same recipe, the whole network as their teacher: they match its last feature map. Where
+that is narrower than the teacher's (-stream), they match logits. Accuracy is counted on val and
+test together. Every setting is a constant of this script: nothing is chosen on val or test.
 
 gatepruner    gates learned once per seed; the path holds for all targets
 tp-CRITERION  Torch-Pruning, channels within the blocks (of the first convolution of each)
@@ -199,11 +200,12 @@ def outcome(task: Task, method: str, seed: int, number: int, epochs: int) -> dic
     if epochs:
         total = task.scratch_epochs(epochs) if method == "scratch" else epochs
         recipe = SCRATCH if method == "scratch" else gatepruner.FINE_TUNING
+        match = "logits" if method.endswith("-stream") else recipe.match
         state = task.work / f"state-{method}-{seed}-{number}-{epochs}.pt"
         small = gatepruner.finetune(
             small,
             task.train,
-            replace(recipe, epochs=total, seed=seed),
+            replace(recipe, epochs=total, seed=seed, match=match),
             teacher=None if method == "scratch" else task.whole,
             device=task.device,
             state=state,
@@ -331,6 +333,7 @@ def settings_of(task: Task, chosen: argparse.Namespace) -> dict[str, Any]:
         "gate_steps": task.gate_steps,
         "torch_pruning": importlib.metadata.version("torch-pruning"),
         "torch_pruning_steps": task.tp_steps,
+        "matched": gatepruner.FINE_TUNING.match,
     }
 
 
