@@ -203,9 +203,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(every_step):
 
 MULTI_LABEL = Task(
     "multi-label",
-    loss=lambda outputs, targets: F.binary_cross_entropy_with_logits(
-        outputs, targets, reduction="none"
-    ).mean(1),
+    loss=F.binary_cross_entropy_with_logits,
     score=lambda outputs, targets: ((outputs > 0) == (targets > 0.5)).float().mean(1),
     decide=lambda outputs: (outputs > 0).float(),
     distance=lambda outputs, target, temperature: F.binary_cross_entropy_with_logits(
@@ -214,9 +212,9 @@ MULTI_LABEL = Task(
 )
 REGRESSION = Task(
     "regression",
-    loss=lambda outputs, targets: (outputs.squeeze(1) - targets).square(),
-    score=lambda outputs, targets: (outputs.squeeze(1) - targets).abs() < 0.1,
-    decide=lambda outputs: outputs.squeeze(1),
+    loss=F.mse_loss,
+    score=lambda outputs, targets: (outputs - targets).abs().squeeze(1) < 0.1,
+    decide=lambda outputs: outputs,
     distance=lambda outputs, target, temperature: F.mse_loss(outputs, target),
 )
 
@@ -231,7 +229,7 @@ def task_of(kind: str) -> tuple[Checkpoint, Dataset, Task]:
         network = Network.named("resnet8", num_classes=4, input_shape=SHAPE)
         task = MULTI_LABEL
     else:
-        targets, task = images.labels / 4, REGRESSION
+        targets, task = images.labels[:, None] / 4, REGRESSION
         network = Network.named("resnet8", num_classes=1, input_shape=SHAPE)
     weights = drawn(network.initial_weights())
     return Checkpoint(network, weights), TensorDataset(pixels, targets), task
@@ -249,8 +247,8 @@ def test_another_task_is_measured_as_a_loop_over_single_examples_does(kind):
                 loss += nn.BCEWithLogitsLoss()(output, target).item()
                 right += sum((output[at] > 0) == (target[at] == 1) for at in range(4)).item() / 4
             else:
-                loss += nn.MSELoss()(output[0], target).item()
-                right += abs(output[0] - target).item() < 0.1
+                loss += nn.MSELoss()(output, target).item()
+                right += abs(output - target).item() < 0.1
     assert counted.loss == pytest.approx(loss / 32, rel=1e-4)
     assert counted.accuracy == pytest.approx(right / 32)
     assert 0 <= counted.interval[0] <= counted.accuracy <= counted.interval[1] <= 1
@@ -260,7 +258,7 @@ def test_another_task_is_measured_as_a_loop_over_single_examples_does(kind):
 def test_a_network_for_another_task_is_gated_pruned_and_tuned(kind):
     checkpoint, dataset, task = task_of(kind)
     data = examples_of(dataset, task=task)
-    recipe = Recipe(epochs=6, batch_size=8, learning_rate=0.02)
+    recipe = Recipe(epochs=5, batch_size=8, learning_rate=0.02)
     trained = finetune(checkpoint, data, recipe, validation=data, device="cpu")
     before, after = (accuracy(it, data, device="cpu") for it in (checkpoint, trained))
     assert after.loss < before.loss / 2
@@ -348,8 +346,11 @@ def test_a_data_set_that_gives_something_else_is_refused(case):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (torch.zeros(4, 7), r"multi-label .*outputs \(1, 10\) and targets \(1, 7\)"),
-        (torch.zeros(4, dtype=torch.int64), r"multi-label .*outputs \(1, 10\) and targets \(1,\)"),
+        (torch.zeros(4, 7), r"multi-label.*outputs \(2, 10\) and targets \(2, 7\) fails"),
+        (
+            torch.zeros(4, dtype=torch.int64),
+            r"multi-label.*outputs \(2, 10\) and targets \(2,\) fails",
+        ),
     ],
 )
 def test_targets_that_do_not_fit_the_outputs_are_refused(targets, message):
@@ -358,8 +359,16 @@ def test_targets_that_do_not_fit_the_outputs_are_refused(targets, message):
         accuracy(whole(), data, device="cpu")
 
 
-def test_a_loss_that_is_one_number_for_all_is_refused():
-    data = TensorDataset(torch.zeros(4, *SHAPE), torch.zeros(4, 10))
-    task = replace(MULTI_LABEL, loss=F.binary_cross_entropy_with_logits)
-    with pytest.raises(DataError, match="expected a loss for each example, of shape"):
-        accuracy(whole(), examples_of(data, task=task), device="cpu")
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda outputs, targets, reduction: F.mse_loss(outputs, targets), r"has the shape \(\)"),
+        (F.mse_loss, r"targets \(2,\) has the shape \(2, 2\), expected \(2, 1\) or \(2,\)"),
+        (lambda outputs, targets: F.mse_loss(outputs, targets), "fails: .*reduction"),
+    ],
+)
+def test_a_loss_that_is_not_of_each_example_is_refused(loss, message):
+    checkpoint, _, task = task_of("regression")
+    data = TensorDataset(torch.zeros(4, *SHAPE), torch.zeros(4))
+    with pytest.raises(DataError, match=message):
+        accuracy(checkpoint, examples_of(data, task=replace(task, loss=loss)), device="cpu")

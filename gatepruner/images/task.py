@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-Compared = Callable[[Tensor, Tensor], Tensor]  # outputs `(N, ...)` and targets to `(N,)`
-
 
 @dataclass(frozen=True)
 class Task:
@@ -17,7 +15,8 @@ class Task:
 
     Attributes:
         name: of the task, for messages and reports.
-        loss: the loss of each example, `(N,)`, from outputs `(N, ...)` and targets.
+        loss: a loss of `torch.nn.functional`, or one that takes the same arguments: outputs
+            `(N, ...)`, targets, and `reduction`, "mean" by default or "none".
         score: how right each output is, `(N,)` from 0 (or False) to 1 (or True).
         decide: the targets that outputs stand for; two networks agree as far as the outputs of one
             are right by those of the other.
@@ -27,11 +26,16 @@ class Task:
     """
 
     name: str
-    loss: Compared
-    score: Compared
+    loss: Callable[..., Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
     decide: Callable[[Tensor], Tensor]
     distance: Callable[[Tensor, Tensor, float], Tensor]
     classes: bool = False
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each example, `(N,)`."""
+        losses = self.loss(outputs, targets, reduction="none")
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
 def distance(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -47,7 +51,7 @@ def distance(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
 
 CLASSIFICATION = Task(
     "classification",
-    loss=lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
+    loss=F.cross_entropy,
     score=lambda logits, labels: logits.argmax(1) == labels,
     decide=lambda logits: logits.argmax(1),
     distance=distance,

@@ -129,7 +129,7 @@ class Learner(ABC, Generic[Shown]):
         (logits, features), task = given, self.data.task
         share = self.recipe.distillation if self.data.labelled else 1.0
         if self.teacher_module is None or not (share or self.matches):
-            return task.loss(logits, labels).mean()
+            return task.loss(logits, labels)
         with torch.no_grad():
             targets, target = answers(self.teacher_module, images, self.device, self.fast)
         losses = []
@@ -138,7 +138,7 @@ class Learner(ABC, Generic[Shown]):
         if features is None or self.recipe.match == "both":
             loss = task.distance(logits, targets, self.recipe.temperature)
             if share < 1:  # the labels need not fit the network otherwise
-                loss = share * loss + (1 - share) * task.loss(logits, labels).mean()
+                loss = share * loss + (1 - share) * task.loss(logits, labels)
             losses.append(loss)
         return torch.stack(losses).mean()
 

@@ -155,7 +155,7 @@ def _heads(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _measured(task: Task, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of the losses of a batch, `()`, and the score of each example, `(N,)`."""
-    losses = task.loss(outputs, targets).to(wide_type(outputs.device))
+    losses = task.losses(outputs, targets).to(wide_type(outputs.device))
     return losses.sum(), task.score(outputs, targets)
 
 

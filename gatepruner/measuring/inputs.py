@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from gatepruner.errors import DataError, TrainingError, listed
@@ -81,19 +83,20 @@ def _check_classes(checkpoint: Checkpoint, data: Examples) -> None:
 
 def _check_targets(checkpoint: Checkpoint, data: Examples) -> None:
     """Raise a `DataError` if the task has no loss for outputs of the network and the targets."""
-    ((_, targets),) = data.batches(torch.arange(1), 1)
-    classes, problem = checkpoint.network.num_classes, ""
-    outputs = torch.zeros(1, classes, device=targets.device)
+    ((_, targets),) = data.batches(torch.zeros(2, dtype=torch.int64), 2)
+    outputs = torch.zeros(2, checkpoint.network.num_classes, device=targets.device)
     try:
-        shape = tuple(data.task.loss(outputs, targets).shape)
-        if shape != (1,):
-            problem = f"is of shape {shape}, expected a loss for each example, of shape (1,)"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of shapes that are broadcast: refused below
+            shape = tuple(data.task.loss(outputs, targets, reduction="none").shape)
+        problem = f"has the shape {shape}, expected {tuple(outputs.shape)} or (2,)"
+        fits = shape in ((2,), tuple(outputs.shape))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        problem = f"fails: {error}"
-    if problem:
+        problem, fits = f"fails: {error}", False
+    if not fits:
         raise DataError(
-            f"{data.source}: the loss of {data.task.name} for outputs {tuple(outputs.shape)} and "
-            f"targets {tuple(targets.shape)} {problem}"
+            f"{data.source}: the loss of {data.task.name}, with reduction none, for outputs "
+            f"{tuple(outputs.shape)} and targets {tuple(targets.shape)} {problem}"
         )
 
 

@@ -35,7 +35,7 @@ def taylor(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
     gates = [module.get_parameter(keys[name]).requires_grad_() for name in names]
     sums = torch.zeros(len(names), device=gates[0].device)
     for images, labels in batches(checkpoint, evidence):
-        loss = data.task.loss(module(images), labels).mean()
+        loss = data.task.loss(module(images), labels)
         slopes = torch.stack(torch.autograd.grad(loss, gates))
         sums += len(labels) * (torch.stack(gates).detach() * slopes).abs()
     return dict(zip(names, (sums / len(data)).tolist(), strict=True))
