@@ -255,10 +255,13 @@ def test_a_file_of_classes_is_read(run, tmp_path, whole):
     names = ("Flugzeug", "Auto", "Vogel", "Katze", "Hirsch", "Hund", *TEN[6:])
     (tmp_path / "classes.txt").write_text("\n".join(names))
     asked = ("evaluate", whole, "--data", f"imagefolder:{tmp_path}/few")
+    file = ("--classes", tmp_path / "classes.txt")
     refused = run(*asked)
     assert "of which resnet8 does not know Hund, Katze" in refused.err
     assert refused.err.endswith("; pass --classes FILE\n")
-    done = run(*asked, "--classes", tmp_path / "classes.txt")
+    without = run("recalibrate", whole, "--data", f"pictures:{tmp_path}/few", *file)
+    assert f"error: --classes names folders of classes: pictures:{tmp_path}/few" in without.err
+    done = run(*asked, *file)
     assert "2 of the 10 classes, found by name" in done.out + done.err
 
 

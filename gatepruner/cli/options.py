@@ -111,14 +111,17 @@ class Data:
 
         Where labels are not needed, images of other classes go without.
         """
-        from gatepruner.images.classes import map_classes
+        from gatepruner.images.classes import map_classes, read_classes
 
+        names = read_classes(self.classes) if self.classes is not None else ()
         shape, scaling = whole.network.base.input_shape, self.scaling(whole)
         images = self.read(shape, terminal, scaling)
         if not images.source.startswith("imagefolder:"):
+            if names:
+                raise DataError(f"--classes names folders of classes: {self.data} has none")
             return images
         try:
-            mapped, how = map_classes(images, whole, self.classes or ())
+            mapped, how = map_classes(images, whole, names)
         except DataError:
             if labels:
                 raise
