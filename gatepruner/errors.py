@@ -6,8 +6,11 @@ A message names the thing, what was found, what was expected and what to do next
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph
 
 
 class GatePrunerError(Exception):
@@ -29,7 +32,7 @@ class GatePrunerError(Exception):
     def told(self, spell: Callable[[str, Any], str]) -> str:
         """The message with the arguments to pass, each written by `spell(name, value)`."""
         passed = " or ".join(spell(name, value) for name, value in self.arguments.items())
-        return f"{self.args[0]}; pass {passed}" if passed else str(self.args[0])
+        return visible(f"{self.args[0]}; pass {passed}" if passed else str(self.args[0]))
 
 
 class ArchitectureError(GatePrunerError):
@@ -54,6 +57,20 @@ class DeviceError(GatePrunerError):
 
 class TrainingError(GatePrunerError):
     """A training run cannot start, continue or be resumed."""
+
+
+def visible(text: str) -> str:
+    """A text from outside in one line that does nothing to a terminal.
+
+    Control characters, marks of direction, line breaks and lone surrogates are spelled as in
+    Python: `\\x1b` for an escape.
+    """
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in UNSEEN
+        else letter
+        for letter in text
+    )
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gatepruner.errors import DataError, PlanError
 from gatepruner.images.images import Images
+from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import Accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.models.resnet import ResNet
@@ -132,6 +133,44 @@ def test_networks_that_cannot_be_compared_are_refused(whole, images):
         agreement(whole, whole, bright_images(4, (3, 9, 9)), device="cpu")
     with pytest.raises(DataError, match="made up has images of"):
         agreement(whole, made(shape=(3, 9, 9)), images, device="cpu")
+
+
+def test_a_single_logit_tells_two_classes_apart(images):
+    """As the sigmoid of a network with one logit does."""
+    one, other = made(classes=1), made(seed=5, classes=1)
+    mean = images.pixels.float().mean() / 255  # so that both classes occur
+    notes = {"normalize": {"mean": [mean.item()] * 3, "std": [0.25] * 3}}
+    one, other = (replace(network, notes=notes) for network in (one, other))
+    found = agreement(one, other, images, device="cpu")
+    with torch.no_grad():
+        pixels = ((images.pixels / 255 - mean) / 0.25).float()
+        p, q = (network.build()(pixels)[:, 0].sigmoid().double() for network in (one, other))
+    assert found.agreeing == ((p > 0.5) == (q > 0.5)).sum()
+    divergence = q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+    assert found.divergence == pytest.approx(divergence.mean().item(), rel=1e-3)
+    assert found.divergence > 0
+
+
+def halved(whole: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """A network that takes images twice as bright as others do, as its notes or weights say."""
+    said = {"normalize": {"mean": [0.0] * 3, "std": [0.5] * 3}}
+    stem = {"conv1.weight": 2 * whole.weights["conv1.weight"]}
+    noted = replace(whole, notes=said)
+    return noted, replace(whole, weights={**whole.weights, **stem}, notes={})
+
+
+PLAIN = {"normalize": {"mean": [0.0] * 3, "std": [1.0] * 3}}
+
+
+def test_each_network_has_its_own_normalisation(whole, images):
+    other = replace(made(seed=5), notes=PLAIN)
+    noted, weighted = halved(whole)
+    found = agreement(other, noted, images, device="cpu")
+    assert found == agreement(other, weighted, images, device="cpu")
+    assert found != agreement(other, replace(noted, notes={}), images, device="cpu")
+    chosen = Normalization((0.0,) * 3, (1.0,) * 3, "")
+    given = agreement(other, noted, images, device="cpu", normalization=chosen)
+    assert given == agreement(other, replace(noted, notes=PLAIN), images, device="cpu")
 
 
 def test_what_is_compared_is_left_as_it_was(whole, images):

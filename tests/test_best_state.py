@@ -102,6 +102,19 @@ def test_a_state_that_agrees_on_fewer_images_is_not_kept(small, whole, held_out,
     assert kept == {"step": 6, "agreement": 20 / 24, "divergence": 1.0, "distance": 0.5}
 
 
+def test_any_number_is_nearer_than_none(small, whole, held_out, monkeypatch):
+    """Statistics that removal has made useless may give no finite features to begin with."""
+    real = training.compared
+    rows = iter([math.nan, 0.5, math.nan, 0.4, 0.6])
+
+    def compare(*args, **options):
+        return replace(real(*args, **options), agreeing=20, distance=next(rows))
+
+    monkeypatch.setattr(training, "compared", compare)
+    kept = tuned(small, whole, held_out).notes["kept"]
+    assert (kept["step"], kept["distance"]) == (9, 0.4)
+
+
 def test_labels_of_held_out_images_are_not_needed(small, whole, held_out):
     one, other = (tuned(small, whole, some) for some in (held_out, unlabelled(held_out)))
     assert same(one, other)
@@ -139,6 +152,16 @@ def plain(result: Checkpoint) -> dict:
     """The notes without times."""
     epochs = [{**one, "seconds": 0} for one in result.notes["epochs"]]
     return {**result.notes, "epochs": epochs}
+
+
+def test_a_run_that_stopped_is_not_resumed_with_other_held_out_images(
+    small, whole, held_out, every_step
+):
+    with pytest.raises(KilledError):
+        tuned(small, whole, held_out, state=every_step, watch=stopping("killed", 4))
+    other = bright_images(24, SHAPE, seed=7)
+    with pytest.raises(TrainingError, match=r"another run \(held-out images was"):
+        tuned(small, whole, other, state=every_step, resume=True)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7, 12])
@@ -205,9 +228,9 @@ def test_a_rate_that_ends_in_nan_keeps_what_it_began_with(small, whole, held_out
     assert same(result, small)
 
 
-def test_a_network_that_begins_with_nan_is_refused(small, whole, held_out):
+def test_a_network_whose_answers_are_nan_is_refused(small, whole, held_out):
     """There is no better state then, and nothing can come of it."""
-    weights = {**small.weights, "conv1.weight": small.weights["conv1.weight"] * math.nan}
+    weights = {**small.weights, "conv1.weight": small.weights["conv1.weight"] * math.inf}
     with pytest.raises(TrainingError, match="the loss is nan in epoch 1: lower the learning rate"):
         tuned(replace(small, weights=weights), whole, held_out)
 

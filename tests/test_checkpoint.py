@@ -463,6 +463,18 @@ def test_state_dict_is_read_whatever_its_suffix(suffix, foreign, tmp_path):
     assert_same_weights(load(str(path), arch="resnet8").weights, foreign.weights)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_read_in_single(kind, foreign, tmp_path):
+    state = {k: v.to(kind) if v.is_floating_point() else v for k, v in foreign.weights.items()}
+    torch.save(state, tmp_path / "file.pt")
+    found = load(tmp_path / "file.pt")
+    assert found.weights.keys() == foreign.weights.keys()
+    for key, tensor in found.weights.items():
+        assert tensor.dtype == foreign.weights[key].dtype
+        assert torch.equal(tensor, state[key].to(tensor.dtype))
+    assert found.build()(torch.rand(2, *found.network.base.input_shape)).isfinite().all()
+
+
 def test_file_of_pytorch_before_its_zip_format_is_read(foreign, tmp_path):
     path = tmp_path / "old.th"
     torch.save({"state_dict": foreign.weights}, path, _use_new_zipfile_serialization=False)

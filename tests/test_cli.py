@@ -792,13 +792,14 @@ def test_all_that_is_wrong_is_told_at_once(run, folder):
     assert told.err == f"error: {holding}\nerror: {batch}\n"
 
 
-def test_a_signal_ends_a_command_that_keeps_no_state(run, folder, monkeypatch):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_that_keeps_no_state(run, folder, monkeypatch, sent):
     def signalled(*args, **options):
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(sent)
 
     monkeypatch.setattr("gatepruner.measuring.accuracy.tally", signalled)
     told = run("evaluate", folder / "gated.pt", "--data", data_in(folder))
-    assert (told.code, told.err) == (143, "interrupted\n")
+    assert (told.code, told.err) == (128 + sent, "interrupted\n")
 
 
 def test_the_two_lines_that_a_removal_ends_with_load_its_network(run, folder, monkeypatch):

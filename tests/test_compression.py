@@ -39,6 +39,7 @@ GATING = GateRecipe(warmup=3, steps=2, batch_size=16)
 RECIPE = CompressionRecipe(
     GATING, replace(FINE_TUNING, epochs=2, batch_size=16), gate_images=40, recalibrate=30
 )
+DROP = Goal("blocks", 2)
 NAMES = ["whole", "gated", "removed", "folded", "chosen", "fine-tuned"]
 
 
@@ -240,6 +241,12 @@ def test_another_request_is_not_resumed_and_what_differs_is_named(kept, whole, t
         compressed(whole, train, test, Goal("blocks", 3), recipe, folder=folder, resume=True)
 
 
+def test_other_held_out_images_are_another_request(kept, whole, train, test):
+    """What is chosen is chosen on them."""
+    with pytest.raises(CheckpointError, match="held-out images was None, is now made up, 24, "):
+        compressed(whole, train, test, DROP, folder=kept[1], held_out=test, resume=True)
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(kept, whole, train, test, tmp_path):
     _, folder, _ = kept
     (tmp_path / "mine.txt").write_text("mine")
@@ -277,6 +284,14 @@ def test_all_that_is_wrong_is_told_at_once(whole, train, test, tmp_path):
         (Goal("blocks", 0), {}, PlanError, "cannot remove 0 blocks"),
         (Goal("macs", 0.01, True), {}, PlanError, "cannot reach"),
         (Goal("loss", 1), {}, DataError, "held-out"),
+        (DROP, {"held_out": bright_images(8, (3, 9, 9))}, DataError, "images of .3, 9, 9."),
+        (DROP, {"recipe": replace(RECIPE, recalibrate=1)}, DataError, "recalibrate on 1 image"),
+        (
+            DROP,
+            {"recipe": replace(RECIPE, gate_images=15)},
+            DataError,
+            "learn gates from 15 images",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_learned(

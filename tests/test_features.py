@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from conftest import (
     GATED,
     LIBRARY,
     Callers,
+    bright_images,
     draw,
     drawn,
     images_for,
@@ -22,7 +24,10 @@ from conftest import (
 )
 from torch import Tensor, nn
 
-from gatepruner.measuring.agreement import answering
+from gatepruner.errors import ArchitectureError
+from gatepruner.learning.gates import learn_gates
+from gatepruner.learning.recipes import GateRecipe
+from gatepruner.measuring.agreement import agreement, answering
 from gatepruner.networks.base import traced
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.features import features_of
@@ -189,6 +194,62 @@ class TwoHeads(Callers):
 
 def test_where_the_last_block_is_in_the_head_there_are_no_features():
     assert features_of(Checkpoint.of(TwoHeads(), (3, 8, 8)).network.base) is None
+
+
+class Largest(Callers):
+    """Pools by `max`, which returns a tuple, and asks for the map's size before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x)).flatten(2)
+        return self.head(x.reshape(x.shape).max(2)[0])
+
+
+class Chunks(Callers):
+    """Splits the map before it pools; a number of tensors is no feature map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.blocks(self.stem(x)).chunk(2, 1)
+        return self.head(torch.cat([one.amax((2, 3)), other.mean((2, 3))], 1))
+
+
+@pytest.mark.parametrize(("kind", "reader"), [(Largest, "max_1"), (Chunks, "chunk")])
+def test_a_map_that_is_read_into_several_tensors_is_found(kind, reader):
+    module, seen = kind(), []
+    module.load_state_dict(drawn(module.state_dict()))
+    checkpoint = Checkpoint.of(module.eval(), (3, 8, 8))
+    images = images_for(checkpoint.network)
+    module.blocks.register_forward_hook(lambda layer, given, result: seen.append(result))
+    given, found = answered(checkpoint, images)
+    assert torch.equal(given, logits(module, images))
+    assert torch.equal(found.flatten(1), seen[0].flatten(1))
+    assert features_of(checkpoint.network.base).reader == reader
+
+
+class Several(Callers):
+    """Returns more than its logits."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"logits": super().forward(x)}
+
+
+class Scalar(Callers):
+    """Returns one number for an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0]
+
+
+@pytest.mark.parametrize(("kind", "found"), [(Several, "dict"), (Scalar, "shape .2,.")])
+def test_what_returns_no_logits_is_refused(kind, found):
+    checkpoint = Checkpoint.of(kind(), (3, 8, 8))
+    images = bright_images(32, (3, 8, 8))
+    told = f"{kind.__name__} returns .*{found}.* for two images: expected one tensor of logits"
+    for judge in (
+        lambda: agreement(checkpoint, checkpoint, images),
+        lambda: learn_gates(checkpoint, images, GateRecipe(batch_size=16), device="cpu"),
+    ):
+        with pytest.raises(ArchitectureError, match=told):
+            judge()
 
 
 def test_features_are_named_by_who_takes_them(callers):

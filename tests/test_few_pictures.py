@@ -364,6 +364,23 @@ def test_finetune_needs_labels_only_without_a_teacher(run, folder):
     assert same(load(taught["output"]), load(folder / "whole.pt"))
 
 
+def test_commands_say_what_is_matched_and_tried(run, folder):
+    what, teacher = "what mean takes (64x2x2)", ("--teacher", folder / "whole.pt")
+    options = ("--epochs", 1, "--batch-size", 16, *teacher, "--force")
+    assert (
+        f"matching {what} of the teacher resnet8\n"
+        in run(*command("finetune", folder, *options)).out
+    )
+    document = run(*command("finetune", folder, *options, "--match", "both", "--json")).document
+    assert document["matched"] == f"{what} and logits"
+    quick = ("--warmup", 1, "--steps", 1, "--batch-size", 16, "--blocks", 1, "--force")
+    told = run(*command("gate", folder, *quick, "--match", "features"))
+    assert f"matching {what} of the whole network\n" in told.out
+    assert "matching" not in run(*command("gate", folder, *quick)).out
+    told = run(*command("compress", folder, "--drop", 1, *FAST, "-o", folder / "small.pt"))
+    assert re.search("trying sgd, .* for 2 steps\n(.*\n)*trying adam, .* for 2 steps\n", told.out)
+
+
 def test_finetune_that_ends_in_nan_says_which_state_it_wrote(run, folder):
     options = ("--epochs", 2, "--batch-size", 16, "--hold-out", 10, "--learning-rate", 1e30)
     told = run(*command("finetune", folder, *options, "--teacher", folder / "whole.pt"))

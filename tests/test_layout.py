@@ -14,7 +14,17 @@ import gatepruner
 ROOT = Path(gatepruner.__file__).parent
 # A folder, or a file at the package's top, may import from those before it.
 ORDER = (
-    *("errors", "models", "networks", "images", "measuring", "pruning", "files", "learning"),
+    *(
+        "errors",
+        "signals",
+        "models",
+        "networks",
+        "images",
+        "measuring",
+        "pruning",
+        "files",
+        "learning",
+    ),
     *("compression", "report", "cli"),
 )
 OUTSIDE = ("__init__", "__main__", "demo")  # the package's own front, and its data

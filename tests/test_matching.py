@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Callers, bright_images, load_into, same
-from test_agreement import SHAPE, made, unlabelled
+from test_agreement import PLAIN, SHAPE, halved, made, unlabelled
 from torch import Tensor, nn
 
 from gatepruner.errors import TrainingError
@@ -119,6 +119,35 @@ def test_a_teacher_with_features_of_another_shape_is_refused_by_name(images, mat
         finetune(made(), images, recipe, teacher=wide, device="cpu")
     assert "--match logits" in refused.value.told(lambda name, value: f"--{name} {value}")
     finetune(made(), images, replace(recipe, match="logits"), teacher=wide, device="cpu")
+
+
+@pytest.mark.parametrize("match", ["features", "logits"])
+def test_a_teacher_takes_images_by_its_own_normalisation(images, match):
+    start, (noted, weighted) = replace(made(seed=5), notes=PLAIN), halved(made())
+    ignored = replace(noted, notes={})
+    recipe = replace(TUNE, match=match)
+    one, other, third = (
+        finetune(start, images, recipe, teacher=teacher, validation=images, device="cpu")
+        for teacher in (noted, weighted, ignored)
+    )
+    assert same(one, other)
+    assert one.notes["kept"] == other.notes["kept"]
+    assert one.notes["normalize"] == PLAIN["normalize"]
+    assert not same(one, third)
+
+
+def test_a_teacher_without_numbers_is_refused_by_name(images):
+    nothing = made()
+    bad = {"linear.bias": torch.full_like(nothing.weights["linear.bias"], torch.nan)}
+    nothing = replace(nothing, weights={**nothing.weights, **bad})
+    told = "resnet8 has weights that are NaN, linear.bias: .* choose another checkpoint"
+    for learn in (
+        lambda: finetune(made(seed=5), images, TUNE, teacher=nothing, device="cpu"),
+        lambda: finetune(nothing, images, TUNE, device="cpu"),
+        lambda: learn_gates(nothing, images, GateRecipe(batch_size=16), device="cpu"),
+    ):
+        with pytest.raises(TrainingError, match=told):
+            learn()
 
 
 class Featureless(Callers):

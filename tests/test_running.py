@@ -28,6 +28,7 @@ from gatepruner.learning.training import finetune, train
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.meter import savings
+from gatepruner.signals import STOPPING
 
 SHAPE = (3, 8, 8)
 DATA = bright_images(50, SHAPE)
@@ -89,10 +90,10 @@ def in_step(number: int, act: Callable[[], None]) -> pytest.MonkeyPatch:
 # ---------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda it: it.name)
+@pytest.mark.parametrize("sent", STOPPING, ids=lambda it: it.name)
 def test_a_signal_is_told_at_once_and_stops_the_run_after_the_step(tmp_path, run, sent):
     state, said = tmp_path / "it.state", []
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = list(map(signal.getsignal, STOPPING))
 
     def act() -> None:
         signal.raise_signal(sent)
@@ -106,8 +107,20 @@ def test_a_signal_is_told_at_once_and_stops_the_run_after_the_step(tmp_path, run
     assert stopped.value.args == (sent,)
     assert said == ["stopping"]
     assert load_state(state)["done"] == 5
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert list(map(signal.getsignal, STOPPING)) == before
     assert same(run(state=state, resume=True), run())
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored(tmp_path, run):
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        patch = in_step(2, lambda: signal.raise_signal(signal.SIGHUP))
+        done = run(state=tmp_path / "it.state")
+        patch.undo()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert same(done, run())
 
 
 def test_a_signal_that_comes_between_two_steps_waits_for_the_next(tmp_path, run):

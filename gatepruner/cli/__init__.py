@@ -6,7 +6,6 @@ Torch is imported by the commands, not here, so that help and completion answer 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
@@ -24,7 +23,8 @@ from gatepruner.cli.pruning import prune
 from gatepruner.cli.reporting import demo, sweep
 from gatepruner.cli.signature import flat
 from gatepruner.cli.training import finetune, train
-from gatepruner.errors import GatePrunerError
+from gatepruner.errors import GatePrunerError, visible
+from gatepruner.signals import handling
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # wherever typer has its click from
 app = typer.Typer(
@@ -57,10 +57,10 @@ def _version(
 
 def main() -> None:
     """Run the command line; a refused input ends in one line for each reason and exit code 1."""
-    before = signal.signal(signal.SIGTERM, _terminated)
     as_json = "--json" in sys.argv
     try:
-        app(standalone_mode=not as_json)
+        with handling(_stopped):
+            app(standalone_mode=not as_json)
     except GatePrunerError as error:
         _fail(problems.kind_of(error), problems.lines(error), as_json)
     except StoppedError as stop:
@@ -74,16 +74,15 @@ def main() -> None:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         _fail("memory", ["out of memory: lower --batch-size"], as_json)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    """SIGTERM does what Ctrl-C does."""
+def _stopped(number: int, frame: FrameType | None) -> None:
+    """Every signal that asks to stop does what Ctrl-C does."""
     raise KeyboardInterrupt(number)
 
 
 def _fail(kind: str, messages: Sequence[str], as_json: bool, code: int = 1) -> None:
+    messages = [visible(message) for message in messages]
     for message in messages:
         typer.echo(message if kind == "interrupted" else f"error: {message}", err=True)
     if as_json:

@@ -33,6 +33,7 @@ def gate(
     """
     from gatepruner.files.checkpoints import save
     from gatepruner.learning.gates import learn_gates
+    from gatepruner.learning.learner import matched
     from gatepruner.report.tables import path_table
 
     target = call.target(source.ckpt, "gated", seed=recipe.seed)
@@ -52,6 +53,9 @@ def gate(
     problems.refuse()
     if call.dry_run:
         return foretell(call, whole, [target], [gating_work(whole, images, recipe)], data)
+    if recipe.match != "logits" and not recipe.labels:
+        what = matched(recipe.match, whole.network, whole)
+        call.terminal.say(f"matching {what} of the whole network")
     with stopping(kept.state), call.terminal.watching() as watch:
         gated = learn_gates(
             whole,

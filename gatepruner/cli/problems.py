@@ -48,7 +48,7 @@ class Problems:
 def lines(error: GatePrunerError) -> list[str]:
     """One line for every reason, with the options that would help."""
     errors = error.errors if isinstance(error, SeveralError) else (error,)
-    return [" ".join(one.told(option).split()) for one in errors]
+    return [one.told(option) for one in errors]
 
 
 def option(name: str, value: Any) -> str:

@@ -51,6 +51,7 @@ def finetune(
 
     Example: `gatepruner finetune small.pt --teacher resnet56.th --data imagefolder:cifar10`
     """
+    from gatepruner.learning.learner import matched
     from gatepruner.learning.training import check_teacher
     from gatepruner.learning.training import finetune as tune
 
@@ -74,6 +75,11 @@ def finetune(
     if call.dry_run:
         work = training_work(images, recipe, "fine-tune", taught=known is not None)
         return foretell(call, whole, [target, kept.history], [work], data)
+    data.normalization(whole, images, call.terminal)  # says which
+    document = {"input": str(source.ckpt)}
+    if known is not None:
+        document["matched"] = matched(recipe.match, whole.network, known)
+        call.terminal.say(f"matching {document['matched']} of the teacher {known.network}")
     with stopping(kept.state), call.terminal.watching() as watch:
         tuned = tune(
             whole,
@@ -81,14 +87,14 @@ def finetune(
             recipe,
             teacher=known,
             validation=held_out,
-            normalization=data.normalization(whole, images, call.terminal),
+            normalization=data.chosen,
             device=data.device,
             state=kept.state,
             resume=kept.resume,
             watch=recording(kept.history, watch, anew=not kept.resume),
             on_stop=call.terminal.stopping,
         )
-    return finish(tuned, target, kept, call, {"input": str(source.ckpt)})
+    return finish(tuned, target, kept, call, document)
 
 
 def _described(source: Source, path: Path) -> Source:

@@ -17,7 +17,7 @@ from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.learning.learner import matched
+from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
@@ -69,7 +69,8 @@ def compress(
         folder: where to keep the network of every step; by default none is kept.
         resume: whether to continue from the steps in that folder, if there are any.
         force: whether to replace what is in that folder.
-        watch: called with every `GateMoment`, `Moment`, `Reach`, `Choice` and `StepRecord`.
+        watch: called with every `GateMoment`, `Moment`, `Reach`, `Trial`, `Choice` and
+            `StepRecord`.
         track: maps a description to a wrapper of an iterable that shows progress.
         on_stop: called when a signal asks a learning step to stop.
 
@@ -87,7 +88,10 @@ def compress(
     meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint, train, normalization)
-    configuration = _configuration(checkpoint, train, goal, recipe, test, normalization)
+    configuration = {
+        **_configuration(checkpoint, train, goal, recipe, normalization),
+        **_sets({"training": train, "held-out": held_out, "test": test}),
+    }
     steps = Folder(Path(folder) if folder is not None else None, configuration)
     request = Request(
         *(checkpoint, goal, recipe, train, held_out, normalization),
@@ -178,9 +182,14 @@ def refuse(
 ) -> None:
     """Raise one error that lists everything wrong with the request, before computing anything."""
     checks: list[Callable[[], object]] = [
-        *(lambda images=images: _check_images(checkpoint, images) for images in (train, test)),
+        *(
+            lambda images=images: _check_images(checkpoint, images)
+            for images in (train, test, *([] if held_out is None else [held_out]))
+        ),
+        lambda: check_learnable(checkpoint),
         lambda: check_enough(train, held_out),
         lambda: check_batch(train, recipe.most_images),
+        lambda: _check_numbers(recipe),
         lambda: _check_held_out(goal, held_out),
         lambda: _check_count(goal, checkpoint.network),
     ]
@@ -217,6 +226,19 @@ def _check_images(checkpoint: Checkpoint, images: Examples) -> None:
         check_size(checkpoint.network, images)
 
 
+def _check_numbers(recipe: CompressionRecipe) -> None:
+    """Raise a `DataError` if a step would have too few of the images."""
+    if recipe.gate_images < recipe.gating.batch_size:
+        raise DataError(
+            f"cannot learn gates from {recipe.gate_images} images: expected at least one batch of "
+            f"{recipe.gating.batch_size}; use more images or smaller batches"
+        )
+    if recipe.recalibrate == 1:
+        raise DataError(
+            "cannot recalibrate on 1 image: expected at least 2, or 0 to leave this out"
+        )
+
+
 def _check_held_out(goal: Goal, held_out: Examples | None) -> None:
     if goal.kind != "loss":
         return
@@ -241,7 +263,6 @@ def _configuration(
     train: Examples,
     goal: Goal,
     recipe: CompressionRecipe,
-    test: Examples,
     normalization: Normalization,
 ) -> dict[str, Any]:
     """What must be equal for a compression to be resumed; learning rates of gates may differ."""
@@ -250,8 +271,6 @@ def _configuration(
         "network": str(checkpoint.network),
         "fingerprint": checkpoint.fingerprint,
         "goal": str(goal),
-        "training images": f"{train.source}, {len(train)}, {train.fingerprint}",
-        "test images": f"{test.source}, {len(test)}, {test.fingerprint}",
         "normalization": f"mean {normalization.mean}, deviation {normalization.std}",
         "gate images": min(recipe.gate_images, len(train)),
         "gate warmup": gating.warmup,
@@ -265,6 +284,16 @@ def _configuration(
         "batch size": gating.batch_size,
         "latency batch size": gating.latency_batch,
         "seed": gating.seed,
+    }
+
+
+def _sets(sets: Mapping[str, Examples | None]) -> dict[str, str | None]:
+    """What identifies sets of images, by their kinds."""
+    return {
+        f"{kind} images": None
+        if images is None
+        else f"{images.source}, {len(images)}, {images.fingerprint}"
+        for kind, images in sets.items()
     }
 
 

@@ -105,6 +105,19 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A trial of a recipe that begins.
+
+    Attributes:
+        recipe: in words.
+        steps: about how many.
+    """
+
+    recipe: str
+    steps: int
+
+
+@dataclass(frozen=True)
 class Choice:
     """What was chosen on held-out images.
 

@@ -11,7 +11,7 @@ import torch
 
 from gatepruner.compression.folder import Folder
 from gatepruner.compression.recipe import CompressionRecipe
-from gatepruner.compression.record import Choice
+from gatepruner.compression.record import Choice, Trial
 from gatepruner.errors import TrainingError
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
@@ -45,7 +45,7 @@ class Request:
         device: where to compute.
         meter: measures costs.
         folder: keeps the finished steps.
-        watch: called with every moment, reach and record.
+        watch: called with every moment, reach, trial, choice and record.
         track: maps a description to a wrapper of an iterable that shows progress.
         on_stop: called when a signal asks a learning step to stop.
     """
@@ -213,7 +213,10 @@ def _best_recipe(request: Request, small: Checkpoint) -> Recipe:
     }
     chosen = request.folder.facts.get("choices", {}).get("recipe")
     if chosen is None:  # a resumed compression does not try again
-        tried = {name: _tried(request, small, recipe) for name, recipe in recipes.items()}
+        tried = {}
+        for name, recipe in recipes.items():
+            request.watch(Trial(name, request.recipe.trial))
+            tried[name] = _tried(request, small, recipe)
         chosen = _nearest(request, "recipe", tried)
     return recipes[chosen]
 

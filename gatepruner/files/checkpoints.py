@@ -147,6 +147,7 @@ def load(
             network = Network.of(module, input_shape or (3, 224, 224), leaves)
         else:
             network = recognise(state, str(path), arch, num_classes, input_shape)
+        state = _in_its_precision(network, state)
         return _fitted(path, network, state, {"source": path.name}, network.unused_keys())
     if header.get("format") not in READS:
         raise CheckpointError(
@@ -197,6 +198,15 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     if not (isinstance(header, dict) and isinstance(content, dict)):
         raise CheckpointError(f"{path} is damaged: expected a header and weights")
     return content, header
+
+
+def _in_its_precision(network: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A foreign state dict in the precision of the network, whatever its author saved it in."""
+    kinds = {key: blank.dtype for key, blank in network.state().items()}
+    return {
+        key: tensor.to(kinds.get(key, tensor.dtype)) if tensor.is_floating_point() else tensor
+        for key, tensor in state.items()
+    }
 
 
 def _fitted(

@@ -51,7 +51,7 @@ class StockResNet:
 
     def recipe(self, path: str) -> str:
         """Python code that loads the state dict from a file with torchvision alone."""
-        arguments = "".join(f", {key}={value}" for key, value in self.arguments.items())
+        arguments = "".join(f", {key}={value!r}" for key, value in self.arguments.items())
         read, load = "import torch", f"torch.load({path!r}, weights_only=True)"
         if path.endswith(".safetensors"):
             read, load = "from safetensors.torch import load_file", f"load_file({path!r})"

@@ -67,7 +67,7 @@ def learn_gates(
         state: file for the run's state, so that the run can be resumed.
         resume: whether to continue from that state; learning rates may differ.
         watch: called after every removal, and regularly in between.
-        on_stop: called as soon as SIGINT or SIGTERM arrives; the run then finishes its step and
+        on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
 
     Returns:

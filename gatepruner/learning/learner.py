@@ -14,15 +14,21 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from gatepruner.errors import TrainingError
+from gatepruner.errors import TrainingError, listed
 from gatepruner.images.examples import Examples, mixed
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.preprocessing import Preprocessing
 from gatepruner.learning.recipes import GateRecipe, Recipe
-from gatepruner.measuring.agreement import Answers, answering, answers, feature_distance
+from gatepruner.measuring.agreement import (
+    Answers,
+    answering,
+    answers,
+    feature_distance,
+    normalizations_of,
+)
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place
-from gatepruner.measuring.inputs import check_batch, normalization_of
+from gatepruner.measuring.inputs import check_batch
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.features import features_of
 from gatepruner.networks.network import Network
@@ -59,7 +65,9 @@ class Learner(ABC, Generic[Shown]):
         self.start, self.recipe, self.view, self.teacher = start, recipe, view, teacher
         if data.prepared:
             self.view = None  # the data set augments by itself
-        self.normalization = normalization_of(start, data, normalization)
+        for checkpoint in (start, teacher or start):
+            check_learnable(checkpoint)
+        self.normalizations = normalizations_of(start, teacher or start, data, normalization)
         self.device = pick_device(device)
         self.fast = learns_fast(self.device, count(start.network).macs)
         self.data = data.to(self.device)
@@ -113,9 +121,8 @@ class Learner(ABC, Generic[Shown]):
         pixels, labels = next(self.batches)
         torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
         viewed = pixels if self.view is None else self.view(pixels)
-        images = laid_out(self.normalization(viewed), self.fast)
-        given = answers(self.module, images, self.device, self.fast)
-        loss = self._loss(given, images, labels)
+        given = self._answers(self.module, self._normalized(viewed, 0))
+        loss = self._loss(given, viewed, labels)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # it does not if no gate is left and norms are frozen
             torch.autograd.backward(loss + penalty)
@@ -124,14 +131,21 @@ class Learner(ABC, Generic[Shown]):
             score = self.data.task.score(given[0].detach(), labels).float().mean()
         self.sums += torch.stack([loss.detach(), score, torch.ones_like(score)])
 
-    def _loss(self, given: Answers, images: Tensor, labels: Tensor) -> Tensor:
+    def _normalized(self, pixels: Tensor, which: int) -> Tensor:
+        """Images as the network, 0, or its teacher, 1, takes them."""
+        return laid_out(self.normalizations[which](pixels), self.fast)
+
+    def _answers(self, module: nn.Module, images: Tensor) -> Answers:
+        return answers(module, images, self.device, self.fast, classes=self.data.task.classes)
+
+    def _loss(self, given: Answers, pixels: Tensor, labels: Tensor) -> Tensor:
         """The distance from the teacher's answers; that from the labels if there is no teacher."""
         (logits, features), task = given, self.data.task
         share = self.recipe.distillation if self.data.labelled else 1.0
         if self.teacher_module is None or not (share or self.matches):
             return task.loss(logits, labels)
         with torch.no_grad():
-            targets, target = answers(self.teacher_module, images, self.device, self.fast)
+            targets, target = self._answers(self.teacher_module, self._normalized(pixels, 1))
         losses = []
         if features is not None and target is not None:
             losses.append(FEATURES * feature_distance(features, target))
@@ -180,9 +194,30 @@ class Learner(ABC, Generic[Shown]):
         self.optimizer.load_state_dict(snapshot["optimizer"])
 
     @property
+    def normalization(self) -> Normalization:
+        """The network's normalisation."""
+        return self.normalizations[0]
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """The preprocessing of the images as notes of a checkpoint."""
         return Preprocessing(self.normalization, self.data.resize).to_json()
+
+
+def check_learnable(checkpoint: Checkpoint) -> None:
+    """Raise an error if nothing can be learned with a network, or from it.
+
+    Raises:
+        ArchitectureError: it returns something else than logits.
+        TrainingError: some of its weights are NaN.
+    """
+    network, weights = checkpoint.network, checkpoint.weights
+    bad = [key for key, tensor in weights.items() if tensor.isnan().any()]
+    if network.num_classes and bad:
+        raise TrainingError(
+            f"{network} has weights that are NaN, {listed(bad)}: nothing can be learned with it or "
+            "from it; choose another checkpoint"
+        )
 
 
 def matches(match: str, network: Network, teacher: Checkpoint) -> bool:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from gatepruner.errors import TrainingError, differences
 from gatepruner.files.storage import load_state, save_state
 from gatepruner.learning.learner import Learner, Shown
+from gatepruner.signals import handling
 
 SAVE_EVERY = 60.0  # seconds between two saved states
 SHOW_EVERY = 0.5  # seconds between two shown moments
@@ -34,7 +33,7 @@ def carry_out(
 ) -> None:
     """Take all steps of a run and keep its state on the disk.
 
-    When SIGINT or SIGTERM arrives, the run finishes its step, since half a step cannot be
+    When a signal that asks to stop arrives, the run finishes its step, since half a step cannot be
     resumed, writes its state and raises `KeyboardInterrupt` with the number of the signal.
 
     Args:
@@ -91,14 +90,8 @@ def _signals(on_stop: Callable[[], None]) -> Iterator[list[int]]:
         if len(arrived) == 1:
             on_stop()
 
-    main = threading.current_thread() is threading.main_thread()  # others receive no signals
-    handled = (signal.SIGINT, signal.SIGTERM) if main else ()
-    previous = {number: signal.signal(number, handle) for number in handled}
-    try:
+    with handling(handle):
         yield arrived
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _save(learner: Learner[Any], path: Path | None) -> None:

@@ -21,7 +21,7 @@ from gatepruner.errors import TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import varied
-from gatepruner.learning.learner import Learner, matched, matches
+from gatepruner.learning.learner import Learner, check_learnable, matched, matches
 from gatepruner.learning.moments import Moment
 from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.running import carry_out
@@ -63,7 +63,7 @@ def train(
             has been saved.
         resume: whether to continue from that state.
         watch: called after every epoch, and regularly in between.
-        on_stop: called as soon as SIGINT or SIGTERM arrives; the run then finishes its step and
+        on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
 
     Returns:
@@ -116,7 +116,7 @@ def finetune(
         validation: held-out images. With a teacher, the state that agrees best with it on these
             images is kept, and the run ends when no better one comes; without, accuracy is
             measured on them after every epoch.
-        normalization: replaces the one that the checkpoint records.
+        normalization: replaces those that checkpoint and teacher record.
         device, state, resume, watch, on_stop: see `train`.
 
     Returns:
@@ -147,8 +147,8 @@ def finetune(
 def check_teacher(network: Network, teacher: Checkpoint, match: str) -> None:
     """Raise a `TrainingError` if a network cannot learn from a teacher.
 
-    It cannot if the teacher has other classes or takes images of another size, or if its features
-    are to be matched and have another shape.
+    It cannot if the teacher has other classes, weights that are NaN or takes images of another
+    size, or if its features are to be matched and have another shape.
     """
     classes, shape = teacher.network.num_classes, teacher.network.base.input_shape
     if classes != network.num_classes:
@@ -161,6 +161,7 @@ def check_teacher(network: Network, teacher: Checkpoint, match: str) -> None:
             f"the teacher {teacher.network} takes images of {shape}, {network} of "
             f"{network.base.input_shape}: choose a teacher that takes the same images"
         )
+    check_learnable(teacher)
     matches(match, network, teacher)
 
 
@@ -275,14 +276,15 @@ class _Run(Learner[Moment]):
         """
         assert self.teacher_module is not None  # or nothing is compared
         found = compared(
-            *(self.module, self.teacher_module, held_out, self.normalization, self.device),
+            *(self.module, self.teacher_module, held_out, self.normalizations, self.device),
             fast=self.fast,
         )
         self._learn()
+        gap = found.gap if math.isfinite(found.gap) else math.inf  # any number is less
         best = self.best or {"least": found.agreeing, "gap": math.inf}
-        better = found.agreeing >= best["least"] and found.gap < best["gap"]
+        better = found.agreeing >= best["least"] and gap < best["gap"]
         if better or not self.best:
-            now = {**found.to_json(), "gap": found.gap, "rounds": 0}
+            now = {**found.to_json(), "gap": gap, "rounds": 0}
             tensors = {key: tensor.detach().clone() for key, tensor in self.tensors.items()}
             self.best = {**best, **now, "step": self.done, "tensors": tensors}
         else:
@@ -290,12 +292,14 @@ class _Run(Learner[Moment]):
         return found
 
     def identity(self) -> dict[str, Any]:
+        held_out = self.validation if self.teacher is not None else None  # what is kept goes by it
         return {
             "network": self.start.network.to_json(),
             "recipe": asdict(self.recipe),
             **super().identity(),
             "start": "" if self.fresh else self.start.fingerprint,
             "teacher": self.teacher.fingerprint if self.teacher else "",
+            "held-out images": held_out.fingerprint if held_out is not None else None,
         }
 
     def snapshot(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gatepruner.errors import PlanError
@@ -20,6 +21,7 @@ from gatepruner.networks.features import features_of, with_features
 from gatepruner.networks.network import Network
 
 TINY = 1e-30  # instead of a square of 0
+Normalizations = tuple[Normalization, Normalization]  # of a network, and of the whole one
 Answers = tuple[Tensor, Tensor | None]  # logits `(N, K)` and features `(N, ...)`, if compared
 
 
@@ -99,7 +101,7 @@ def agreement(
         data: images of the networks' size, with or without labels.
         device: where to compute.
         batch_size: images per batch.
-        normalization: replaces the one that the checkpoint records.
+        normalization: replaces those that the checkpoints record.
         track: wraps the batches, to show progress.
 
     Raises:
@@ -115,12 +117,27 @@ def agreement(
             "the same"
         )
     features = comparable(checkpoint.network, whole.network)
-    chosen = normalization_of(checkpoint, data, normalization)
+    normalizations = normalizations_of(checkpoint, whole, data, normalization)
     device = pick_device(device)
     own, others = (
         place(answering(one.build(), one.network, features), device) for one in (checkpoint, whole)
     )
-    return compared(own, others, data, chosen, device, batch_size=batch_size, track=track)
+    return compared(own, others, data, normalizations, device, batch_size=batch_size, track=track)
+
+
+def normalizations_of(
+    checkpoint: Checkpoint,
+    whole: Checkpoint,
+    data: Examples,
+    chosen: Normalization | None = None,
+) -> Normalizations:
+    """The normalisations of a network and of the whole one, or its teacher.
+
+    The whole one has that of the network if it records none; see `normalization_of`.
+    """
+    own = normalization_of(checkpoint, data, chosen)
+    recorded = chosen is None and "normalize" in whole.notes
+    return own, normalization_of(whole, data) if recorded else own
 
 
 def comparable(network: Network, other: Network) -> bool:
@@ -144,11 +161,24 @@ def answering(root: nn.Module, network: Network, features: bool) -> fx.GraphModu
     return module
 
 
-def answers(module: nn.Module, images: Tensor, device: torch.device, fast: bool | None) -> Answers:
-    """The answers of an answering module, in float32."""
+def answers(
+    module: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    fast: bool | None,
+    *,
+    classes: bool = True,
+) -> Answers:
+    """The answers of an answering module, in float32.
+
+    Where outputs tell classes, a single logit is that of class 1 against class 0, whose logit is
+    0, as a sigmoid has it.
+    """
     with precision(device, fast):
         result = module(images)
     logits, features = (result, None) if isinstance(result, Tensor) else result
+    if classes and logits.shape[1] == 1:
+        logits = F.pad(logits, (1, 0))
     return logits.float(), None if features is None else features.float()
 
 
@@ -165,7 +195,7 @@ def compared(
     module: nn.Module,
     whole: nn.Module,
     data: Examples,
-    normalization: Normalization,
+    normalizations: Normalizations,
     device: torch.device,
     *,
     batch_size: int = 128,
@@ -179,8 +209,12 @@ def compared(
     starts = range(0, len(data), batch_size)
     batches = data.to(device).batches(torch.arange(len(data)), batch_size)
     for _, (pixels, labels) in zip(track(starts), batches, strict=True):
-        images = laid_out(normalization(pixels), fast)
-        own, others = (answers(one, images, device, fast) for one in (module, whole))
+        own, others = (
+            answers(
+                one, laid_out(normalization(pixels), fast), device, fast, classes=data.task.classes
+            )
+            for one, normalization in zip((module, whole), normalizations, strict=True)
+        )
         rows.append(_sums(own, others, labels, data))
     agreeing, correct, divergence, *squares = torch.stack(rows).sum(0).tolist()
     return Agreement(

@@ -26,6 +26,7 @@ from gatepruner.models.wide import WideResNet
 Shape = tuple[int, int, int]
 CIFAR: Shape = (3, 32, 32)
 MNIST: Shape = (1, 28, 28)
+MOST_BLOCKS, MOST_WIDTH = 2000, 128
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ def family_of(name: str) -> tuple[Family, dict[str, int]]:
             numbers = {key: int(value) for key, value in match.groupdict().items()}
             per_block, other_layers = family.depth
             blocks, remainder = divmod(numbers.pop("depth") - other_layers, per_block)
+            if blocks > MOST_BLOCKS or numbers.get("width", 0) > MOST_WIDTH:
+                raise ArchitectureError(
+                    f"{name} is too large: expected at most {MOST_BLOCKS:,} blocks and a width of "
+                    f"at most {MOST_WIDTH}"
+                )
             if remainder or blocks < 1 or numbers.get("width") == 0:
                 raise ArchitectureError(
                     f"unknown architecture {name}: expected a depth of {per_block}n + "

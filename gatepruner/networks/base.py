@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from gatepruner import models as own
 from gatepruner.errors import ArchitectureError, nearest
 from gatepruner.models import Shape
+from gatepruner.networks.arguments import check_arguments, check_name, check_shape
 from gatepruner.networks.graph import Trace, trace
 
 
@@ -38,6 +39,16 @@ class Base:
     arguments: tuple[tuple[str, Any], ...] = ()
     module: nn.Module | None = field(default=None, repr=False)
     leaves: tuple[type[nn.Module], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what may not reach a constructor; see `gatepruner.networks.arguments`.
+
+        Raises:
+            ArchitectureError: the name, the shape or an argument is none that is known.
+        """
+        check_name(self.source, self.name)
+        check_shape(self.name, self.input_shape)
+        check_arguments(self.source, self.name, self.arguments)
 
     def __str__(self) -> str:
         prefix = "" if self.source in ("gatepruner", "caller") else f"{self.source}:"
@@ -70,8 +81,9 @@ SIZED = {"vit_": ("image_size", 1), "maxvit": ("input_size", 2)}
 
 def _construct_torchvision(base: Base) -> nn.Module:
     models = _library(base)
-    if base.name not in models.list_models():
-        near = nearest(base.name, models.list_models())
+    names = [name for group in (models, models.video) for name in models.list_models(group)]
+    if base.name not in names:
+        near = nearest(base.name, names)
         raise ArchitectureError(f"torchvision has no classification model {base.name!r}{near}")
     arguments = dict(base.arguments)
     for prefix, (argument, axes) in SIZED.items():

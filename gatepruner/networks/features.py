@@ -41,15 +41,18 @@ class Features:
 @functools.lru_cache(maxsize=32)
 def features_of(base: Base) -> Features | None:
     """The last feature map of a base, or else what its head takes; `None` if there is neither."""
-    shapes = _Shapes(Network(base).build_blank().to("meta"))
+    results = _Results(Network(base).build_blank().to("meta"))
     with torch.no_grad():
-        shapes.run(torch.empty(2, *base.input_shape, device="meta"))
+        results.run(torch.empty(2, *base.input_shape, device="meta"))
     head = head_of(base)
     taken = None
     blocks = {addition.node for addition in traced(base).additions.values()}
     for value in _passages(traced(base).module.graph, blocks):
-        reader = next(user for user in value.users if user.name in shapes.of)
-        found = Features(value.name, reader.name, shapes.of.get(value.name, ()))
+        reader = next((user for user in value.users if results.holds_tensors(user)), None)
+        result = results.of[value.name]
+        if reader is None or not isinstance(result, Tensor):  # such as the chunks of a tensor
+            continue
+        found = Features(value.name, reader.name, tuple(result.shape[1:]))
         if sum(side > 1 for side in found.shape) > 1:
             return found
         taken = found if reader.name == head else taken
@@ -84,15 +87,19 @@ def with_features(network: Network, features: Features) -> fx.Graph:
     return graph
 
 
-class _Shapes(fx.Interpreter):
-    """Records the shape of every value, without the batch."""
+class _Results(fx.Interpreter):
+    """Records every value."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.of: dict[str, tuple[int, ...]] = {}
+        self.of: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.of[n.name] = tuple(result.shape[1:])
-        return result
+        self.of[n.name] = super().run_node(n)
+        return self.of[n.name]
+
+    def holds_tensors(self, node: fx.Node) -> bool:
+        """Whether a value is a tensor or several, and no size or type, for example."""
+        result = self.of[node.name]
+        several = isinstance(result, (tuple, list)) and not isinstance(result, torch.Size)
+        return isinstance(result, (Tensor, dict)) or several

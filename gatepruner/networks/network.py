@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatepruner.errors import PlanError, listed, nearest
+from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
 from gatepruner.models import Shape
 from gatepruner.networks.base import SOURCES, Base, traced, without_weights
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
@@ -194,7 +194,11 @@ class Network:
 
     @property
     def num_classes(self) -> int:
-        """Number of logits for one image."""
+        """Number of logits for one image.
+
+        Raises:
+            ArchitectureError: the network returns something else than logits.
+        """
         return _classes(self.base)
 
     def _checked(self, names: str | Iterable[str], operand: str) -> tuple[str, ...]:
@@ -372,7 +376,13 @@ def _classes(base: Base) -> int:
     module = Network(base).build_blank().to("meta")
     with torch.no_grad():
         logits = module(torch.empty(2, *base.input_shape, device="meta"))
-    return int(logits.shape[-1])
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
+        raise ArchitectureError(
+            f"{base} returns {found} for two images: expected one tensor of logits (images, "
+            "classes); wrap it in a module that returns that"
+        )
+    return logits.shape[1]
 
 
 @functools.lru_cache(maxsize=64)

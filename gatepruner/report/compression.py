@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from gatepruner.compression.record import Compressed, StepRecord
-from gatepruner.report.files import condition_lines, versions
+from gatepruner.report.files import condition_lines, literal, versions
 from gatepruner.report.style import GONE, OURS, STYLE, WIDE, save_figure
 
 MEASURES = {"accuracy": "top-1 accuracy", "agreement": "agreement with the whole network"}
@@ -91,7 +91,7 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         f"{100 * whole.share:.2f} % before and {100 * last.share:.2f} % after "
         f"(n = {last.images:,}).",
         "",
-        f"Removed {len(document['removed'])} blocks: {', '.join(document['removed'])}.",
+        f"Removed {len(document['removed'])} blocks: {literal(', '.join(document['removed']))}.",
         "",
         f"![{last.measure} against latency](tradeoff.png)",
         "",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from gatepruner import __version__
-from gatepruner.errors import CheckpointError
+from gatepruner.errors import CheckpointError, visible
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.orders import NOISE, Order
 from gatepruner.report.figures import curve_figure, gates_figure
@@ -146,7 +148,7 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
     whole = report.orders[0].points[0]
     low, high = whole.accuracy.interval
     lines = [
-        f"# {document['name']}: accuracy against blocks removed",
+        f"# {literal(document['name'])}: accuracy against blocks removed",
         "",
         f"{whole.blocks} blocks, {whole.cost.params:,} parameters, {whole.cost.macs:,} MACs. "
         f"Top-1 accuracy of the whole network {_percent(whole.accuracy.accuracy)} "
@@ -158,7 +160,7 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
         *_plan_lines(report),
         *_table(report.orders),
         "",
-        *(f"- {order.label}: ranked in {order.seconds:.1f} s" for order in report.orders),
+        *(f"- {literal(order.label)}: ranked in {order.seconds:.1f} s" for order in report.orders),
     ]
     if len(report.orders) > 1:
         lines.append(
@@ -175,8 +177,15 @@ def condition_lines(document: Mapping[str, Any]) -> list[str]:
         "",
         "Computed with:",
         "",
-        *(f"- {name}: {value}" for name, value in conditions.items()),
+        *(f"- {literal(str(name))}: {literal(str(value))}" for name, value in conditions.items()),
     ]
+
+
+def literal(text: str) -> str:
+    """A text from outside as Markdown that shows it as it is: no markup, link or picture."""
+    return re.sub(
+        r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", html.escape(visible(text), quote=False)
+    )
 
 
 def _table(orders: Sequence[Order]) -> list[str]:
@@ -210,7 +219,10 @@ def accuracy_cell(order: Order, first: Order, index: int) -> str:
 def _plan_lines(report: Report) -> list[str]:
     lines = []
     if report.removed:
-        lines += [f"Removed {len(report.removed)} blocks: {', '.join(report.removed)}.", ""]
+        lines += [
+            f"Removed {len(report.removed)} blocks: {literal(', '.join(report.removed))}.",
+            "",
+        ]
     for name, time in report.latency.items():
         lines.append(
             f"- latency of the {name} network: median {1e3 * time['median']:.2f} ms, quartiles "

@@ -16,6 +16,7 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "text.parse_math": False,  # names are no formulas
     "svg.fonttype": "none",
     "svg.hashsalt": "gatepruner",
 }

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from gatepruner.errors import visible
+
 if TYPE_CHECKING:
     from gatepruner.compression.record import StepRecord
     from gatepruner.measuring.accuracy import Accuracy
@@ -19,7 +21,7 @@ LEFT = frozenset({"block", "stage", "shortcut", "branch", "step", ""})  # column
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Aligned columns with titles, as wide as their longest entries."""
-    lines = [list(columns), *map(list, rows)]
+    lines = [[visible(entry) for entry in line] for line in (columns, *rows)]
     widths = [max(map(len, entries)) for entries in zip(*lines, strict=True)]
 
     def padded(entry: str, column: str, width: int) -> str:
@@ -179,5 +181,5 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
 def loading_text(path: str) -> str:
     """How to load a written network in Python."""
     return (
-        f'to load it in Python:\n  import gatepruner\n  module = gatepruner.load("{path}").build()'
+        f"to load it in Python:\n  import gatepruner\n  module = gatepruner.load({path!r}).build()"
     )

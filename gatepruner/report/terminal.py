@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from gatepruner.errors import visible
 from gatepruner.learning.moments import GateMoment, Moment
 
 EVERY = 15.0  # seconds between two lines of progress without a terminal
@@ -37,9 +38,9 @@ class Terminal:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """Print text to stdout without truncating or wrapping it."""
+        """Print lines of text to stdout without truncating or wrapping them."""
         self.rest()
-        self.out.print(text, markup=False)
+        self.out.print("\n".join(map(visible, text.split("\n"))), markup=False)
 
     def stopping(self) -> None:
         """Say that a run will stop after the current step, because of a signal."""
@@ -64,7 +65,7 @@ class Terminal:
         """Show how many of `total` steps are done."""
         if self.progress is None:
             self.progress = _Bar(self.err) if self.err.is_terminal else _Lines(self.err)
-        self.progress.show(done, total, text)
+        self.progress.show(done, total, visible(text))
 
     def rest(self) -> None:
         """Remove the progress from the terminal."""
@@ -84,7 +85,7 @@ class Terminal:
         self.show(moment.step, moment.steps, moment_text(moment))
         completed = completed_text(moment)
         if completed and not self.err.is_terminal:
-            self.err.print(completed, markup=False)
+            self.err.print(visible(completed), markup=False)
 
 
 class _Bar:
@@ -92,7 +93,7 @@ class _Bar:
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
