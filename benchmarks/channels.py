@@ -45,7 +45,7 @@ def history(
     module = plain_module(whole, method).to(device)
     example = torch.zeros(1, *whole.network.base.input_shape, device=device)
     pruner = channel_pruner(module, example, method, steps)
-    normalization = normalization_of(whole.notes, example.shape[1])
+    normalization = normalization_of(whole, train)
     generator, ends = torch.Generator().manual_seed(seed), [0]
     for _ in range(steps):
         if "taylor" in method:

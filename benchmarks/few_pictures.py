@@ -116,7 +116,7 @@ def trials(counts: Sequence[int], pictures: Sequence[int], seeds: int) -> list[T
 def mean_square(whole: gatepruner.Checkpoint, pictures: gatepruner.Images) -> float:
     """The mean square of the features."""
     module = answering(whole.build(), whole.network, features=True)
-    normalization = normalization_of(whole.notes, pictures.shape[0])
+    normalization = normalization_of(whole, pictures)
     ((pixels, _),) = pictures.batches(torch.arange(len(pictures)), len(pictures))
     return float(module(normalization(pixels))[1].square().mean())
 

@@ -31,8 +31,16 @@ if TYPE_CHECKING:
     from gatepruner.files.checkpoints import load as load
     from gatepruner.files.checkpoints import save as save
     from gatepruner.files.export import to_torchvision as to_torchvision
+    from gatepruner.images.classes import map_classes as map_classes
+    from gatepruner.images.dataset import examples_of as examples_of
+    from gatepruner.images.examples import Examples as Examples
     from gatepruner.images.images import Images as Images
+    from gatepruner.images.preprocessing import Preprocessing as Preprocessing
+    from gatepruner.images.preprocessing import preprocessing_of as preprocessing_of
     from gatepruner.images.readers import load_images as load_images
+    from gatepruner.images.scaling import Scaling as Scaling
+    from gatepruner.images.task import CLASSIFICATION as CLASSIFICATION
+    from gatepruner.images.task import Task as Task
     from gatepruner.learning.gates import learn_gates as learn_gates
     from gatepruner.learning.recipes import FINE_TUNING as FINE_TUNING
     from gatepruner.learning.recipes import GateRecipe as GateRecipe
@@ -83,8 +91,14 @@ _PUBLIC = {
     "errors": "GatePrunerError",
     "files.checkpoints": "load save",
     "files.export": "to_torchvision",
+    "images.classes": "map_classes",
+    "images.dataset": "examples_of",
+    "images.examples": "Examples",
     "images.images": "Images",
+    "images.preprocessing": "Preprocessing preprocessing_of",
     "images.readers": "load_images",
+    "images.scaling": "Scaling",
+    "images.task": "CLASSIFICATION Task",
     "learning.gates": "learn_gates",
     "learning.recipes": "FINE_TUNING GateRecipe Recipe",
     "learning.training": "finetune train",

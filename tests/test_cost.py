@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gatepruner.errors import DataError
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import latency
 from gatepruner.networks.checkpoint import Checkpoint
@@ -149,3 +150,16 @@ def test_measuring_leaves_a_module_in_the_mode_it_was_in():
     module = nn.Dropout().train()
     latency({"it": module}, (1, 1, 1), runs=2)
     assert module.training
+
+
+def test_a_checkpoint_is_counted_and_timed_as_its_network_is():
+    checkpoint = draw("resnet8", input_shape=(3, 8, 8))
+    assert count(checkpoint) == count(checkpoint.network)
+    shapes: list[tuple[int, ...]] = []
+    module = checkpoint.build()
+    module.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    measured = latency({"module": module, "checkpoint": checkpoint}, batch=2, runs=1)
+    assert measured.keys() == {"module", "checkpoint"}
+    assert set(shapes) == {(2, 3, 8, 8)}
+    with pytest.raises(DataError, match="cannot tell the shape of images from modules; pass input"):
+        latency({"module": module})

@@ -288,7 +288,7 @@ def test_a_batch_norm_function_has_statistics_of_its_own_in_each_network(callers
         small = prune(whole, ranking, point.removed)
         if point.removed:
             augment = seen_augmented(
-                whole, training, normalization_of(whole.notes, 3), torch.device("cpu")
+                whole, training, normalization_of(whole, training), torch.device("cpu")
             )
             small = recalibrate(small, training, device="cpu", augment=augment)
         assert point.accuracy == accuracy(small, images, device="cpu")

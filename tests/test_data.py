@@ -28,6 +28,7 @@ from gatepruner.images.normalization import (
     parse_normalization,
 )
 from gatepruner.images.readers import has_split, load_images
+from gatepruner.images.scaling import Scaling
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import GateRecipe
 from gatepruner.measuring.accuracy import accuracy
@@ -240,9 +241,12 @@ def test_resizing_scales_the_shorter_side_and_takes_the_middle(tmp_path, width, 
     assert np.array_equal(images.pixels[0].permute(1, 2, 0).numpy(), expected)
 
 
-def test_resizing_to_less_than_the_network_takes_still_fills_its_images(tmp_path):
+def test_resizing_to_less_than_the_network_takes_is_refused(tmp_path):
     write_folder(tmp_path, random_images(2, (3, 9, 7), classes=2))
-    assert load_images(f"imagefolder:{tmp_path}", (3, 8, 8), resize=4).pixels.shape == (2, 3, 8, 8)
+    message = "cannot crop 6x8 pixels from images scaled to 7: .*; pass resize=8$"
+    with pytest.raises(DataError, match=message):
+        load_images(f"imagefolder:{tmp_path}", (3, 6, 8), resize=7)
+    assert len(load_images(f"imagefolder:{tmp_path}", (3, 6, 8), resize=8)) == 2
 
 
 def test_colour_is_read_as_grey_and_grey_as_colour_as_the_network_takes_them(tmp_path):
@@ -384,7 +388,7 @@ def test_pictures_are_read_like_an_image_folder(tmp_path, monkeypatch, limit, re
     assert len(pictures) == (limit or 11)
     assert pictures.files == labelled.files
     assert (pictures.pixels is None, bool(pictures.files)) == (streamed, streamed)
-    assert pictures.resize == (resize if streamed else None)
+    assert pictures.resize == (Scaling(resize) if resize else None)
     indices = torch.arange(len(pictures)).flip(0)
     expected, found = (
         torch.cat([pixels for pixels, _ in images.batches(indices, 4)]) for images in sets
@@ -406,13 +410,13 @@ def test_parts_of_pictures_have_no_labels_and_are_known_by_their_content(tmp_pat
     assert len({part.fingerprint for part in (images, rest, out, rest.joined(out))}) == 4
     assert rest.fingerprint == images.held_out(4, seed=1)[0].fingerprint
     with pytest.raises(DataError, match=r"cannot join .*: expected equal sizes and classes"):
-        rest.joined(replace(out, classes=("one",)))
+        rest.joined(replace(out, labels=torch.zeros_like(out.labels), classes=("one",)))
 
 
 @pytest.mark.parametrize(("where", "split"), [("", None), ("", "train"), ("train", "train")])
 def test_an_image_folder_without_classes_is_refused_with_a_way_to_read_it(tmp_path, where, split):
     write_pictures(tmp_path / where, "a.png b.png")
-    assert has_split(f"imagefolder:{tmp_path}", "train") == (where == "train")
+    assert has_split(f"imagefolder:{tmp_path}", "train")
     message = f"; to read its images without labels: pictures:{tmp_path}$"
     with pytest.raises(DataError, match=message):
         load_images(f"imagefolder:{tmp_path}", COLOUR, split=split)
@@ -500,8 +504,8 @@ def test_joined_images_are_those_of_one_and_then_those_of_the_other():
     [
         random_images(3, (1, 4, 4), 3),
         random_images(3, (1, 2, 2), 4),
-        replace(random_images(3, (1, 2, 2), 3), pixels=None),
-        replace(random_images(3, (1, 2, 2), 3), resize=5),
+        replace(random_images(3, (1, 2, 2), 3), pixels=None, files=tuple("abc")),
+        replace(random_images(3, (1, 2, 2), 3), resize=Scaling(5)),
     ],
     ids=["size", "classes", "memory", "resize"],
 )
@@ -577,10 +581,16 @@ def test_progress_stops_where_an_image_cannot_be_read(tmp_path, monkeypatch):
 
 
 REFUSED_FOLDERS = {
-    "empty": (lambda root: None, "has no split .*: found none, expected DIR/train"),
-    "empty split": (lambda root: (root / "test").mkdir(), r"test: .*[Cc]ouldn't find any class"),
+    "empty": (lambda root: None, "has no folders of classes: expected DIR, or DIR/train"),
+    "empty split": (
+        lambda root: (root / "test").mkdir(),
+        "test has no folders of classes: ",
+    ),
     "only train": (lambda root: (root / "train" / "a").mkdir(parents=True), "found train"),
-    "no image": (lambda root: (root / "test" / "a").mkdir(parents=True), "test: .*no valid file"),
+    "no image": (
+        lambda root: (root / "test" / "a").mkdir(parents=True),
+        "test has no images: expected DIR",
+    ),
     "another size": (
         lambda root: one_image(root, (9, 4)),
         "has 4x9 pixels, the network takes 6x5: .*; pass",
@@ -722,13 +732,14 @@ def test_normalising_scales_to_one_and_then_by_channel():
 
 
 def test_the_normalisation_is_the_chosen_one_or_the_checkpoints_or_imagenets():
-    notes = {"normalize": {"mean": [0.25], "std": [0.5]}}
-    recorded = normalization_of(notes, 1)
+    whole, grey = draw("residual-fc4,width=8"), random_images(2, GREY)
+    noted = replace(whole, notes={"normalize": {"mean": [0.25], "std": [0.5]}})
+    recorded = normalization_of(noted, grey)
     assert (recorded.mean, recorded.std) == ((0.25,), (0.5,))
     assert recorded.source == "the checkpoint's"
-    assert normalization_of({}, 3) is IMAGENET
+    assert normalization_of(whole, random_images(2)) is IMAGENET
     chosen = NORMALIZATIONS["mnist"]
-    assert normalization_of(notes, 1, chosen) is chosen
+    assert normalization_of(noted, grey, chosen) is chosen
 
 
 @pytest.mark.parametrize(
@@ -741,10 +752,11 @@ def test_the_normalisation_is_the_chosen_one_or_the_checkpoints_or_imagenets():
     ],
 )
 def test_a_normalisation_for_another_number_of_channels_is_refused(notes, channels, chosen):
-    with pytest.raises(
-        DataError, match=rf"channels, the images have {channels}: choose a normalisation with"
-    ):
-        normalization_of(notes, channels, chosen)
+    checkpoint = replace(draw("residual-fc4,width=8"), notes=notes)
+    images = random_images(2, (channels, 4, 4))
+    message = f"channels, the images have {channels}: choose a normalisation with"
+    with pytest.raises(DataError, match=message):
+        normalization_of(checkpoint, images, chosen)
 
 
 def test_images_on_a_device_are_the_same():
@@ -764,3 +776,37 @@ def test_pixels_of_16_bits_are_scaled_and_not_cut_off(tmp_path):
         Image.fromarray(deep.astype(kind)).save(tmp_path / "wide.tiff")
         with pytest.raises(DataError, match=r"wide.tiff has pixels of 32 bits"):
             decode(str(tmp_path / "wide.tiff"), (1, 8, 8), None)
+
+
+# ----------------------------------------------------------------- images that are not as they say
+
+MADE = random_images(6, (3, 8, 8))
+WRONG = {
+    "float": ({"pixels": MADE.pixels / 255}, "pixels are torch.float32, expected uint8 from 0"),
+    "normalised": ({"pixels": IMAGENET(MADE.pixels)}, "pixels are torch.float32, expected uint8"),
+    "channels last": (
+        {"pixels": MADE.pixels.permute(0, 2, 3, 1)},
+        r"pixels are \(6, 8, 8, 3\), expected \(N, 3, 8, 8\); move .*permute\(0, 3, 1, 2\)",
+    ),
+    "grey": ({"pixels": MADE.pixels[:, :1]}, r"\(6, 1, 8, 8\), expected \(N, 3, 8, 8\)$"),
+    "no axis of channels": ({"pixels": MADE.pixels[:, 0]}, r"pixels are \(6, 8, 8\), expected"),
+    "fewer labels": ({"labels": torch.arange(5)}, "6 images and 5 labels, expected one for each"),
+    "a label too high": ({"labels": torch.arange(5, 11)}, "labels reach from 5 to 10, expected 0"),
+    "a label below 0": ({"labels": torch.arange(-1, 5)}, "labels reach from -1 to 4, expected 0"),
+    "int32": ({"labels": torch.arange(6).int()}, "labels are torch.int32 of shape .* int64"),
+    "one-hot": ({"labels": torch.eye(10)[:6].long()}, r"shape \(6, 10\), expected int64 of shape"),
+    "fewer files": ({"pixels": None, "files": tuple("abc")}, "3 files and 6 labels, expected one"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_images_that_hold_something_else_are_refused(case):
+    changes, message = WRONG[case]
+    with pytest.raises(DataError, match=f"made up: .*{message}"):
+        replace(MADE, **changes)
+
+
+def test_images_without_labels_keep_only_their_pixels():
+    bare = MADE.unlabelled()
+    assert (bare.labels.tolist(), bare.classes, bare.labelled) == ([-1] * 6, (), False)
+    assert bare.pixels is MADE.pixels

@@ -280,7 +280,7 @@ def test_an_accuracy_knows_which_images_are_right():
     checkpoint = draw("resnet8", input_shape=(3, 8, 8))
     images = random_images(23, (3, 8, 8))
     counted = accuracy(checkpoint, images, batch_size=5, device="cpu")
-    normalization = normalization_of(checkpoint.notes, 3)
+    normalization = normalization_of(checkpoint, images)
     module = checkpoint.build()
     for index in range(23):
         one = normalization(images.pixels[index : index + 1])

@@ -337,7 +337,7 @@ def losses_of(checkpoint: Checkpoint, gone: list[str], data: Images) -> tuple[fl
     module = network.build({key: checkpoint.weights[key].clone() for key in network.state()})
     for layer in module.modules():
         layer.train(isinstance(layer, nn.modules.batchnorm._BatchNorm))
-    normalise = normalization_of(checkpoint.notes, data.shape[0])
+    normalise = normalization_of(checkpoint, data)
     loss = F.cross_entropy(module(normalise(data.pixels)), data.labels)
     parameters = dict(module.named_parameters())
     gates = [parameters[network.gate_key(name)] for name in network.edits.gated]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from conftest import Callers, draw, drawn, fingerprint, random_images
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, RandomResizedCrop
 
 from gatepruner.errors import DataError
 from gatepruner.images.images import Images
@@ -81,7 +82,7 @@ def of_caller(module: nn.Module) -> Checkpoint:
 def by_brute_force(checkpoint: Checkpoint, data: Images) -> dict[str, Tensor]:
     """One pass over all images for every batch norm, in order; a hook sees what comes to it."""
     module = checkpoint.build().double()
-    pixels = normalization_of(checkpoint.notes, data.shape[0])(data.pixels).double()
+    pixels = normalization_of(checkpoint, data)(data.pixels).double()
     order: list[str] = []
     layers = {
         key: it
@@ -154,7 +155,7 @@ def test_a_functional_batch_norm_gets_its_statistics_too():
     whole = of_caller(Functional())
     data = images_of(whole)
     done = recalibrate(whole, data, device="cpu", batch_size=7, augment=False)
-    module, pixels = Functional(), normalization_of(NOTES, 3)(data.pixels)
+    module, pixels = Functional(), normalization_of(whole, data)(data.pixels)
     module.load_state_dict(dict(whole.weights))
     with torch.no_grad():
         values = module.conv(module.stem(pixels)).transpose(0, 1).flatten(1)
@@ -245,10 +246,28 @@ def test_images_are_shifted_if_those_that_the_statistics_are_of_were(name, augme
     assert not all(torch.equal(it, other.weights[key]) for key, it in found.weights.items())
 
 
+@pytest.mark.parametrize("cropped", [False, True])
+def test_large_images_are_cropped_if_training_cropped_them(cropped):
+    """The statistics of training come from torchvision's transforms and torch's batch norm."""
+    side, drawn_from = 96, torch.Generator().manual_seed(1)
+    coarse = torch.rand(24, 3, side // 4, side // 4, generator=drawn_from)
+    pixels = (255 * F.interpolate(coarse, scale_factor=4)).to(torch.uint8)
+    data = replace(random_images(24, (3, side, side), 4), pixels=pixels)
+    crop = Compose([RandomResizedCrop(side), RandomHorizontalFlip()])
+    shown = torch.stack([crop(image) for image in pixels]) if cropped else pixels
+    base = Network.named("resnet8", num_classes=4, input_shape=(3, side, side))
+    whole = Checkpoint(base, drawn(base.initial_weights()), NOTES)
+    module = whole.build()
+    update_bn([normalization_of(whole, data)(shown)], module)
+    trained = replace(whole, weights=module.state_dict())
+    done = recalibrate(trained, data.spread(12), device="cpu")
+    assert done.notes["history"][-1]["augmented"] is cropped
+
+
 def test_labels_are_not_looked_at():
     whole, data = network("resnet8"), random_images(12, COLOUR, 10)
     one = recalibrate(whole, data, device="cpu")
-    other = replace(data, labels=data.labels.flip(0), classes=("all",))
+    other = replace(data, labels=data.labels.flip(0), classes=tuple("abcdefghij"))
     again = recalibrate(whole, other, device="cpu")
     assert all(torch.equal(it, again.weights[key]) for key, it in one.weights.items())
 
@@ -264,7 +283,7 @@ def test_once_done_there_is_nothing_left_to_do():
 
 def test_the_normalisation_of_the_checkpoint_or_the_given_one_is_used():
     whole, data = network("resnet8"), random_images(12, COLOUR, 4)
-    given = normalization_of(NOTES, 3)
+    given = normalization_of(whole, data)
     bare = replace(whole, notes={})
     one = recalibrate(whole, data, device="cpu")
     chosen = recalibrate(bare, data, device="cpu", normalization=given)

@@ -23,9 +23,9 @@ from gatepruner.errors import DataError, TrainingError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.storage import load_state
 from gatepruner.images.normalization import NORMALIZATIONS
+from gatepruner.images.task import distance
 from gatepruner.images.views import augmented
 from gatepruner.learning import learner
-from gatepruner.learning.learner import distance
 from gatepruner.learning.training import FINE_TUNING, Recipe, finetune, train
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.networks.checkpoint import Checkpoint

@@ -54,7 +54,7 @@ def recalibrate(
         if not has_split(data.data, "train"):
             raise DataError(f"{data.data} has no train split: statistics are of training images")
     checkpoint = read(source, data, problems)
-    images = data.training(checkpoint.network.base.input_shape, call.terminal, statistics.images)
+    images = data.training(checkpoint, call.terminal, statistics.images, labels=False)
     assert images is not None  # refused above
     if call.dry_run:
         work = Work(f"estimate statistics from {len(images):,} training images", 2 * len(images))

@@ -164,16 +164,15 @@ def _images(
     from gatepruner.files.export import to_torchvision
     from gatepruner.images.readers import has_split
 
-    shape = whole.network.base.input_shape
     with problems:
         if steps.stock:
             to_torchvision(whole)  # refuses a network that torchvision does not have
     with problems:
-        train = data.training(shape, terminal)
+        train = data.training(whole, terminal)
         if train is None:
             raise DataError(f"{data.data} has no train split: compress learns from training images")
         apart = data.split or has_split(data.data, "test") or has_split(data.data, "val")
-        test = data.images(shape, terminal) if apart else None
+        test = data.images(whole, terminal) if apart else None
     problems.refuse()
     assert train is not None
     train, held_out = held_out_fifth(train, held, terminal)

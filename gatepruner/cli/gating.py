@@ -42,10 +42,14 @@ def gate(
         kept = Kept.beside(target, call, epochs=False)
     whole = read(source, data, problems)
     every = replace(data, limit=None)
-    images, _ = read_images(whole.network, every, HoldOut(hold_out=0), call, problems)
+    images, _ = read_images(
+        lambda: every.images(whole, call.terminal, labels=recipe.labels),
+        HoldOut(hold_out=0),
+        problems,
+    )
     images, _ = held_out_fifth(images, held, call.terminal)
     images = images.spread(data.limit)
-    check(whole.network, images, recipe.batch_size, problems, labels=recipe.labels)
+    check(whole, images, recipe.batch_size, problems, labels=recipe.labels)
     problems.refuse()
     if call.dry_run:
         return foretell(call, whole, [target], [gating_work(whole, images, recipe)], data)

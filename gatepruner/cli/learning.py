@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatepruner.cli.foretelling import LEARNING, Work
 from gatepruner.cli.keeping import Kept, write_epochs
-from gatepruner.cli.options import Call, Data, HoldOut, Resumable, Source
+from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
     from gatepruner.learning.recipes import GateRecipe, Recipe
     from gatepruner.networks.checkpoint import Checkpoint
-    from gatepruner.networks.network import Network
     from gatepruner.report.terminal import Terminal
 
 
@@ -59,11 +58,11 @@ def check_device(data: Data, problems: Problems) -> None:
 
 
 def read_images(
-    network: Network, data: Data, held: HoldOut, call: Call, problems: Problems
+    reading: Callable[[], Images], held: HoldOut, problems: Problems
 ) -> tuple[Images, Images | None]:
     """Images to learn from, and those that are held out."""
     with problems:
-        images = data.images(network.base.input_shape, call.terminal)
+        images = reading()
     problems.refuse()
     with problems:
         return images.held_out(held.hold_out, held.seed)
@@ -81,13 +80,16 @@ def held_out_fifth(
 
 
 def check(
-    network: Network, images: Images, batch: int, problems: Problems, *, labels: bool = True
+    checkpoint: Checkpoint, images: Images, batch: int, problems: Problems, *, labels: bool = True
 ) -> None:
     """Collect what makes learning from these images impossible."""
     from gatepruner.measuring.inputs import check_batch, check_fit, check_size
 
     with problems:
-        (check_fit if labels else check_size)(network, images)
+        if labels:
+            check_fit(checkpoint, images)
+        else:
+            check_size(checkpoint.network, images)
     with problems:
         check_batch(images, batch)
 

@@ -19,7 +19,6 @@ from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
-    from gatepruner.models import Shape
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.terminal import Terminal
@@ -85,8 +84,7 @@ class Criterion:
         """The blocks of a network, least important first."""
         from gatepruner.pruning.ranking import rank
 
-        shape = checkpoint.network.base.input_shape
-        images = criterion_images([self.by], self.criterion_images, shape, data, terminal)
+        images = criterion_images([self.by], self.criterion_images, checkpoint, data, terminal)
         return rank(
             checkpoint,
             self.by,
@@ -99,11 +97,12 @@ class Criterion:
 
 
 def criterion_images(
-    criteria: Sequence[str], limit: int, shape: Shape, data: Data, terminal: Terminal
+    criteria: Sequence[str], limit: int, checkpoint: Checkpoint, data: Data, terminal: Terminal
 ) -> Images | None:
     """Training images for criteria that look at some."""
     needing = [name for name in criteria if name in CRITERIA and CRITERIA[name].needs == "images"]
-    images = data.training(shape, terminal, limit) if needing else None
+    labels = any(CRITERIA[name].labels for name in needing)
+    images = data.training(checkpoint, terminal, limit, labels=labels) if needing else None
     if needing and images is None:
         raise DataError(
             f"--by {needing[0]} looks at training images: give --data with a train split"
@@ -147,7 +146,7 @@ def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("
 
     problems = Problems()
     checkpoint = read(source, data, problems)
-    images = data.images(checkpoint.network.base.input_shape, call.terminal)
+    images = data.images(checkpoint, call.terminal)
     normalization = data.normalization(checkpoint, images, call.terminal)
     counted = accuracy(checkpoint, images, **data.how, track=call.terminal.track("evaluating"))
     call.terminal.say(accuracy_text(counted))
@@ -161,6 +160,7 @@ def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("
             "input": str(source.ckpt),
             "data": images.source,
             "normalize": chosen,
+            "scaling": images.resize.to_json() if images.resize is not None else None,
             **counted.to_json(),
         }
     )

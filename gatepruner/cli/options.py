@@ -19,10 +19,12 @@ from gatepruner.cli.configuration import (
 )
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import EVERYTHING
+from gatepruner.errors import DataError
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
     from gatepruner.images.normalization import Normalization
+    from gatepruner.images.scaling import Scaling
     from gatepruner.models import Shape
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.report.terminal import Terminal
@@ -89,9 +91,13 @@ class Data:
             pictures:DIR without labels.
         split: which of them: train, val or test; by default test, or val where there is no test.
         limit: at most this many images, spread evenly over the set.
+        classes: file with the names of the network's classes, one a line in the order of its
+            logits, by which folders of classes are found; by default the checkpoint's own.
         normalize: normalisation, as mnist, cifar10, imagenet, … or MEAN,…/STD,…; by default the
             checkpoint's own.
-        resize: scale the shorter side to this and crop the centre.
+        resize: scale the shorter side to this and crop the centre; 0 takes images as they are; by
+            default as the checkpoint's author did, if that is known.
+        interpolation: how to scale, as bilinear or bicubic.
         device: where to compute: auto, cpu, cuda, cuda:N or mps.
         batch_size: images in one pass.
     """
@@ -101,33 +107,83 @@ class Data:
     ] = ""
     split: Annotated[str | None, typer.Option(metavar="NAME")] = None
     limit: Annotated[int | None, typer.Option(min=1)] = None
+    classes: Annotated[Path | None, typer.Option(metavar="FILE")] = None
     normalize: str | None = None
-    resize: Annotated[int | None, typer.Option(min=1)] = None
+    resize: Annotated[int | None, typer.Option(min=0)] = None
+    interpolation: Annotated[str | None, typer.Option(metavar="NAME")] = None
     device: Annotated[
         str, typer.Option(rich_help_panel=COMMON, metavar="NAME", autocompletion=device_words)
     ] = "auto"
     batch_size: Annotated[int, typer.Option(min=1)] = 128
 
-    def images(self, shape: Shape, terminal: Terminal) -> Images:
-        """The images, at the size that the network takes."""
+    def images(self, whole: Checkpoint, terminal: Terminal, *, labels: bool = True) -> Images:
+        """The images as the network takes them, with its classes.
+
+        Where labels are not needed, images of other classes go without.
+        """
+        from gatepruner.images.classes import map_classes, read_classes
+
+        names = read_classes(self.classes) if self.classes is not None else ()
+        shape, scaling = whole.network.base.input_shape, self.scaling(whole)
+        images = self.read(shape, terminal, scaling)
+        if not images.source.startswith("imagefolder:"):
+            if names:
+                raise DataError(f"--classes names folders of classes: {self.data} has none")
+            return images
+        try:
+            mapped, how = map_classes(images, whole, names)
+        except DataError:
+            if labels:
+                raise
+            return images.unlabelled()
+        if mapped.classes != images.classes or "order" in how:
+            count, among = len(images.classes), whole.network.num_classes
+            terminal.once(f"{count:,} of the {among:,} classes, found {how}")
+        return mapped
+
+    def read(self, shape: Shape, terminal: Terminal, scaling: Scaling | None) -> Images:
+        """The images of this size, with their own classes."""
         from gatepruner.images.readers import load_images
 
         return load_images(
             self.data,
             shape,
             split=self.split,
-            resize=self.resize,
+            resize=scaling,
             limit=self.limit,
             track=terminal.track("reading images"),
         )
 
-    def training(self, shape: Shape, terminal: Terminal, limit: int | None = None) -> Images | None:
+    def training(
+        self,
+        whole: Checkpoint,
+        terminal: Terminal,
+        limit: int | None = None,
+        *,
+        labels: bool = True,
+    ) -> Images | None:
         """Training images of the same set, at most so many; `None` if it has no such split."""
         from gatepruner.images.readers import has_split
 
         if not self.data or not has_split(self.data, "train"):
             return None
-        return replace(self, split="train", limit=limit).images(shape, terminal)
+        return replace(self, split="train", limit=limit).images(whole, terminal, labels=labels)
+
+    def scaling(self, whole: Checkpoint | None = None) -> Scaling | None:
+        """How to scale: as chosen, or else as the network's author did, if these are files."""
+        from gatepruner.images.preprocessing import preprocessing_of
+        from gatepruner.images.readers import FOLDERS
+        from gatepruner.images.scaling import Scaling
+
+        authors = preprocessing_of(whole).scaling if whole is not None else None
+        scaling = authors if self.data.partition(":")[0] in FOLDERS else None
+        if self.resize is not None:
+            scaling = Scaling(self.resize) if self.resize else None
+        if self.interpolation is None:
+            return scaling
+        if scaling is None:
+            raise DataError("--interpolation says how to scale: give --resize, too")
+        return replace(scaling, interpolation=self.interpolation)
 
     @property
     def chosen(self) -> Normalization | None:
@@ -146,10 +202,19 @@ class Data:
         self, checkpoint: Checkpoint, images: Images, terminal: Terminal
     ) -> Normalization:
         """The normalisation to use; says which."""
+        from gatepruner.images.preprocessing import preprocessing_of
         from gatepruner.measuring.inputs import normalization_of
 
-        chosen = normalization_of(checkpoint.notes, images.shape[0], self.chosen)
-        terminal.say(f"{len(images):,} images of {images.source}, {chosen.source} normalisation")
+        chosen, known = (
+            normalization_of(checkpoint, images, self.chosen),
+            preprocessing_of(checkpoint),
+        )
+        scaled = f", {images.resize}" if images.resize is not None else ""
+        if scaled and images.resize == known.scaling:
+            scaled += f" ({known.source})"
+        terminal.say(
+            f"{len(images):,} images of {images.source}{scaled}, {chosen.source} normalisation"
+        )
         return chosen
 
 

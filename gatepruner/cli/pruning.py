@@ -183,14 +183,15 @@ class _Sets:
 
         if not data.data:
             return cls()
-        shape, choosing = whole.network.base.input_shape, goals.max_loss is not None
-        test = data.images(shape, terminal)
+        choosing = goals.max_loss is not None
+        test = data.images(whole, terminal)
         if test.labelled or choosing:
-            check_fit(whole.network, test)
+            check_fit(whole, test)
         data.normalization(whole, test, terminal)
         train = held_out = None
         if choosing or after.recalibrate:
-            train = data.training(shape, terminal, None if choosing else after.recalibrate)
+            limit = None if choosing else after.recalibrate
+            train = data.training(whole, terminal, limit, labels=choosing)
         if train is None and after.recalibrate:
             terminal.say(f"{data.data} has no training images: batch norm keeps its statistics")
         if choosing:

@@ -130,8 +130,8 @@ def sweep(
     checkpoint = read(source, data, problems)
     curves.check(checkpoint, problems)
     data = replace(data, device=str(pick_device(data.device)))
-    shape, counts = checkpoint.network.base.input_shape, curves.counts(_removable(checkpoint))
-    images = data.images(shape, call.terminal)
+    counts = curves.counts(_removable(checkpoint))
+    images = data.images(checkpoint, call.terminal)
     chosen = data.normalization(checkpoint, images, call.terminal)
     if call.dry_run:
         networks = len(counts) * curves.orders()
@@ -139,11 +139,11 @@ def sweep(
         works = [*curves.works(checkpoint), Work(f"measure {networks} networks", passes)]
         return foretell(call, checkpoint, [target], works, data)
     training = criterion_images(
-        curves.criteria, curves.criterion_images, shape, data, call.terminal
+        curves.criteria, curves.criterion_images, checkpoint, data, call.terminal
     )
     statistics = None
     if curves.recalibrate:
-        statistics = data.training(shape, call.terminal, curves.recalibrate)
+        statistics = data.training(checkpoint, call.terminal, curves.recalibrate, labels=False)
         if statistics is None:
             call.terminal.say(
                 f"{data.data} has no training images: batch norm keeps its statistics"

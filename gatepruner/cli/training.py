@@ -67,8 +67,8 @@ def finetune(
             known = described.read()
             source = source if described.arch is None else _described(source, source.ckpt)
     whole = read(source, data, problems)
-    images, held_out = read_images(whole.network, data, held, call, problems)
-    check(whole.network, images, recipe.batch_size, problems, labels=known is None)
+    images, held_out = read_images(lambda: data.images(whole, call.terminal), held, problems)
+    check(whole, images, recipe.batch_size, problems, labels=known is None)
     if known is not None:
         with problems:
             check_teacher(whole.network, known, recipe.match)
@@ -133,7 +133,7 @@ def train(
     fresh: Fresh,
     *,
     call: Annotated[Resumable, Group(needs=("output",))],
-    data: Annotated[Data, Group(needs=("data",))] = ALL,
+    data: Annotated[Data, Group(needs=("data",), leave_out=("classes",))] = ALL,
     recipe: Annotated[Recipe, Group(leave_out=TAUGHT, words=CHOICES)],
     held: HoldOut = NONE,
 ) -> None:
@@ -156,9 +156,11 @@ def train(
         network = fresh.network()
     check_device(data, problems)
     problems.refuse()
-    images, held_out = read_images(network, data, held, call, problems)
+    images, held_out = read_images(
+        lambda: data.read(network.base.input_shape, call.terminal, data.scaling()), held, problems
+    )
     network = fresh.network(len(images.classes) or None)
-    check(network, images, recipe.batch_size, problems)
+    check(Checkpoint(network, {}), images, recipe.batch_size, problems)
     problems.refuse()
     if call.dry_run:
         start = Checkpoint(network, network.initial_weights())

@@ -15,7 +15,7 @@ from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.measuring.accuracy import Accuracy, accuracy
@@ -35,12 +35,12 @@ COMPARED = 1000  # most labelled test images on which agreement is measured besi
 
 def compress(
     checkpoint: Checkpoint,
-    train: Images,
+    train: Examples,
     goal: Goal,
     recipe: CompressionRecipe | None = None,
     *,
-    test: Images,
-    held_out: Images | None = None,
+    test: Examples,
+    held_out: Examples | None = None,
     normalization: Normalization | None = None,
     device: str | torch.device = "auto",
     folder: str | Path | None = None,
@@ -87,7 +87,7 @@ def compress(
     device = pick_device(device)
     meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
     refuse(checkpoint, train, goal, recipe, test, held_out)
-    normalization = normalization_of(checkpoint.notes, train.shape[0], normalization)
+    normalization = normalization_of(checkpoint, train, normalization)
     configuration = {
         **_configuration(checkpoint, train, goal, recipe, normalization),
         **_sets({"training": train, "held-out": held_out, "test": test}),
@@ -113,7 +113,7 @@ def compress(
     )
 
 
-def _carry_out(request: Request, test: Images) -> dict[str, Checkpoint]:
+def _carry_out(request: Request, test: Examples) -> dict[str, Checkpoint]:
     """Take every step that is not done yet; returns the network of each by its name."""
     checkpoints, last = dict[str, Checkpoint](), request.whole
     for step in STEPS:
@@ -140,7 +140,7 @@ def _carry_out(request: Request, test: Images) -> dict[str, Checkpoint]:
 
 
 def _measured(
-    request: Request, checkpoint: Checkpoint, test: Images
+    request: Request, checkpoint: Checkpoint, test: Examples
 ) -> tuple[Accuracy | None, Agreement]:
     """The accuracy on the test images, if they have labels, and the agreement on some of them."""
     how: Any = {
@@ -174,16 +174,16 @@ def _latencies(facts: Mapping[str, Any]) -> dict[str, Latency]:
 
 def refuse(
     checkpoint: Checkpoint,
-    train: Images,
+    train: Examples,
     goal: Goal,
     recipe: CompressionRecipe,
-    test: Images,
-    held_out: Images | None,
+    test: Examples,
+    held_out: Examples | None,
 ) -> None:
     """Raise one error that lists everything wrong with the request, before computing anything."""
     checks: list[Callable[[], object]] = [
         *(
-            lambda images=images: _check_images(checkpoint.network, images)
+            lambda images=images: _check_images(checkpoint, images)
             for images in (train, test, *([] if held_out is None else [held_out]))
         ),
         lambda: check_learnable(checkpoint),
@@ -204,7 +204,7 @@ def refuse(
         raise type(problems[0])(text) from None
 
 
-def check_enough(train: Images, held_out: Images | None) -> None:
+def check_enough(train: Examples, held_out: Examples | None) -> None:
     """Raise a `DataError` if there are too few images to learn from, or all are alike."""
     images = len(train) + (len(held_out) if held_out is not None else 0)
     if images < LEAST_IMAGES:
@@ -217,6 +217,13 @@ def check_enough(train: Images, held_out: Images | None) -> None:
             f"cannot learn from {train.source}: all its {len(train)} images are equal; expected "
             "different ones"
         )
+
+
+def _check_images(checkpoint: Checkpoint, images: Examples) -> None:
+    if images.labelled:
+        check_fit(checkpoint, images)
+    else:
+        check_size(checkpoint.network, images)
 
 
 def _check_numbers(recipe: CompressionRecipe) -> None:
@@ -232,11 +239,7 @@ def _check_numbers(recipe: CompressionRecipe) -> None:
         )
 
 
-def _check_images(network: Network, images: Images) -> None:
-    (check_fit if images.labelled else check_size)(network, images)
-
-
-def _check_held_out(goal: Goal, held_out: Images | None) -> None:
+def _check_held_out(goal: Goal, held_out: Examples | None) -> None:
     if goal.kind != "loss":
         return
     if held_out is None:
@@ -257,7 +260,7 @@ def _check_count(goal: Goal, network: Network) -> None:
 
 def _configuration(
     checkpoint: Checkpoint,
-    train: Images,
+    train: Examples,
     goal: Goal,
     recipe: CompressionRecipe,
     normalization: Normalization,
@@ -284,7 +287,7 @@ def _configuration(
     }
 
 
-def _sets(sets: Mapping[str, Images | None]) -> dict[str, str | None]:
+def _sets(sets: Mapping[str, Examples | None]) -> dict[str, str | None]:
     """What identifies sets of images, by their kinds."""
     return {
         f"{kind} images": None

@@ -13,7 +13,7 @@ from gatepruner.compression.folder import Folder
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Choice, Trial
 from gatepruner.errors import TrainingError
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import Recipe
@@ -53,8 +53,8 @@ class Request:
     whole: Checkpoint
     goal: Goal
     recipe: CompressionRecipe
-    train: Images
-    held_out: Images | None
+    train: Examples
+    held_out: Examples | None
     normalization: Normalization
     device: torch.device
     meter: Meter

@@ -8,16 +8,17 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gatepruner.errors import DataError
+from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
 
 
-def decode(file: str, shape: Shape, resize: int | None) -> Tensor:
+def decode(file: str, shape: Shape, resize: Scaling | None) -> Tensor:
     """Decode an image.
 
     Args:
         file: its path.
         shape: `(C, H, W)`; one channel is grey, otherwise the image is RGB.
-        resize: pixels to scale the shorter side to before cropping the centre; `None` for neither.
+        resize: scales the image and crops its centre; `None` for neither.
 
     Returns:
         The pixels `(C, H, W)` uint8.
@@ -32,7 +33,7 @@ def decode(file: str, shape: Shape, resize: int | None) -> Tensor:
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"cannot read the image {file}: {error}") from None
     if resize is not None:
-        image = _centre(image, resize, height, width)
+        image = resize(image, height, width)
     if (image.height, image.width) != (height, width):
         raise DataError(
             f"{file} has {image.height}x{image.width} pixels, the network takes {height}x{width}: "
@@ -53,12 +54,3 @@ def _eight_bits(image: Image.Image, file: str) -> Image.Image:
             "convert it"
         )
     return image
-
-
-def _centre(image: Image.Image, side: int, height: int, width: int) -> Image.Image:
-    """The centre of the image after its shorter side is scaled to `side`."""
-    factor = max(side, height, width) / min(image.size)
-    scaled = (max(round(image.width * factor), width), max(round(image.height * factor), height))
-    image = image.resize(scaled, Image.Resampling.BILINEAR)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))

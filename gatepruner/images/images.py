@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from gatepruner.errors import DataError
 from gatepruner.images.decoding import decode
+from gatepruner.images.examples import Examples
+from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
-
-Track = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Examples):
     """Images, with or without labels.
 
     Attributes:
@@ -32,7 +32,11 @@ class Images:
         source: where the images come from, for messages and reports.
         pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
         files: of the images, if they are decoded when they are used.
-        resize: pixels to scale the shorter side to before cropping the centre.
+        resize: how they are scaled, or were when they were decoded; `None` if they are not.
+
+    Raises:
+        DataError: the pixels are no uint8 `(N, C, H, W)`, the labels do not fit the classes, or
+            there are not as many labels as images.
     """
 
     labels: Tensor
@@ -41,7 +45,14 @@ class Images:
     source: str
     pixels: Tensor | None = None
     files: tuple[str, ...] = ()
-    resize: int | None = None
+    resize: Scaling | None = None
+
+    def __post_init__(self) -> None:
+        problem = _problem(self.labels, len(self.classes)) or (
+            _problem_of_files(self) if self.pixels is None else _problem_of_pixels(self)
+        )
+        if problem:
+            raise DataError(f"{self.source}: {problem}")
 
     @property
     def labelled(self) -> bool:
@@ -51,7 +62,8 @@ class Images:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of pixels and labels, or of labels and file names: whether two sets are equal."""
-        digest = hashlib.sha256(repr((self.shape, self.classes, self.resize)).encode())
+        resize = self.resize if self.pixels is None else None  # else the pixels tell
+        digest = hashlib.sha256(repr((self.shape, self.classes, resize)).encode())
         digest.update(self.labels.cpu().numpy().tobytes())
         if self.pixels is None:
             digest.update("\n".join(self.files).encode())
@@ -63,12 +75,8 @@ class Images:
         return len(self.labels)
 
     @property
-    def alike(self) -> bool:
-        """Whether all images in memory are equal; of files only the first two are looked at."""
-        some = self if self.pixels is not None else self.spread(2)
-        ((first, _),) = some.batches(torch.arange(1), 1)
-        batches = some.batches(torch.arange(len(some)), 128)
-        return all(torch.equal(pixels, first.expand_as(pixels)) for pixels, _ in batches)
+    def in_memory(self) -> bool:
+        return self.pixels is not None
 
     def take(self, indices: Tensor) -> Images:
         """The images at `indices` `(M,)`."""
@@ -78,27 +86,6 @@ class Images:
             pixels=None if self.pixels is None else self.pixels[indices],
             files=tuple(self.files[index] for index in indices.tolist()) if self.files else (),
         )
-
-    def spread(self, limit: int | None) -> Images:
-        """At most `limit` images, evenly spaced over the whole set and thus from every class."""
-        if limit is None or limit >= len(self):
-            return self
-        return self.take(torch.arange(limit) * len(self) // limit)
-
-    def held_out(self, count: int, seed: int) -> tuple[Images, Images | None]:
-        """Split at random: all images but `count`, and those `count` images, if any.
-
-        Raises:
-            DataError: there are not more than `count` images.
-        """
-        if not count:
-            return self, None
-        if count >= len(self):
-            raise DataError(
-                f"cannot hold out {count} images: {self.source} has only {len(self)}; choose fewer"
-            )
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
     def joined(self, other: Images) -> Images:
         """These images followed by those of another set, such as its validation split.
@@ -128,7 +115,7 @@ class Images:
         pixels = None if self.pixels is None else self.pixels.to(device)
         return replace(self, labels=self.labels.to(device), pixels=pixels)
 
-    def batches(self, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, indices: Tensor, size: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels `(B, C, H, W)` uint8 and labels `(B,)`, in the order of the indices."""
         parts = [indices[start : start + size] for start in range(0, len(indices), size)]
         if self.pixels is not None:
@@ -148,3 +135,52 @@ class Images:
     def _decoding(self, pool: ThreadPoolExecutor, part: Tensor) -> list[Any]:
         files = [self.files[index] for index in part.tolist()]
         return [pool.submit(decode, file, self.shape, self.resize) for file in files]
+
+    def unlabelled(self) -> Images:
+        """The images without their labels."""
+        return replace(self, labels=torch.full_like(self.labels, -1), classes=())
+
+
+def _problem(labels: Tensor, classes: int) -> str | None:
+    """What is wrong with labels, if anything; those of images without classes are not used."""
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        return (
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 of shape "
+            "(N,): convert them"
+        )
+    if not classes or not len(labels):
+        return None
+    least, most = (int(label) for label in labels.aminmax())
+    if least < 0 or most >= classes:
+        return (
+            f"labels reach from {least} to {most}, expected 0 to {classes - 1} for {classes} "
+            "classes"
+        )
+    return None
+
+
+def _problem_of_files(images: Images) -> str | None:
+    if len(images.files) == len(images.labels):
+        return None
+    return f"{len(images.files)} files and {len(images.labels)} labels, expected one for each"
+
+
+def _problem_of_pixels(images: Images) -> str | None:
+    pixels, shape = images.pixels, tuple(images.shape)
+    assert pixels is not None  # asked only then
+    if pixels.dtype != torch.uint8:
+        return (
+            f"pixels are {pixels.dtype}, expected uint8 from 0 to 255, which are normalised when "
+            "they are used: convert them, or pass prepared tensors as Examples of a data set"
+        )
+    found = tuple(pixels.shape[1:])
+    if found != shape:
+        last = "; move the channels to the front, pixels.permute(0, 3, 1, 2)"
+        turned = pixels.ndim == 4 and (found[2], *found[:2]) == shape
+        return (
+            f"pixels are {tuple(pixels.shape)}, expected (N, {', '.join(map(str, shape))})"
+            + last * turned
+        )
+    if len(pixels) != len(images.labels):
+        return f"{len(pixels)} images and {len(images.labels)} labels, expected one for each"
+    return None

@@ -26,7 +26,9 @@ class Normalization:
     source: str = "given"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalise uint8 images `(N, C, H, W)`; returns float32."""
+        """Normalise uint8 images `(N, C, H, W)` to float32; `PREPARED` leaves images alone."""
+        if not self.mean:
+            return images
         mean, std = (
             torch.tensor(values, device=images.device).view(1, -1, 1, 1)
             for values in (self.mean, self.std)
@@ -34,6 +36,7 @@ class Normalization:
         return (images.float() / 255 - mean) / std
 
 
+PREPARED = Normalization((), (), "the data set's own")
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet's")
 
 

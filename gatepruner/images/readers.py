@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,9 +16,12 @@ import torch
 
 from gatepruner.errors import DataError, listed
 from gatepruner.images.decoding import decode
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Track
+from gatepruner.images.images import Images
+from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
 
+NUMBERED = re.compile(r"(\d+)([-_. ]|$)")  # a name that begins with the index of a class
 IN_MEMORY = 4 * 2**30  # bytes; larger sets are decoded batch by batch instead of once
 
 
@@ -26,7 +30,7 @@ def load_images(
     shape: Shape,
     *,
     split: str | None = None,
-    resize: int | None = None,
+    resize: int | Scaling | None = None,
     limit: int | None = None,
     track: Track = iter,
 ) -> Images:
@@ -34,13 +38,14 @@ def load_images(
 
     Args:
         spec: `mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR` or `cifar100:DIR` (torchvision's
-            layouts, nothing is downloaded), `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`), or
-            `pictures:DIR` (images without labels, at any depth of `DIR`, or of `DIR/SPLIT`).
+            layouts, nothing is downloaded), `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`, or
+            `DIR/SPLIT/INDEX-*.png` with the index of the class before the name), or
+            `pictures:DIR` (images without labels, at any depth of `DIR/SPLIT`).
         shape: `(C, H, W)` of the network's input.
-        split: `train`, `val` or `test`; by default `test`, or `val` if there is no `test`. Of
-            pictures in a folder without splits, all are read, also as `train`.
-        resize: pixels to scale the shorter side to before cropping the centre `(H, W)`; only for
-            an image folder and for pictures.
+        split: `train`, `val`, `test` or another folder of `DIR`; by default `test`, or `val` if
+            there is no `test`. Of a folder without splits, all images are read, also as `train`.
+        resize: pixels to scale the shorter side to, or another scaling, before the centre `(H, W)`
+            is cropped; only for an image folder and for pictures.
         limit: most images to read, evenly spaced over the set.
         track: wraps the decoding of files, to show progress.
 
@@ -48,7 +53,10 @@ def load_images(
         DataError: the set is unknown, missing or empty, or its images have another size.
     """
     kind, root = located(spec)
-    images = READERS[kind](root, split, shape, resize, limit, track)
+    scaling = Scaling(resize) if isinstance(resize, int) else resize
+    if scaling is not None:
+        scaling.check(*shape[1:])
+    images = READERS[kind](root, split, shape, scaling, limit, track)
     if not len(images):
         raise DataError(f"{images.source} has no images: expected {LAYOUTS[kind]}")
     if images.shape != shape:
@@ -80,13 +88,13 @@ def located(spec: str) -> tuple[str, Path]:
 def has_split(spec: str, split: str) -> bool:
     """Whether a set has a split: torchvision's sets have train and test, folders their own.
 
-    Pictures in a folder without splits count as training images.
+    The images in a folder without splits count as training images.
     """
     kind, _, directory = spec.partition(":")
-    if kind not in ("imagefolder", "pictures"):
+    if kind not in FOLDERS:
         return split in ("train", "test")
     splits = _splits(Path(directory).expanduser())
-    return split in splits or (kind == "pictures" and split == "train" and not splits)
+    return split in splits or (split == "train" and not splits)
 
 
 def _splits(root: Path) -> list[str]:
@@ -102,7 +110,7 @@ LAYOUTS = {
     "fashion-mnist": "DIR/FashionMNIST/raw/*-ubyte, as torchvision lays it out",
     "cifar10": "DIR/cifar-10-batches-py, as torchvision lays it out",
     "cifar100": "DIR/cifar-100-python, as torchvision lays it out",
-    "imagefolder": "DIR/train, DIR/val or DIR/test with a folder of images for each class",
+    "imagefolder": "DIR, or DIR/train, DIR/val or DIR/test, with a folder of images for each class",
     "pictures": "DIR, or DIR/train, DIR/val or DIR/test, with images at any depth",
 }
 
@@ -120,7 +128,7 @@ def _set_reader(kind: str) -> Callable[..., Images]:
         root: Path,
         split: str | None,
         shape: Shape,
-        resize: int | None,
+        resize: Scaling | None,
         limit: int | None,
         track: Track,
     ) -> Images:
@@ -157,56 +165,85 @@ def _set_reader(kind: str) -> Callable[..., Images]:
 
 
 def _read_folder(
-    root: Path, split: str | None, shape: Shape, resize: int | None, limit: int | None, track: Track
+    root: Path,
+    split: str | None,
+    shape: Shape,
+    resize: Scaling | None,
+    limit: int | None,
+    track: Track,
 ) -> Images:
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    splits = _splits(root)
-    split = split or ("test" if "test" in splits else "val")
-    if split not in splits:
-        raise DataError(
-            f"imagefolder:{root} has no split {split!r}: found {listed(splits) or 'none'}, "
-            f"expected {LAYOUTS['imagefolder']}{_hint(root, root)}"
-        )
-    source = f"imagefolder:{root} {split}"
-    try:
-        folder = ImageFolder(str(root / split))
-    except (FileNotFoundError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"cannot read {source}: {reason}{_hint(root, root / split)}") from None
-    labels, files = torch.tensor(folder.targets), tuple(file for file, _ in folder.samples)
-    images = Images(labels, tuple(folder.classes), shape, source, None, files, resize)
+    folder, source = _split_folder("imagefolder", root, split)
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
+    )
+    if names:
+        indices = {name: index for index, name in enumerate(names)}
+        samples = make_dataset(str(folder), indices, IMG_EXTENSIONS, allow_empty=True)
+    else:
+        names, samples = _numbered(folder, source, root)
+    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+    files = tuple(file for file, _ in samples)
+    images = Images(labels, tuple(names), shape, source, None, files, resize)
     return _in_memory(images.spread(limit), track)
 
 
-def _hint(root: Path, folder: Path) -> str:
-    """What to do if images lie in a folder itself, where folders of classes are expected."""
-    from torchvision.datasets.folder import is_image_file
-
-    flat = any(is_image_file(name) for name in glob("*", root_dir=folder))
-    return f"; to read its images without labels: pictures:{root}" if flat else ""
+def _numbered(folder: Path, source: str, root: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """The classes and the files of a folder whose file names begin with the index of a class."""
+    files = _image_files(folder, "*")
+    matches = [NUMBERED.match(Path(file).stem) for file in files]
+    if not files or not all(matches):
+        hint = f"; to read its images without labels: pictures:{root}" if files else ""
+        raise DataError(
+            f"{source} has no folders of classes: expected {LAYOUTS['imagefolder']}{hint}"
+        )
+    numbers = [int(match[1]) for match in matches if match]
+    classes = sorted(set(numbers))
+    labels = {number: index for index, number in enumerate(classes)}
+    pairs = zip(files, numbers, strict=True)
+    return list(map(str, classes)), [(file, labels[number]) for file, number in pairs]
 
 
 def _read_pictures(
-    root: Path, split: str | None, shape: Shape, resize: int | None, limit: int | None, track: Track
+    root: Path,
+    split: str | None,
+    shape: Shape,
+    resize: Scaling | None,
+    limit: int | None,
+    track: Track,
 ) -> Images:
-    from torchvision.datasets.folder import is_image_file
-
-    splits = _splits(root)
-    split = split or next((name for name in ("test", "val") if name in splits), None)
-    if split == "train" and not splits:
-        split = None
-    if split is not None and split not in splits:
-        raise DataError(
-            f"pictures:{root} has no split {split!r}: found {listed(splits) or 'none'}, expected "
-            f"{root / split} with images at any depth"
-        )
-    folder = root / (split or "")
-    names = sorted(filter(is_image_file, glob("**", root_dir=folder, recursive=True)))
-    files = tuple(str(folder / name) for name in names if not (folder / name).is_dir())
-    source = f"pictures:{root} {split}" if split else f"pictures:{root}"
+    folder, source = _split_folder("pictures", root, split)
+    files = tuple(_image_files(folder, "**"))
     labels = torch.full((len(files),), -1)
     return _in_memory(Images(labels, (), shape, source, None, files, resize).spread(limit), track)
+
+
+def _image_files(folder: Path, pattern: str) -> list[str]:
+    """The image files of a folder, in the order of their paths; hidden ones are left out."""
+    from torchvision.datasets.folder import is_image_file
+
+    names = sorted(filter(is_image_file, glob(pattern, root_dir=folder, recursive=True)))
+    return [str(folder / name) for name in names if not (folder / name).is_dir()]
+
+
+def _split_folder(kind: str, root: Path, split: str | None) -> tuple[Path, str]:
+    """The folder of a split, and what to call it; a folder without splits is one itself."""
+    splits = _splits(root)
+    asked = split or next((name for name in ("test", "val") if name in splits), None)
+    if asked is None and splits and kind == "imagefolder":
+        asked = "test"  # or train would be taken for a class
+    if asked == "train" and not splits:
+        asked = None
+    if asked is None:
+        return root, f"{kind}:{root}"
+    if not (root / asked).is_dir():
+        content = LAYOUTS[kind].rpartition(", with ")[2]
+        raise DataError(
+            f"{kind}:{root} has no split {asked!r}: found {listed(splits) or 'none'}, expected "
+            f"{root / asked} with {content}"
+        )
+    return root / asked, f"{kind}:{root} {asked}"
 
 
 def _in_memory(images: Images, track: Track) -> Images:
@@ -223,13 +260,16 @@ def _in_memory(images: Images, track: Track) -> Images:
         decoded = pool.map(lambda file: decode(file, shape, resize), images.files, chunksize=64)
         for index, image in enumerate(track(_Counted(decoded, len(images)))):
             pixels[index] = image
-    return replace(images, pixels=pixels, files=(), resize=None)
+    return replace(images, pixels=pixels, files=())
 
 
-READERS: dict[str, Callable[..., Images]] = {
-    **{kind: _set_reader(kind) for kind in SETS},
+FOLDERS: dict[str, Callable[..., Images]] = {
     "imagefolder": _read_folder,
     "pictures": _read_pictures,
+}
+READERS: dict[str, Callable[..., Images]] = {
+    **{kind: _set_reader(kind) for kind in SETS},
+    **FOLDERS,
 }
 
 

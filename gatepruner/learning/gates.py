@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import PlanError, TrainingError
-from gatepruner.images.images import Images
+from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.views import mirrored
 from gatepruner.learning.learner import Learner
@@ -43,7 +43,7 @@ Savings = Mapping[str, float] | None
 
 def learn_gates(
     checkpoint: Checkpoint,
-    data: Images,
+    data: Examples,
     recipe: GateRecipe | None = None,
     *,
     normalization: Normalization | None = None,
@@ -82,7 +82,7 @@ def learn_gates(
     """
     recipe = recipe or GateRecipe()
     gated = add_gates(checkpoint)
-    (check_fit if recipe.labels else check_size)(gated.network, data)
+    (check_fit(gated, data) if recipe.labels else check_size(gated.network, data))
     removable = len(_candidates(gated.network, recipe))
     if not removable or (recipe.blocks is not None and recipe.blocks > removable):
         kind = " with an identity shortcut" if recipe.identity_only else ""
@@ -119,7 +119,7 @@ class _Run(Learner[GateMoment]):
     recipe: GateRecipe
 
     def __init__(
-        self, start: Checkpoint, data: Images, recipe: GateRecipe, saved: Savings, **options: Any
+        self, start: Checkpoint, data: Examples, recipe: GateRecipe, saved: Savings, **options: Any
     ) -> None:
         options = {**options, "teacher": None if recipe.labels else start}
         super().__init__(start, data, recipe, mirrored if recipe.mirror else None, **options)
@@ -277,7 +277,7 @@ class _Run(Learner[GateMoment]):
                 for removal in self.removals
             )
         )
-        return replace(self.start, path=path, notes={**notes, "normalize": self.normalize})
+        return replace(self.start, path=path, notes={**notes, **self.preprocessing})
 
 
 def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:

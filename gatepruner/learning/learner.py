@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gatepruner.errors import TrainingError, listed
-from gatepruner.images.images import Images
+from gatepruner.images.examples import Examples, mixed
 from gatepruner.images.normalization import Normalization
+from gatepruner.images.preprocessing import Preprocessing
 from gatepruner.learning.recipes import GateRecipe, Recipe
 from gatepruner.measuring.agreement import (
     Answers,
@@ -53,7 +53,7 @@ class Learner(ABC, Generic[Shown]):
     def __init__(
         self,
         start: Checkpoint,
-        data: Images,
+        data: Examples,
         recipe: GateRecipe | Recipe,
         view: Callable[[Tensor], Tensor] | None,
         *,
@@ -63,11 +63,11 @@ class Learner(ABC, Generic[Shown]):
     ) -> None:
         check_batch(data, recipe.batch_size)
         self.start, self.recipe, self.view, self.teacher = start, recipe, view, teacher
+        if data.prepared:
+            self.view = None  # the data set augments by itself
         for checkpoint in (start, teacher or start):
             check_learnable(checkpoint)
-        self.normalizations = normalizations_of(
-            start, teacher or start, data.shape[0], normalization
-        )
+        self.normalizations = normalizations_of(start, teacher or start, data, normalization)
         self.device = pick_device(device)
         self.fast = learns_fast(self.device, count(start.network).macs)
         self.data = data.to(self.device)
@@ -97,9 +97,10 @@ class Learner(ABC, Generic[Shown]):
         per_epoch = len(self.data) // size
         while True:
             epoch, first = divmod(step, per_epoch)
-            generator = torch.Generator().manual_seed(_mixed(self.recipe.seed, epoch))
+            seed = mixed(self.recipe.seed, epoch)
+            generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(len(self.data), generator=generator)
-            yield from self.data.batches(order[first * size : per_epoch * size], size)
+            yield from self.data.batches(order[first * size : per_epoch * size], size, seed)
             step = (epoch + 1) * per_epoch
 
     @property
@@ -118,36 +119,40 @@ class Learner(ABC, Generic[Shown]):
     def compute_gradients(self, penalty: Tensor | float = 0.0) -> None:
         """Begin a step: compute the gradients of the next batch's loss plus a penalty."""
         pixels, labels = next(self.batches)
-        torch.manual_seed(_mixed(self.recipe.seed, -1 - self.done))
+        torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
         viewed = pixels if self.view is None else self.view(pixels)
-        given = answers(self.module, self._normalized(viewed, 0), self.device, self.fast)
+        given = self._answers(self.module, self._normalized(viewed, 0))
         loss = self._loss(given, viewed, labels)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # it does not if no gate is left and norms are frozen
             torch.autograd.backward(loss + penalty)
-        accuracy = (given[0].detach().argmax(1) == labels).float().mean()
-        self.sums += torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)])
+        score = torch.zeros((), device=self.device)
+        if self.data.labelled:
+            score = self.data.task.score(given[0].detach(), labels).float().mean()
+        self.sums += torch.stack([loss.detach(), score, torch.ones_like(score)])
 
     def _normalized(self, pixels: Tensor, which: int) -> Tensor:
         """Images as the network, 0, or its teacher, 1, takes them."""
         return laid_out(self.normalizations[which](pixels), self.fast)
 
+    def _answers(self, module: nn.Module, images: Tensor) -> Answers:
+        return answers(module, images, self.device, self.fast, classes=self.data.task.classes)
+
     def _loss(self, given: Answers, pixels: Tensor, labels: Tensor) -> Tensor:
-        """The distance from the teacher's answers; the cross-entropy if there is no teacher."""
-        logits, features = given
+        """The distance from the teacher's answers; that from the labels if there is no teacher."""
+        (logits, features), task = given, self.data.task
         share = self.recipe.distillation if self.data.labelled else 1.0
         if self.teacher_module is None or not (share or self.matches):
-            return F.cross_entropy(logits, labels)
+            return task.loss(logits, labels)
         with torch.no_grad():
-            images = self._normalized(pixels, 1)
-            targets, target = answers(self.teacher_module, images, self.device, self.fast)
+            targets, target = self._answers(self.teacher_module, self._normalized(pixels, 1))
         losses = []
         if features is not None and target is not None:
             losses.append(FEATURES * feature_distance(features, target))
         if features is None or self.recipe.match == "both":
-            loss = distance(logits, targets, self.recipe.temperature)
+            loss = task.distance(logits, targets, self.recipe.temperature)
             if share < 1:  # the labels need not fit the network otherwise
-                loss = share * loss + (1 - share) * F.cross_entropy(logits, labels)
+                loss = share * loss + (1 - share) * task.loss(logits, labels)
             losses.append(loss)
         return torch.stack(losses).mean()
 
@@ -166,7 +171,8 @@ class Learner(ABC, Generic[Shown]):
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed, as plain JSON."""
         images = [self.data.source, len(self.data), self.data.fingerprint]
-        return {"format": FORMAT, "images": images, "normalization": self.normalize}
+        normalization = self.preprocessing.get("normalize")
+        return {"format": FORMAT, "images": images, "normalization": normalization}
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the run, as tensors, which later steps change, and plain values."""
@@ -193,9 +199,9 @@ class Learner(ABC, Generic[Shown]):
         return self.normalizations[0]
 
     @property
-    def normalize(self) -> dict[str, list[float]]:
-        """The normalisation as checkpoints record it."""
-        return {"mean": list(self.normalization.mean), "std": list(self.normalization.std)}
+    def preprocessing(self) -> dict[str, Any]:
+        """The preprocessing of the images as notes of a checkpoint."""
+        return Preprocessing(self.normalization, self.data.resize).to_json()
 
 
 def check_learnable(checkpoint: Checkpoint) -> None:
@@ -240,21 +246,5 @@ def matched(match: str, network: Network, teacher: Checkpoint) -> str:
     return f"{found} and logits" if match == "both" else str(found)
 
 
-def distance(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Mean Kullback-Leibler divergence of softened logits `(N, K)` from the teacher's.
-
-    Multiplied by the squared temperature, so that gradients have the same size at every
-    temperature (Hinton, Vinyals, Dean, 2015, https://arxiv.org/abs/1503.02531).
-    """
-    softened = F.log_softmax(logits / temperature, 1)
-    teachers = F.log_softmax(target / temperature, 1)
-    return temperature**2 * F.kl_div(softened, teachers, log_target=True, reduction="batchmean")
-
-
 def _finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
-
-
-def _mixed(seed: int, index: int) -> int:
-    """A seed for every index, negative ones included, far from those of its neighbours."""
-    return (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9) % 2**63

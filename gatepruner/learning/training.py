@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from gatepruner.errors import TrainingError
-from gatepruner.images.images import Images
+from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import varied
 from gatepruner.learning.learner import Learner, check_learnable, matched, matches
@@ -39,10 +39,10 @@ ROUND = 25  # steps, at least, between two comparisons with the teacher
 
 def train(
     network: Network,
-    data: Images,
+    data: Examples,
     recipe: Recipe,
     *,
-    validation: Images | None = None,
+    validation: Examples | None = None,
     normalization: Normalization | None = None,
     device: str | torch.device = "auto",
     state: str | Path | None = None,
@@ -91,11 +91,11 @@ def train(
 
 def finetune(
     checkpoint: Checkpoint,
-    data: Images,
+    data: Examples,
     recipe: Recipe = FINE_TUNING,
     *,
     teacher: Checkpoint | None = None,
-    validation: Images | None = None,
+    validation: Examples | None = None,
     normalization: Normalization | None = None,
     device: str | torch.device = "auto",
     state: str | Path | None = None,
@@ -174,17 +174,19 @@ class _Run(Learner[Moment]):
     def __init__(
         self,
         start: Checkpoint,
-        data: Images,
+        data: Examples,
         recipe: Recipe,
         *,
-        validation: Images | None,
+        validation: Examples | None,
         fresh: bool = False,
         **options: Any,
     ) -> None:
         taught = options["teacher"] is not None
         for images in (data, validation) if validation is not None else (data,):
-            check = check_size if taught and not images.labelled else check_fit
-            check(start.network, images)
+            if taught and not images.labelled:
+                check_size(start.network, images)
+            else:
+                check_fit(start, images)
         super().__init__(start, data, recipe, varied if recipe.augment else None, **options)
         self.validation, self.fresh = validation, fresh
         self.history: list[dict[str, Any]] = []
@@ -266,7 +268,7 @@ class _Run(Learner[Moment]):
             distance=found.distance,
         )
 
-    def _compare(self, held_out: Images) -> Agreement:
+    def _compare(self, held_out: Examples) -> Agreement:
         """Compare the network with its teacher, and keep its state if it is the best so far.
 
         The best is nearest to the teacher, by `Agreement.gap`, of all that agree with it on at
@@ -320,8 +322,8 @@ class _Run(Learner[Moment]):
         weights = {key: tensors[key].detach().cpu().contiguous() for key in network.state()}
         notes = {
             **self.start.noting(**{verb: self.data.source, "images": len(self.data)}),
-            "normalize": self.normalize,
-            **({"classes": list(self.data.classes)} if self.data.labelled else {}),
+            **self.preprocessing,
+            **({"classes": list(self.data.classes)} if self.data.classes else {}),
             "recipe": asdict(self.recipe),
             "epochs": self.history,
             "torch": torch.__version__,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gatepruner.errors import DataError
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
+from gatepruner.images.task import Task
 from gatepruner.measuring.device import laid_out, pick_device, place, precision, wide_type
 from gatepruner.measuring.inputs import check_fit, normalization_of
 from gatepruner.networks.checkpoint import Checkpoint
@@ -22,16 +22,17 @@ Z95 = 1.959963984540054  # quantile of the normal distribution for 95 %
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy and loss on a set of images.
+    """Top-1 accuracy and loss on a set of images; for another task its mean score, see `Task`.
 
     Attributes:
-        correct: number of images classified correctly.
+        correct: number of images classified correctly, or the sum of their scores.
         images: number of images.
-        loss: mean cross-entropy, in nats.
-        right: `(images,)` bool on the CPU, whether each is classified correctly; not compared.
+        loss: mean loss; cross-entropy in nats.
+        right: `(images,)` on the CPU, whether each is classified correctly, or its score; not
+            compared.
     """
 
-    correct: int
+    correct: float
     images: int
     loss: float
     right: Tensor | None = field(default=None, compare=False, repr=False)
@@ -62,7 +63,7 @@ class Accuracy:
         }
 
 
-def wilson(count: int, n: int) -> tuple[float, float]:
+def wilson(count: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a fraction, `count` of `n` (Wilson, 1927, doi:10.2307/2276774)."""
     p = count / n
     middle = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
@@ -72,7 +73,7 @@ def wilson(count: int, n: int) -> tuple[float, float]:
 
 def accuracy(
     checkpoint: Checkpoint,
-    data: Images,
+    data: Examples,
     *,
     device: str | torch.device = "auto",
     batch_size: int = 256,
@@ -95,8 +96,8 @@ def accuracy(
     Raises:
         DataError: the images have another size or number of classes.
     """
-    check_fit(checkpoint.network, data)
-    chosen = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    check_fit(checkpoint, data)
+    chosen = normalization_of(checkpoint, data, normalization)
     (result,) = tally(checkpoint.build(), data, chosen, device, batch_size, track)
     return result
 
@@ -104,7 +105,7 @@ def accuracy(
 @torch.inference_mode()
 def tally(
     module: nn.Module,
-    data: Images,
+    data: Examples,
     normalization: Normalization,
     device: str | torch.device,
     batch_size: int,
@@ -127,22 +128,24 @@ def tally(
         images = laid_out(normalization(pixels))
         with precision(device):
             heads = _heads(module(images))
-        losses.append(torch.stack([_loss(logits, labels) for logits in heads]))
-        rights.append(torch.stack([logits.float().argmax(1) == labels for logits in heads]))
+        scored = [_measured(data.task, logits.float(), labels) for logits in heads]
+        losses.append(torch.stack([loss for loss, _ in scored]))
+        rights.append(torch.stack([right for _, right in scored]))
     if rights:
         total, count = torch.stack(losses).sum(0), len(rights[0])
     else:  # there are more processes than images
         count = len(_heads(module(torch.zeros(1, *data.shape, device=device))))
         total = torch.zeros(count, device=device, dtype=wide_type(device))
-    right = torch.zeros(count, len(data), dtype=torch.uint8, device=device)
+    kind = torch.uint8 if data.task.classes else torch.float32
+    right = torch.zeros(count, len(data), dtype=kind, device=device)
     if rights:
-        right[:, indices.to(device)] = torch.cat(rights, 1).to(torch.uint8)
+        right[:, indices.to(device)] = torch.cat(rights, 1).to(kind)
     if shared:
         dist.all_reduce(total)
         dist.all_reduce(right)
     return [
-        Accuracy(int(head.sum()), len(data), loss / len(data), head)
-        for head, loss in zip(right.cpu().bool(), total.tolist(), strict=True)
+        Accuracy(head.sum().item(), len(data), loss / len(data), _flags(head))
+        for head, loss in zip(right.cpu(), total.tolist(), strict=True)
     ]
 
 
@@ -150,10 +153,14 @@ def _heads(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (logits,) if isinstance(logits, Tensor) else tuple(logits)
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum of the losses of a batch, `()`."""
-    losses = F.cross_entropy(logits.float(), labels, reduction="none")
-    return losses.to(wide_type(logits.device)).sum()
+def _measured(task: Task, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of a batch, `()`, and the score of each example, `(N,)`."""
+    losses = task.losses(outputs, targets).to(wide_type(outputs.device))
+    return losses.sum(), task.score(outputs, targets)
+
+
+def _flags(right: Tensor) -> Tensor:
+    return right.bool() if right.dtype == torch.uint8 else right
 
 
 def mcnemar(one: Accuracy, other: Accuracy) -> float:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gatepruner.errors import PlanError
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import wilson
 from gatepruner.measuring.device import laid_out, pick_device, place, precision, wide_type
@@ -30,20 +30,21 @@ class Agreement:
     """How nearly a network answers as the whole one does.
 
     Attributes:
-        agreeing: number of images that both assign to the same class.
+        agreeing: number of images that both assign to the same class; for another task than
+            classification the sum of scores, see `Task`.
         images: number of images.
         divergence: mean Kullback-Leibler divergence of its classes' probabilities from the whole
-            network's, in nats.
+            network's, in nats; for another task its own distance.
         distance: mean squared difference of the features, relative to the mean square of the whole
             network's; `None` if they cannot be compared.
         correct: number of images classified correctly; `None` without labels.
     """
 
-    agreeing: int
+    agreeing: float
     images: int
     divergence: float
     distance: float | None
-    correct: int | None = None
+    correct: float | None = None
 
     @property
     def agreement(self) -> float:
@@ -85,7 +86,7 @@ class Agreement:
 def agreement(
     checkpoint: Checkpoint,
     whole: Checkpoint,
-    data: Images,
+    data: Examples,
     *,
     device: str | torch.device = "auto",
     batch_size: int = 128,
@@ -116,7 +117,7 @@ def agreement(
             "the same"
         )
     features = comparable(checkpoint.network, whole.network)
-    normalizations = normalizations_of(checkpoint, whole, data.shape[0], normalization)
+    normalizations = normalizations_of(checkpoint, whole, data, normalization)
     device = pick_device(device)
     own, others = (
         place(answering(one.build(), one.network, features), device) for one in (checkpoint, whole)
@@ -125,15 +126,18 @@ def agreement(
 
 
 def normalizations_of(
-    checkpoint: Checkpoint, whole: Checkpoint, channels: int, chosen: Normalization | None = None
+    checkpoint: Checkpoint,
+    whole: Checkpoint,
+    data: Examples,
+    chosen: Normalization | None = None,
 ) -> Normalizations:
     """The normalisations of a network and of the whole one, or its teacher.
 
     The whole one has that of the network if it records none; see `normalization_of`.
     """
-    own = normalization_of(checkpoint.notes, channels, chosen)
+    own = normalization_of(checkpoint, data, chosen)
     recorded = chosen is None and "normalize" in whole.notes
-    return own, normalization_of(whole.notes, channels) if recorded else own
+    return own, normalization_of(whole, data) if recorded else own
 
 
 def comparable(network: Network, other: Network) -> bool:
@@ -157,15 +161,23 @@ def answering(root: nn.Module, network: Network, features: bool) -> fx.GraphModu
     return module
 
 
-def answers(module: nn.Module, images: Tensor, device: torch.device, fast: bool | None) -> Answers:
+def answers(
+    module: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    fast: bool | None,
+    *,
+    classes: bool = True,
+) -> Answers:
     """The answers of an answering module, in float32.
 
-    A single logit is that of class 1 against class 0, whose logit is 0, as a sigmoid has it.
+    Where outputs tell classes, a single logit is that of class 1 against class 0, whose logit is
+    0, as a sigmoid has it.
     """
     with precision(device, fast):
         result = module(images)
     logits, features = (result, None) if isinstance(result, Tensor) else result
-    if logits.shape[1] == 1:
+    if classes and logits.shape[1] == 1:
         logits = F.pad(logits, (1, 0))
     return logits.float(), None if features is None else features.float()
 
@@ -182,7 +194,7 @@ def feature_distance(features: Tensor, target: Tensor) -> Tensor:
 def compared(
     module: nn.Module,
     whole: nn.Module,
-    data: Images,
+    data: Examples,
     normalizations: Normalizations,
     device: torch.device,
     *,
@@ -198,28 +210,28 @@ def compared(
     batches = data.to(device).batches(torch.arange(len(data)), batch_size)
     for _, (pixels, labels) in zip(track(starts), batches, strict=True):
         own, others = (
-            answers(one, laid_out(normalization(pixels), fast), device, fast)
+            answers(
+                one, laid_out(normalization(pixels), fast), device, fast, classes=data.task.classes
+            )
             for one, normalization in zip((module, whole), normalizations, strict=True)
         )
-        rows.append(_sums(own, others, labels))
+        rows.append(_sums(own, others, labels, data))
     agreeing, correct, divergence, *squares = torch.stack(rows).sum(0).tolist()
     return Agreement(
-        agreeing=int(agreeing),
+        agreeing=int(agreeing) if data.task.classes else agreeing,
         images=len(data),
         divergence=divergence / len(data),
         distance=squares[0] / max(squares[1], TINY) if squares else None,
-        correct=int(correct) if data.labelled else None,
+        correct=None if not data.labelled else int(correct) if data.task.classes else correct,
     )
 
 
-def _sums(own: Answers, others: Answers, labels: Tensor) -> Tensor:
+def _sums(own: Answers, others: Answers, labels: Tensor, data: Examples) -> Tensor:
     """Agreeing and correct images, divergence and, of features, squared differences and squares."""
-    (logits, features), (targets, target) = own, others
-    divergence = F.kl_div(
-        F.log_softmax(logits, 1), F.log_softmax(targets, 1), log_target=True, reduction="sum"
-    )
-    classes = logits.argmax(1)
-    sums = [(classes == targets.argmax(1)).sum(), (classes == labels).sum(), divergence]
+    (logits, features), (targets, target), task = own, others, data.task
+    agreeing = task.score(logits, task.decide(targets)).sum()
+    correct = task.score(logits, labels).sum() if data.labelled else torch.zeros_like(agreeing)
+    sums = [agreeing, correct, len(logits) * task.distance(logits, targets, 1.0)]
     if features is not None and target is not None:
         sums += [(features - target).square().sum(), target.square().sum()]
     return torch.stack([value.to(wide_type(logits.device)) for value in sums])

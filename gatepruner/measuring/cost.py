@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from gatepruner.networks.base import Base, traced
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 
 
@@ -29,12 +30,13 @@ class Cost:
     macs: int
 
 
-def count(network: Network) -> Cost:
-    """Parameters and MACs of a network, from its graph alone.
+def count(subject: Network | Checkpoint) -> Cost:
+    """Parameters and MACs of a network, or of a checkpoint's, from its graph alone.
 
     No edit changes a shape: each node of the base is counted once, and the MACs of a pruned
     network are the sum over its remaining nodes.
     """
+    network = subject.network if isinstance(subject, Checkpoint) else subject
     macs = _macs_of_nodes(network.base)
     nodes = (node.meta.get("base") for node in network.graph().nodes)
     distinct = {id(tensor): tensor for tensor in network.state().values()}.values()

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import warnings
 
-from gatepruner.errors import DataError, TrainingError
-from gatepruner.images.images import Images
-from gatepruner.images.normalization import IMAGENET, Normalization
+import torch
+
+from gatepruner.errors import DataError, TrainingError, listed
+from gatepruner.images.examples import Examples
+from gatepruner.images.normalization import PREPARED, Normalization
+from gatepruner.images.preprocessing import preprocessing_of
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 
 
 def normalization_of(
-    notes: Mapping[str, Any], channels: int, chosen: Normalization | None = None
+    checkpoint: Checkpoint, data: Examples, chosen: Normalization | None = None
 ) -> Normalization:
-    """The normalisation that a checkpoint records; ImageNet's if it records none.
+    """The normalisation that images get for a network; see `preprocessing_of`.
 
     Args:
-        notes: of the checkpoint.
-        channels: of the images.
-        chosen: replaces the recorded one.
+        checkpoint: the network with its notes.
+        data: the images.
+        chosen: replaces the network's own.
 
     Raises:
         DataError: the normalisation has another number of channels.
     """
-    normalization = chosen or IMAGENET
-    if chosen is None and "normalize" in notes:
-        mean, std = (tuple(notes["normalize"][key]) for key in ("mean", "std"))
-        normalization = Normalization(mean, std, "the checkpoint's")
+    if data.prepared:
+        return PREPARED
+    normalization, channels = chosen or preprocessing_of(checkpoint).normalization, data.shape[0]
     if {len(normalization.mean), len(normalization.std)} != {channels}:
         raise DataError(
             f"{normalization.source} normalisation has {len(normalization.mean)} channels, the "
@@ -36,7 +38,7 @@ def normalization_of(
     return normalization
 
 
-def check_size(network: Network, data: Images) -> None:
+def check_size(network: Network, data: Examples) -> None:
     """Raise a `DataError` if the images have another size than the network takes."""
     if data.shape != network.base.input_shape:
         raise DataError(
@@ -45,23 +47,60 @@ def check_size(network: Network, data: Images) -> None:
         )
 
 
-def check_fit(network: Network, data: Images) -> None:
-    """Raise a `DataError` if the images have another size or number of classes, or no labels."""
-    check_size(network, data)
+def check_fit(checkpoint: Checkpoint, data: Examples) -> None:
+    """Raise a `DataError` if images are of another size or other classes, or have no labels."""
+    check_size(checkpoint.network, data)
     if not data.labelled:
         raise DataError(
             f"{data.source} has no labels: accuracy and learning from labels need images in a "
             "folder for each class, imagefolder:DIR"
         )
-    if len(data.classes) != network.num_classes:
+    (_check_classes if data.task.classes else _check_targets)(checkpoint, data)
+
+
+def _check_classes(checkpoint: Checkpoint, data: Examples) -> None:
+    network, own = checkpoint.network, data.classes
+    if not own:
+        raise DataError(
+            f"{data.source} does not say how many classes it has: {network} has "
+            f"{network.num_classes}",
+            classes=network.num_classes,
+        )
+    if len(own) != network.num_classes:
         hint = "; to use the images without labels: pictures:DIR"
         raise DataError(
-            f"{data.source} has {len(data.classes)} classes: {network} has {network.num_classes}"
+            f"{data.source} has {len(own)} classes: {network} has {network.num_classes}"
             + (hint if data.source.startswith("imagefolder:") else "")
+        )
+    known = {str(name): at for at, name in enumerate(checkpoint.notes.get("classes", ()))}
+    moved = [name for at, name in enumerate(own) if known.get(name, at) != at]
+    if moved:
+        raise DataError(
+            f"{data.source} has the classes of {network} in another order: {listed(moved, 4)}; use "
+            "map_classes(images, checkpoint)"
         )
 
 
-def check_several(data: Images) -> None:
+def _check_targets(checkpoint: Checkpoint, data: Examples) -> None:
+    """Raise a `DataError` if the task has no loss for outputs of the network and the targets."""
+    ((_, targets),) = data.batches(torch.zeros(2, dtype=torch.int64), 2)
+    outputs = torch.zeros(2, checkpoint.network.num_classes, device=targets.device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of shapes that are broadcast: refused below
+            shape = tuple(data.task.loss(outputs, targets, reduction="none").shape)
+        problem = f"has the shape {shape}, expected {tuple(outputs.shape)} or (2,)"
+        fits = shape in ((2,), tuple(outputs.shape))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        problem, fits = f"fails: {error}", False
+    if not fits:
+        raise DataError(
+            f"{data.source}: the loss of {data.task.name}, with reduction none, for outputs "
+            f"{tuple(outputs.shape)} and targets {tuple(targets.shape)} {problem}"
+        )
+
+
+def check_several(data: Examples) -> None:
     """Raise a `DataError` if there are too few images to estimate batch-norm statistics."""
     if len(data) < 2:
         raise DataError(
@@ -70,7 +109,7 @@ def check_several(data: Images) -> None:
         )
 
 
-def check_batch(data: Images, batch_size: int) -> None:
+def check_batch(data: Examples, batch_size: int) -> None:
     """Raise a `TrainingError` if there are fewer images than one batch."""
     if len(data) < batch_size:
         raise TrainingError(

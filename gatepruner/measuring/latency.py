@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from gatepruner.errors import DataError
 from gatepruner.models import Shape
+from gatepruner.networks.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Latency:
 
 
 def latency(
-    modules: Mapping[str, nn.Module],
-    input_shape: Shape,
+    modules: Mapping[str, nn.Module | Checkpoint],
+    input_shape: Shape | None = None,
     *,
     batch: int = 1,
     device: str | torch.device = "cpu",
@@ -51,8 +53,8 @@ def latency(
     """Measure the latency of several modules in turns, so that conditions are the same for all.
 
     Args:
-        modules: the modules by name; they are moved to the device.
-        input_shape: `(C, H, W)` of one image.
+        modules: modules or checkpoints by name; modules are moved to the device.
+        input_shape: `(C, H, W)` of one image; by default that of the first checkpoint.
         batch: images per pass.
         device: where to measure.
         runs: number of rounds, after three warm-up rounds.
@@ -60,13 +62,19 @@ def latency(
 
     Returns:
         The latency of each module, by name.
+
+    Raises:
+        DataError: there is neither an input shape nor a checkpoint.
     """
-    device = torch.device(device)
-    images = torch.randn(batch, *input_shape, generator=torch.Generator().manual_seed(0))
+    device, shape = torch.device(device), input_shape or _shape_of(modules.values())
+    built = {
+        name: one.build() if isinstance(one, Checkpoint) else one for name, one in modules.items()
+    }
+    images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
     images = images.to(device)
-    modes = {name: module.training for name, module in modules.items()}
-    ready = {name: module.to(device).eval() for name, module in modules.items()}
-    times: dict[str, list[float]] = {name: [] for name in modules}
+    modes = {name: module.training for name, module in built.items()}
+    ready = {name: module.to(device).eval() for name, module in built.items()}
+    times: dict[str, list[float]] = {name: [] for name in built}
     with torch.inference_mode():
         for turn in track(range(runs + 3)):
             for name, module in ready.items():
@@ -78,6 +86,14 @@ def latency(
     for name, training in modes.items():
         ready[name].train(training)
     return {name: _summary(seconds, batch, device) for name, seconds in times.items()}
+
+
+def _shape_of(modules: Iterable[nn.Module | Checkpoint]) -> Shape:
+    """The shape of one image for the first checkpoint."""
+    for one in modules:
+        if isinstance(one, Checkpoint):
+            return one.network.base.input_shape
+    raise DataError("cannot tell the shape of images from modules", input_shape="(C, H, W)")
 
 
 def _summary(times: list[float], batch: int, device: torch.device) -> Latency:

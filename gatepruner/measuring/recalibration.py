@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.images.views import augmented
+from gatepruner.images.preprocessing import Preprocessing
+from gatepruner.images.views import varied
 from gatepruner.measuring.device import pick_device, wide_type
 from gatepruner.measuring.inputs import check_several, check_size, normalization_of
 from gatepruner.models import Shape
@@ -36,7 +37,7 @@ MEMORY = 2 * 2**30  # most bytes of activations in memory
 
 def recalibrate(
     checkpoint: Checkpoint,
-    data: Images,
+    data: Examples,
     *,
     device: str | torch.device = "auto",
     batch_size: int = 128,
@@ -57,9 +58,9 @@ def recalibrate(
         device: where to compute.
         batch_size: images per pass through a node; affects only time.
         normalization: replaces the one that the checkpoint records.
-        augment: whether to shift and mirror the images at random, as in training; by default as
-            when the network was recalibrated last, or else if the first batch norm's statistics
-            are closer to those of augmented images.
+        augment: whether to vary the images at random, as in training: to shift small ones, to
+            crop large ones, and to mirror both; by default as when the network was recalibrated
+            last, or else if the first batch norm's statistics are closer to those of varied images.
         whole: the network before any removal, which decides on `augment` in the checkpoint's
             place.
         memory: most bytes of activations in memory.
@@ -73,20 +74,21 @@ def recalibrate(
     """
     check_size(checkpoint.network, data)
     check_several(data)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    normalization = normalization_of(checkpoint, data, normalization)
     module, device = checkpoint.build(), pick_device(device)
     if not statistics(module):
         return checkpoint
     data = data.spread(max(memory // peak(module, data.shape), 2)).to(device)
     views = Views(data, normalization, batch_size)
     if augment is None:
-        augment = _seen_augmented(whole or checkpoint, views, device)
+        augment = not data.prepared and _seen_augmented(whole or checkpoint, views, device)
     estimated = estimate(module, views(augment), device, track)
     weights = {
         key: estimated[key].to(tensor.dtype) if key in estimated else tensor
         for key, tensor in checkpoint.weights.items()
     }
     notes = checkpoint.noting(recalibrated=data.source, images=len(data), augmented=augment)
+    notes |= Preprocessing(normalization, data.resize).to_json()
     return Checkpoint(checkpoint.network, MappingProxyType(weights), notes)
 
 
@@ -100,12 +102,12 @@ class Views:
         batch_size: images per batch.
     """
 
-    data: Images
+    data: Examples
     normalization: Normalization
     batch_size: int = 128
 
     def __call__(self, augment: bool) -> list[Tensor]:
-        """All batches `(B, C, H, W)`, shifted and mirrored as in training if `augment`.
+        """All batches `(B, C, H, W)`, shifted or cropped and mirrored as in training if `augment`.
 
         The augmentation of an image does not depend on the batch size.
         """
@@ -114,7 +116,7 @@ class Views:
             device = batches[0].device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(0)
-                pixels = augmented(torch.cat(batches))
+                pixels = varied(torch.cat(batches))
             batches = list(torch.split(pixels, [len(batch) for batch in batches]))
         return [self.normalization(batch) for batch in batches]
 
@@ -125,7 +127,7 @@ class Views:
 
 
 def seen_augmented(
-    checkpoint: Checkpoint, data: Images, normalization: Normalization, device: torch.device
+    checkpoint: Checkpoint, data: Examples, normalization: Normalization, device: torch.device
 ) -> bool:
     """Whether the statistics of a trained network are those of augmented images.
 
@@ -139,7 +141,7 @@ def seen_augmented(
         device: where to compute.
     """
     module = checkpoint.build()
-    if not statistics(module):
+    if data.prepared or not statistics(module):
         return False
     data = data.spread(max(MEMORY // peak(module, data.shape), 2)).to(device)
     return _seen_augmented(checkpoint, Views(data, normalization), device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import Accuracy, tally
 from gatepruner.measuring.cost import Cost, count
@@ -74,8 +74,8 @@ class Measurement:
         augment: whether to recalibrate on augmented images.
     """
 
-    data: Images
-    statistics: Images | None
+    data: Examples
+    statistics: Examples | None
     normalization: Normalization
     device: torch.device
     batch_size: int
@@ -91,11 +91,11 @@ class Measurement:
 
 def sweep(
     checkpoint: Checkpoint,
-    data: Images,
+    data: Examples,
     ranking: Ranking,
     *,
     counts: Sequence[int] | None = None,
-    statistics: Images | None = None,
+    statistics: Examples | None = None,
     device: str | torch.device = "auto",
     batch_size: int = 256,
     normalization: Normalization | None = None,
@@ -142,9 +142,9 @@ def sweep(
 def accuracies(
     checkpoint: Checkpoint,
     networks: Sequence[Network],
-    data: Images,
+    data: Examples,
     *,
-    statistics: Images | None = None,
+    statistics: Examples | None = None,
     device: str | torch.device = "auto",
     batch_size: int = 256,
     normalization: Normalization | None = None,
@@ -174,19 +174,19 @@ def accuracies(
 
 def _measurement(
     checkpoint: Checkpoint,
-    data: Images,
-    statistics: Images | None,
+    data: Examples,
+    statistics: Examples | None,
     device: str | torch.device,
     batch_size: int,
     normalization: Normalization | None,
     track: Track,
 ) -> Measurement:
     """How to measure; raises a `DataError` if the images do not fit."""
-    check_fit(checkpoint.network, data)
+    check_fit(checkpoint, data)
     if statistics is not None:
         check_size(checkpoint.network, statistics)
         check_several(statistics)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], normalization)
+    normalization = normalization_of(checkpoint, data, normalization)
     device = pick_device(device)
     augment = statistics is not None and seen_augmented(
         checkpoint, statistics, normalization, device

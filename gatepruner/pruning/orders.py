@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gatepruner.errors import PlanError
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import mcnemar
 from gatepruner.networks.checkpoint import Checkpoint
@@ -83,11 +83,11 @@ class Order:
 
 def compare(
     checkpoint: Checkpoint,
-    data: Images,
+    data: Examples,
     by: str | Sequence[str],
     *,
-    training: Images | None = None,
-    statistics: Images | None = None,
+    training: Examples | None = None,
+    statistics: Examples | None = None,
     counts: Sequence[int] | None = None,
     seeds: Sequence[int] = (0,),
     device: str | torch.device = "auto",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gatepruner.errors import DataError, PlanError, listed
-from gatepruner.images.images import Images, Track
+from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.inputs import check_size
 from gatepruner.networks.checkpoint import Checkpoint
@@ -85,7 +85,7 @@ class Ranking:
 def rank(
     checkpoint: Checkpoint,
     by: str = "gate",
-    images: Images | None = None,
+    images: Examples | None = None,
     *,
     seed: int = 0,
     saved: Mapping[str, float] | None = None,
@@ -154,7 +154,7 @@ def path_of(checkpoint: Checkpoint, by: str) -> Path:
 
 
 def _check_needs(
-    checkpoint: Checkpoint, by: str, names: Sequence[str], images: Images | None
+    checkpoint: Checkpoint, by: str, names: Sequence[str], images: Examples | None
 ) -> None:
     """Raise an error if the gates or images that a criterion needs are missing."""
     needs = CRITERIA[by].needs

@@ -29,6 +29,13 @@ class Terminal:
         self.out = Console(highlight=False, soft_wrap=True, emoji=False, quiet=silent)
         self.err = Console(stderr=True, highlight=False, emoji=False, quiet=quiet, soft_wrap=True)
         self.progress: _Bar | _Lines | None = None
+        self.said = set[str]()
+
+    def once(self, text: str) -> None:
+        """Say something unless it has been said like this before."""
+        if text not in self.said:
+            self.said.add(text)
+            self.say(text)
 
     def say(self, text: str) -> None:
         """Print lines of text to stdout without truncating or wrapping them."""

@@ -15,12 +15,14 @@ CRITERIA: dict[str, Criterion] = {
         "images",
         "Molchanov, Tyree, Karras, Aila, Kautz, 2017, https://arxiv.org/abs/1611.06440",
         passes=lambda blocks: 3,
+        labels=True,
     ),
     "leave-one-out": Criterion(
         late("leave_one_out.leave_one_out"),
         "images",
         "Veit, Wilber, Belongie, 2016, https://arxiv.org/abs/1605.06431",
         passes=lambda blocks: blocks / 2,
+        labels=True,
     ),
     "greedy": Criterion(
         late("leave_one_out.greedy"),
@@ -28,6 +30,7 @@ CRITERIA: dict[str, Criterion] = {
         "leave-one-out (Veit, Wilber, Belongie, 2016, https://arxiv.org/abs/1605.06431), repeated",
         ordered=True,
         passes=lambda blocks: blocks**2 / 6 + blocks,
+        labels=True,
     ),
     "cosine": Criterion(
         late("cosine.cosine"),

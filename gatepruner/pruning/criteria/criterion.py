@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # listing the criteria does not import torch
     import torch
 
-    from gatepruner.images.images import Images, Track
+    from gatepruner.images.examples import Examples, Track
     from gatepruner.images.normalization import Normalization
     from gatepruner.networks.checkpoint import Checkpoint
 
@@ -30,7 +30,7 @@ class Evidence:
         track: wraps the steps, to show progress.
     """
 
-    images: Images | None = None
+    images: Examples | None = None
     normalization: Normalization | None = None
     device: str | torch.device = "auto"
     batch_size: int = 128
@@ -50,6 +50,7 @@ class Criterion:
         ordered: whether the scores are already in the order of removal.
         random: whether the scores depend on the seed.
         passes: about how often every image passes through the whole network, for so many blocks.
+        labels: whether the images need labels.
     """
 
     scores: Scores
@@ -58,6 +59,7 @@ class Criterion:
     ordered: bool = False
     random: bool = False
     passes: Callable[[int], float] = lambda blocks: 0.0
+    labels: bool = False
 
 
 def late(place: str) -> Scores:

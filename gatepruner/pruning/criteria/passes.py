@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError
-from gatepruner.images.images import Images
+from gatepruner.images.examples import Examples
 from gatepruner.measuring.accuracy import tally
 from gatepruner.measuring.device import pick_device
 from gatepruner.measuring.inputs import check_fit, normalization_of
@@ -18,7 +18,7 @@ from gatepruner.networks.network import Network
 from gatepruner.pruning.criteria.criterion import Evidence
 
 
-def images_of(evidence: Evidence) -> Images:
+def images_of(evidence: Evidence) -> Examples:
     """The training images.
 
     Raises:
@@ -37,7 +37,7 @@ def device_of(evidence: Evidence) -> torch.device:
 def batches(checkpoint: Checkpoint, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images `(B, C, H, W)` and their labels `(B,)`, on the device."""
     data = images_of(evidence)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], evidence.normalization)
+    normalization = normalization_of(checkpoint, data, evidence.normalization)
     size, indices = evidence.batch_size, torch.arange(len(data))
     steps = range(0, len(data), size)
     parts = data.to(device_of(evidence)).batches(indices, size)
@@ -46,14 +46,14 @@ def batches(checkpoint: Checkpoint, evidence: Evidence) -> Iterator[tuple[Tensor
 
 
 def losses(checkpoint: Checkpoint, networks: Sequence[Network], evidence: Evidence) -> list[float]:
-    """The mean cross-entropy of several networks that share a checkpoint's weights, in one pass.
+    """The mean loss of several networks that share a checkpoint's weights, in one pass.
 
     Raises:
         DataError: the images have another number of classes.
     """
     data = images_of(evidence)
-    check_fit(checkpoint.network, data)
-    normalization = normalization_of(checkpoint.notes, data.shape[0], evidence.normalization)
+    check_fit(checkpoint, data)
+    normalization = normalization_of(checkpoint, data, evidence.normalization)
     module, device = merged(checkpoint, networks), device_of(evidence)
     measured = tally(module, data, normalization, device, evidence.batch_size, evidence.track)
     return [accuracy.loss for accuracy in measured]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from gatepruner.measuring.device import place
@@ -17,7 +16,7 @@ from gatepruner.pruning.criteria.passes import batches, device_of, images_of
 
 @torch.enable_grad()
 def taylor(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dict[str, float]:
-    """|k dL/dk| for the gate k of each block and the cross-entropy L of a batch.
+    """|k dL/dk| for the gate k of each block and the mean loss L of a batch.
 
     Blocks without a gate get one of 1, which does not change the logits. The network is in
     evaluation mode and its weights are frozen. Scores are means over the batches, weighted by
@@ -30,13 +29,13 @@ def taylor(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
         DataError: the images have another number of classes.
     """
     data = images_of(evidence)
-    check_fit(checkpoint.network, data)
+    check_fit(checkpoint, data)
     module, keys = _gated(checkpoint)
     place(module, device_of(evidence)).requires_grad_(False)
     gates = [module.get_parameter(keys[name]).requires_grad_() for name in names]
     sums = torch.zeros(len(names), device=gates[0].device)
     for images, labels in batches(checkpoint, evidence):
-        loss = F.cross_entropy(module(images), labels)
+        loss = data.task.loss(module(images), labels)
         slopes = torch.stack(torch.autograd.grad(loss, gates))
         sums += len(labels) * (torch.stack(gates).detach() * slopes).abs()
     return dict(zip(names, (sums / len(data)).tolist(), strict=True))
