@@ -37,7 +37,11 @@ from gatepruner.pruning.surgery import fold_gates, prune
 SHAPE = (3, 8, 8)
 GATING = GateRecipe(warmup=3, steps=2, batch_size=16)
 RECIPE = CompressionRecipe(
-    GATING, replace(FINE_TUNING, epochs=2, batch_size=16), gate_images=40, recalibrate=30
+    GATING,
+    replace(FINE_TUNING, epochs=2, batch_size=16),
+    gate_images=40,
+    recalibrate=30,
+    hold_out=0,
 )
 DROP = Goal("blocks", 2)
 NAMES = ["whole", "gated", "removed", "folded", "chosen", "fine-tuned"]
@@ -239,6 +243,16 @@ def test_another_request_is_not_resumed_and_what_differs_is_named(kept, whole, t
     told = r"goal was drop2, is now drop3; batch size was 16, is now 8"
     with pytest.raises(CheckpointError, match=told):
         compressed(whole, train, test, Goal("blocks", 3), recipe, folder=folder, resume=True)
+
+
+def test_images_are_held_out_where_none_are_given(whole, train, test):
+    """The result is that of the same images held out by hand."""
+    recipe = replace(RECIPE, hold_out=1000, trial=0)
+    result = compressed(whole, train, test, DROP, recipe)
+    rest, held_out = train.held_out(9, 0)
+    by_hand = compressed(whole, rest, test, DROP, recipe, held_out=held_out)
+    assert same(result.checkpoint, by_hand.checkpoint)
+    assert result.checkpoint.notes["kept"] == by_hand.checkpoint.notes["kept"]
 
 
 def test_other_held_out_images_are_another_request(kept, whole, train, test):

@@ -58,7 +58,7 @@ class Steps:
         tuned = replace(tuning, epochs=self.epochs, batch_size=batch) if self.epochs != 0 else None
         given = tuning.learning_rate != FINE_TUNING.learning_rate
         trial = 0 if given else CompressionRecipe.trial
-        return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate, trial)
+        return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate, 0, trial)
 
 
 GATING = {

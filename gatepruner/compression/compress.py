@@ -62,8 +62,8 @@ def compress(
         recipe: how to compress; by default with batches that fit the number of images.
         test: images to measure accuracy on, or agreement with the whole network if they have no
             labels; nothing is learned from them.
-        held_out: training images that are not in `train`, for a goal of loss and to keep the best
-            state of fine-tuning.
+        held_out: training images that are not in `train`, for a goal of loss, for choices and to
+            keep the best state of fine-tuning; by default some of `train`, see `CompressionRecipe`.
         normalization: replaces the one that the checkpoint records.
         device: where to compute and to measure latency.
         folder: where to keep the network of every step; by default none is kept.
@@ -83,7 +83,10 @@ def compress(
         TrainingError: there are too few training images, or learning failed.
         CheckpointError: the folder is not empty, or belongs to another compression.
     """
-    recipe = recipe or CompressionRecipe().fitted(len(train))
+    given, recipe = recipe, recipe or CompressionRecipe()
+    if held_out is None:
+        train, held_out = train.held_out(recipe.held_out_of(len(train)), recipe.gating.seed)
+    recipe = recipe.fitted(len(train)) if given is None else recipe
     device = pick_device(device)
     meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
     refuse(checkpoint, train, goal, recipe, test, held_out)

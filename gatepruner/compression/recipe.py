@@ -19,6 +19,8 @@ class CompressionRecipe:
         tuning: how the smaller network is fine-tuned; `None` skips fine-tuning.
         gate_images: most training images to learn gates from.
         recalibrate: training images to recalibrate batch norm on; 0 skips recalibration.
+        hold_out: most training images to hold out where none are given, and at most a fifth of
+            them; 0 holds none out, and then nothing is chosen and the last state is kept.
         trial: steps of a trial on held-out images of `tuning` and `tuning.careful`, the better of
             which is carried out; 0 skips the trial.
     """
@@ -27,12 +29,17 @@ class CompressionRecipe:
     tuning: Recipe | None = FINE_TUNING
     gate_images: int = 10_000
     recalibrate: int = 2000
+    hold_out: int = 1000
     trial: int = 50
 
     @property
     def most_images(self) -> int:
         """The most images in a batch."""
         return max(self.gating.batch_size, self.tuning.batch_size if self.tuning else 0)
+
+    def held_out_of(self, images: int) -> int:
+        """How many of so many training images are held out where none are given."""
+        return min(self.hold_out, images // 5)
 
     def fitted(self, images: int) -> CompressionRecipe:
         """The recipe with batches that are small enough for so many training images."""
