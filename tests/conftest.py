@@ -26,6 +26,10 @@ from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 
+# A process that was started in the background may ignore them; here they are sent on purpose.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_number, signal.SIG_DFL)
 # Networks this small are quicker on one thread, most of all where several processes share a CPU.
 torch.set_num_threads(1)
 

@@ -659,7 +659,7 @@ BAD = {
     "finetune, no split": ("finetune whole.pt --data imagefolder:untaught", "no split 'train'"),
     "finetune, few images": (
         "finetune whole.pt --data imagefolder:images",
-        "has 60 images, fewer than one batch of 128; pass --batch-size 60",
+        "has 60 images, fewer than one batch of 64; pass --batch-size 60",
     ),
     "prune, target": ("prune gated.pt --target-macs half", "cannot read 'half' as MACs: .*60%"),
     "prune, out of reach": (

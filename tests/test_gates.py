@@ -27,7 +27,9 @@ from torchvision.models.convnext import CNBlockConfig
 
 from gatepruner.errors import DataError, PlanError, TrainingError
 from gatepruner.files.storage import load_state
+from gatepruner.images.examples import Examples
 from gatepruner.images.images import Images
+from gatepruner.images.task import CLASSIFICATION
 from gatepruner.learning import learner, running
 from gatepruner.learning.gates import GateMoment, GateRecipe, add_gates, learn_gates
 from gatepruner.learning.training import Recipe, finetune
@@ -533,14 +535,14 @@ def test_the_state_of_another_run_is_refused_and_kept(tmp_path, recipe, named):
 
 def broken(at: int, recipe: GateRecipe = FAST, **options) -> str:
     """A run whose loss is no number from step `at` of this process on; what it says."""
-    distance, calls = learner.distance, []
+    distance, calls = CLASSIFICATION.distance, []
 
     def breaking(*logits):
         calls.append(1)
         return distance(*logits) * (math.nan if len(calls) >= at else 1.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "distance", breaking)
+        patch.setattr(Examples, "task", replace(CLASSIFICATION, distance=breaking))
         with pytest.raises(TrainingError) as told:
             learn(plain(), recipe, **options)
     return str(told.value)

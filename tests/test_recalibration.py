@@ -186,7 +186,7 @@ def test_a_batch_norm_that_is_used_twice_gets_what_training_finds():
     checkpoint = of_caller(module)
     data = images_of(checkpoint)
     recalibrated = recalibrate(checkpoint, data, augment=False)
-    pixels = normalization_of(checkpoint.notes, 3)(data.pixels)
+    pixels = normalization_of(checkpoint, data)(data.pixels)
     update_bn([pixels], module)  # all images in one batch
     for key, tensor in module.state_dict().items():
         if "running" in key:  # training normalises by the variance of n, not of n - 1

@@ -20,8 +20,10 @@ from conftest import bright_images, drawn
 
 from gatepruner.errors import TrainingError
 from gatepruner.files.storage import load_state, save_state
+from gatepruner.images.examples import Examples
+from gatepruner.images.task import CLASSIFICATION
 from gatepruner.learning import gates as gates_module
-from gatepruner.learning import learner, running
+from gatepruner.learning import running
 from gatepruner.learning.gates import add_gates, choose, learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
@@ -188,7 +190,7 @@ def test_what_is_recorded_of_a_removal_is_never_copied(tmp_path, monkeypatch):
 
 def test_learning_that_breaks_down_returns_to_its_last_removal(tmp_path, monkeypatch):
     """Though later states were on the disk: what led to infinity may be in them already."""
-    distance, calls, state = learner.distance, [], tmp_path / "it.state"
+    distance, calls, state = CLASSIFICATION.distance, [], tmp_path / "it.state"
 
     def breaking(*logits):
         calls.append(1)
@@ -196,7 +198,7 @@ def test_learning_that_breaks_down_returns_to_its_last_removal(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(running, "SAVE_EVERY", -1.0)
-        patch.setattr(learner, "distance", breaking)
+        patch.setattr(Examples, "task", replace(CLASSIFICATION, distance=breaking))
         with pytest.raises(TrainingError, match="NaN or infinite after 1 blocks"):
             gated(state=state)
     assert load_state(state)["done"] == 7

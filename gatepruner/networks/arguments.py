@@ -7,6 +7,7 @@ all memory; each can be raised by assigning to it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -100,13 +101,15 @@ def check_arguments(source: str, name: str, arguments: Iterable[tuple[str, Any]]
             raise ArchitectureError(f"{name} cannot be constructed with {key}={value!r:.40}")
 
 
-def check_shape(name: str, shape: Any) -> None:
-    """Raise an `ArchitectureError` unless a shape is `(C, H, W)` in whole numbers within limits."""
-    limits = (MOST_CHANNELS, MOST_PIXELS, MOST_PIXELS)
-    sized = isinstance(shape, tuple) and len(shape) == len(limits)
-    if not sized or not all(
-        type(side) is int and 1 <= side <= most for side, most in zip(shape, limits, strict=True)
-    ):
+def check_shape(source: str, name: str, shape: Any) -> None:
+    """Raise an `ArchitectureError` unless a shape is whole numbers within the limits.
+
+    It is `(C, H, W)`; a caller's module may also take videos or vectors, for example.
+    """
+    sized = isinstance(shape, tuple) and (len(shape) == 3 or (source == "caller" and shape))
+    limits = itertools.chain([MOST_CHANNELS], itertools.repeat(MOST_PIXELS))
+    pairs = zip(shape if sized else (), limits, strict=False)
+    if not sized or not all(type(side) is int and 1 <= side <= most for side, most in pairs):
         raise ArchitectureError(
             f"{name} cannot take images of {shape!r:.60}: expected channels, height and width of 1 "
             f"to {MOST_CHANNELS:,} and {MOST_PIXELS:,}"

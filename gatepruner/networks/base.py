@@ -48,7 +48,7 @@ class Base:
             ArchitectureError: the name, the shape or an argument is none that is known.
         """
         check_name(self.source, self.name)
-        check_shape(self.name, self.input_shape)
+        check_shape(self.source, self.name, self.input_shape)
         check_arguments(self.source, self.name, self.arguments)
 
     def __str__(self) -> str:
