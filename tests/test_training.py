@@ -22,8 +22,9 @@ from gatepruner.cli import main
 from gatepruner.errors import DataError, TrainingError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.storage import load_state
+from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import NORMALIZATIONS
-from gatepruner.images.task import distance
+from gatepruner.images.task import CLASSIFICATION, distance
 from gatepruner.images.views import augmented
 from gatepruner.learning import learner
 from gatepruner.learning.training import FINE_TUNING, Recipe, finetune, train
@@ -159,7 +160,8 @@ def test_a_signal_in_the_middle_of_a_step_does_not_change_what_a_run_ends_with(
 
     with monkeypatch.context() as patch:
         if at == "loss":
-            patch.setattr(F, "cross_entropy", interrupting(F.cross_entropy))
+            task = replace(CLASSIFICATION, loss=interrupting(CLASSIFICATION.loss))
+            patch.setattr(Examples, "task", task)
         else:
             patch.setattr(torch.optim.SGD, "step", interrupting(torch.optim.SGD.step))
         with pytest.raises(KeyboardInterrupt):
