@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +171,16 @@ def _read_folder(
     limit: int | None,
     track: Track,
 ) -> Images:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
     folder, source = _split_folder("imagefolder", root, split)
     names = sorted(
         entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
     )
     if names:
-        indices = {name: index for index, name in enumerate(names)}
-        samples = make_dataset(str(folder), indices, IMG_EXTENSIONS, allow_empty=True)
+        samples = [
+            (file, index)
+            for index, name in enumerate(names)
+            for file in _image_files(folder / name, below=True)
+        ]
     else:
         names, samples = _numbered(folder, source, root)
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
@@ -191,7 +191,7 @@ def _read_folder(
 
 def _numbered(folder: Path, source: str, root: Path) -> tuple[list[str], list[tuple[str, int]]]:
     """The classes and the files of a folder whose file names begin with the index of a class."""
-    files = _image_files(folder, "*")
+    files = _image_files(folder, below=False)
     matches = [NUMBERED.match(Path(file).stem) for file in files]
     if not files or not all(matches):
         hint = f"; to read its images without labels: pictures:{root}" if files else ""
@@ -214,17 +214,28 @@ def _read_pictures(
     track: Track,
 ) -> Images:
     folder, source = _split_folder("pictures", root, split)
-    files = tuple(_image_files(folder, "**"))
+    files = tuple(sorted(_image_files(folder, below=True)))
     labels = torch.full((len(files),), -1)
     return _in_memory(Images(labels, (), shape, source, None, files, resize).spread(limit), track)
 
 
-def _image_files(folder: Path, pattern: str) -> list[str]:
-    """The image files of a folder, in the order of their paths; hidden ones are left out."""
+def _image_files(folder: Path, *, below: bool) -> list[str]:
+    """The image files of a folder and of those below it, in the order of `ImageFolder`.
+
+    Hidden files and folders are left out, and a folder that links lead to again is read once.
+    """
     from torchvision.datasets.folder import is_image_file
 
-    names = sorted(filter(is_image_file, glob(pattern, root_dir=folder, recursive=True)))
-    return [str(folder / name) for name in names if not (folder / name).is_dir()]
+    read, files = {os.path.realpath(folder)}, list[tuple[str, str]]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        shown = (name for name in names if name[0] != "." and is_image_file(name))
+        files += [(place, name) for name in shown]
+        found = {os.path.realpath(os.path.join(place, name)): name for name in sorted(folders)}
+        folders[:] = [
+            name for path, name in found.items() if below and name[0] != "." and path not in read
+        ]
+        read.update(found)
+    return [os.path.join(place, name) for place, name in sorted(files)]
 
 
 def _split_folder(kind: str, root: Path, split: str | None) -> tuple[Path, str]:
