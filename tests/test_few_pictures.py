@@ -209,7 +209,7 @@ def test_a_network_without_batch_norm_has_nothing_to_recalibrate(callers):
     """The step is there and changes nothing, and the report says why; the rest works as ever."""
     for block in callers.blocks:
         block.bn = torch.nn.Identity()
-    recipe = replace(RECIPE, tuning=replace(RECIPE.tuning, epochs=1))
+    recipe = replace(RECIPE, tuning=replace(RECIPE.tuning, epochs=1), hold_out=0)
     result = compressed(Checkpoint.of(callers, SHAPE), pictures(50), recipe, held_out=None)
     assert result.configuration["recalibration"] == "none: the network has no batch norm"
     assert [step.name for step in result.steps] == NAMES

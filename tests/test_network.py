@@ -379,6 +379,7 @@ class Attending(nn.Module):
 WITHOUT_GATEPRUNER = """
 import sys, torch
 sys.modules["gatepruner"] = None  # importing it fails
+torch.set_num_threads(1)  # as in the tests: sums are the same to the bit
 for path in sys.argv[1:]:
     module, images, evaluated, trained = torch.load(path, weights_only=False)
     for training, expected in ((False, evaluated), (True, trained)):
