@@ -153,6 +153,7 @@ TABLES: dict[str, Table] = {
         timed=True,
     ),
     "compress": COMPRESSED,
+    "compress_logits": COMPRESSED,
     "compress_pictures": COMPRESSED,
     "families": table(
         Column("network", "network"),
