@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -274,7 +274,7 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
 def every_step(monkeypatch, tmp_path) -> Path:
     """Makes every step one that is shown, and whose state is on the disk; the state file."""
     clock = iter(range(0, 10**9, 100))
-    monkeypatch.setattr(running.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     return tmp_path / "run.state"
 
 

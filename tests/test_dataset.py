@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,7 +54,7 @@ IMAGES = random_images(19, SHAPE)
 # --------------------------------------------------------------------------------- what is read
 
 
-@pytest.mark.parametrize("workers", [0])
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("size", [1, 4, 30])
 def test_batches_are_those_of_torchs_loader(workers, size):
     data = TensorDataset(torch.rand(19, *SHAPE), torch.arange(19) % 3)
@@ -105,7 +106,7 @@ def equal(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_does_with_pixels_of_a_data_set_what_it_does_with_images(verb):
-    data = examples_of(of_images(IMAGES), classes=[f"class{at}" for at in range(10)])
+    data = examples_of(of_images(IMAGES), classes=[f"class{at}" for at in range(10)], workers=2)
     assert equal(VERBS[verb](data), VERBS[verb](IMAGES))
 
 
@@ -163,7 +164,7 @@ def read(data: Any, size: int, seed: int) -> Tensor:
 
 def test_what_is_random_in_a_data_set_depends_on_the_seed_and_the_index_alone():
     first = read(examples_of(Noisy()), 5, seed=1)
-    for workers, size in ((0, 1), (0, 5)):
+    for workers, size in ((0, 1), (1, 5), (2, 2)):
         assert torch.equal(read(examples_of(Noisy(), workers=workers), size, seed=1), first)
     assert not torch.equal(read(examples_of(Noisy()), 5, seed=2), first)
     part = torch.cat([part for part, _ in examples_of(Noisy()).batches(torch.arange(6, 9), 2, 1)])
@@ -190,12 +191,13 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(every_step):
     )
     recipe = Recipe(epochs=3, batch_size=4, learning_rate=0.01)
     known = finetune(start, examples_of(Noisy()), recipe, device="cpu")
-    for workers in (0,):
+    for workers in (0, 2):
         how = {"device": "cpu", "state": every_step}
         data = examples_of(Noisy(), workers=workers)
         with pytest.raises(KilledError):
             finetune(start, data, recipe, watch=stopping("killed", 5), **how)
-        data = examples_of(Noisy(), workers=0)
+        assert not multiprocessing.active_children()
+        data = examples_of(Noisy(), workers=2 - workers)
         assert same(finetune(start, data, recipe, resume=True, **how), known)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -494,7 +494,7 @@ def test_a_run_killed_at_any_moment_is_resumed_to_the_same_path(
     state = tmp_path / "it.state"
     copies: list[bytes] = []
     with monkeypatch.context() as patch:
-        patch.setattr(running.time, "monotonic", lambda: float(next(clock)))
+        patch.setattr(running, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
         learn(plain(), state=state, watch=lambda it: copies.append(kept_in(state)))
     assert len(copies) >= 15
     for content in copies[1::5]:
@@ -598,7 +598,7 @@ def test_a_state_that_is_no_number_is_never_on_the_disk(tmp_path, monkeypatch):
         if state.exists():
             seen.append(bool(load_state(state)["sums"].isfinite().all()))
 
-    monkeypatch.setattr(running.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     broken(9, state=state, watch=watch)
     assert len(seen) > 8
     assert all(seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -143,7 +144,7 @@ def test_names_of_blocks_are_never_cut(monkeypatch, capsys, columns, colour):
 
 def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch, capsys):
     clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(terminals.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(terminals, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     assert list(Terminal().track("measuring")(range(12))) == list(range(12))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3  # 12 steps of 4 seconds, a line every 15

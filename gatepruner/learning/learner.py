@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -88,7 +88,11 @@ class Learner(ABC, Generic[Shown]):
         place(module, self.device, self.fast)
         return module
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def close(self) -> None:
+        """End the processes that read images, if there are any."""
+        self.batches.close()
+
+    def _batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Pixels and labels of all further steps, without end.
 
         Each epoch has its own random order; an incomplete last batch is dropped.
@@ -186,6 +190,7 @@ class Learner(ABC, Generic[Shown]):
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Restore a snapshot of the same run."""
         self.done = snapshot["done"]
+        self.close()
         self.batches = self._batches()
         self.sums.copy_(snapshot["sums"])
         with torch.no_grad():

@@ -59,6 +59,8 @@ def carry_out(
         except (KeyboardInterrupt, TrainingError):
             _save(learner, path)
             raise
+        finally:
+            learner.close()
 
 
 def _take_steps(
