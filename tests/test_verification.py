@@ -195,8 +195,8 @@ def poisoned(value: float) -> Callers:
 
 
 UNUSABLE = {
-    "NaN": (lambda: poisoned(float("nan")), r"not finite: blocks\.1\.conv\.weight;"),
-    "infinite": (lambda: poisoned(float("-inf")), r"not finite: blocks\.1\.conv\.weight;"),
+    "NaN": (lambda: poisoned(float("nan")), r"nan: blocks\.1\.conv\.weight;"),
+    "infinite": (lambda: poisoned(float("-inf")), r"infinite: blocks\.1\.conv\.weight;"),
     "meta": (lambda: Callers().to("meta"), r"meta \(without values\): stem\.weight, .* more;"),
     "sparse": (lambda: spoilt(torch.eye(3).to_sparse()), r"sparse: blocks\.1\.odd;"),
     "complex": (lambda: spoilt(torch.ones(3, dtype=torch.cfloat)), r"complex: blocks\.1\.odd;"),

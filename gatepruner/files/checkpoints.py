@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, PlanError, listed
 from gatepruner.files.folders import INDEX, read_folder, read_shards
-from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts, usable
+from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
@@ -28,6 +28,7 @@ from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
+from gatepruner.networks.weights import cast, refuse_unusable
 
 FORMAT = 3  # format 2 added the path, format 3 its records in the header
 READS = (1, 2, 3)
@@ -233,13 +234,14 @@ def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> C
     _refuse_differing(path, match, content)
     expected = match.network.state()
     try:
-        state, cast = usable(match.weights, expected)
+        refuse_unusable(match.weights)
+        state, casts = cast(match.weights, expected)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     notes: dict[str, Any] = {"source": path.name}
     if match.others:
         notes["weights"] = match.name
-    remarks = [*match.remarks, *cast]
+    remarks = [*match.remarks, *casts]
     if remarks:
         notes["remarks"] = remarks
     return _fitted(path, match.network, state, notes)

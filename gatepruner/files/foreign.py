@@ -7,13 +7,12 @@ by its place, the keys that lead to it, such as `state_dict_ema` or `checkpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from gatepruner.errors import CheckpointError, listed
+from gatepruner.errors import CheckpointError
 from gatepruner.files.unpickling import StandIn
 
 # Places in the order in which they are preferred; averaged weights first, for they are better.
@@ -199,55 +198,3 @@ def _is_head(tensors: Sequence[Tensor], head: Tensor | None) -> bool:
         and matrices[0].shape[1] == features
         and matrices[-1].shape[0] != features
     )
-
-
-# What is asked of a tensor, in this order: how it is called if the answer is yes.
-UNUSABLE: dict[str, Callable[[Tensor], bool]] = {
-    "meta (without values)": lambda tensor: tensor.is_meta,
-    "nested": lambda tensor: tensor.is_nested,
-    "sparse": lambda tensor: tensor.layout != torch.strided,
-    "quantised": lambda tensor: tensor.is_quantized,
-    "complex": lambda tensor: tensor.is_complex(),
-    "of 8 bits": lambda tensor: tensor.is_floating_point() and tensor.element_size() == 1,
-    "of an unknown class": lambda tensor: type(tensor) is not Tensor,
-}
-
-
-def usable(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights as the network computes with them, and what was changed about them.
-
-    Raises:
-        CheckpointError: weights are of an unusable kind, or are not finite; names all of them.
-    """
-    _refuse_unusable(state, expected)
-    cast: dict[str, list[str]] = {}
-    weights = {}
-    for key, tensor in state.items():
-        dtype = expected[key].dtype
-        if tensor.dtype != dtype:
-            how = f"{tensor.dtype} to {dtype}".replace("torch.", "")
-            cast.setdefault(how, []).append(key)
-        weights[key] = tensor.to(dtype)
-    return weights, [f"{len(keys)} weights were cast from {how}" for how, keys in cast.items()]
-
-
-def _refuse_unusable(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise a `CheckpointError` if weights are of an unusable kind, or are not finite."""
-    problems: dict[str, list[str]] = {}
-    for key, tensor in state.items():
-        kind = next((name for name, is_one in UNUSABLE.items() if is_one(tensor)), None)
-        if kind is None and expected[key].is_floating_point():
-            if not tensor.is_floating_point():
-                kind = f"of {tensor.dtype}".replace("torch.", "")
-            elif not bool(tensor.isfinite().all()):
-                kind = "nan" if bool(tensor.isnan().any()) else "infinite"
-        if kind is not None:
-            problems.setdefault(kind, []).append(key)
-    if problems:
-        kinds = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items())
-        raise CheckpointError(
-            f"weights are {kinds}; expected finite numbers of 16 to 64 bits: save them so, or take "
-            "another checkpoint"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ UNUSABLE: dict[str, Callable[[Any], bool]] = {
     "complex": lambda tensor: tensor.is_complex(),
     "of 8 bits": lambda tensor: tensor.is_floating_point() and tensor.element_size() == 1,
     "of an unknown class": lambda tensor: type(tensor) is not Tensor,
-    "not finite": lambda tensor: not bool(tensor.isfinite().all()),
+    "nan": lambda tensor: bool(tensor.isnan().any()),
+    "infinite": lambda tensor: not bool(tensor.isfinite().all()),
 }
 
 
@@ -31,17 +33,11 @@ def refuse_unusable(state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: some are not; names all of them, and how they are.
     """
-    problems: dict[str, list[str]] = {}
-    for key, tensor in state.items():
-        kind = next((name for name, is_one in UNUSABLE.items() if is_one(tensor)), None)
-        if kind is not None:
-            problems.setdefault(kind, []).append(key)
-    if problems:
-        kinds = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items())
-        raise CheckpointError(
-            f"weights are {kinds}; expected finite numbers of 16 to 64 bits in dense tensors: "
-            "convert them, or take another checkpoint"
-        )
+    kinds = {
+        key: next((name for name, is_one in UNUSABLE.items() if is_one(tensor)), "")
+        for key, tensor in state.items()
+    }
+    _refuse(kinds)
 
 
 def cast(
@@ -52,13 +48,38 @@ def cast(
     Args:
         state: usable weights by key.
         expected: the network's state dict, with the same keys.
+
+    Raises:
+        CheckpointError: weights are whole numbers where the network has real ones.
     """
-    casts: dict[str, list[str]] = {}
-    weights = {}
-    for key, tensor in state.items():
-        dtype = expected[key].dtype
-        if tensor.dtype != dtype:
-            how = f"{tensor.dtype} to {dtype}".replace("torch.", "")
-            casts.setdefault(how, []).append(key)
-        weights[key] = tensor.to(dtype)
-    return weights, [f"{len(keys)} weights were cast from {how}" for how, keys in casts.items()]
+    changed = {key: tensor for key, tensor in state.items() if tensor.dtype != expected[key].dtype}
+    whole = {
+        key: f"of {_name(tensor.dtype)}"
+        for key, tensor in changed.items()
+        if expected[key].is_floating_point() and not tensor.is_floating_point()
+    }
+    _refuse(whole)
+    casts = Counter((tensor.dtype, expected[key].dtype) for key, tensor in changed.items())
+    weights = {key: tensor.to(expected[key].dtype) for key, tensor in state.items()}
+    return weights, [
+        f"{count} weights were cast from {_name(old)} to {_name(new)}"
+        for (old, new), count in casts.items()
+    ]
+
+
+def _refuse(kinds: Mapping[str, str]) -> None:
+    """Raise a `CheckpointError` that names the weights of every kind that is not empty."""
+    problems: dict[str, list[str]] = {}
+    for key, kind in kinds.items():
+        if kind:
+            problems.setdefault(kind, []).append(key)
+    if problems:
+        named = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items())
+        raise CheckpointError(
+            f"weights are {named}; expected finite numbers of 16 to 64 bits in dense tensors: "
+            "convert them, or take another checkpoint"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
