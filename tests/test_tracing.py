@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, namedtuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,6 +238,12 @@ def factories(self, x):
     return x * torch.ones(x.size(0), 8, h, w) * grid - torch.full((n, 1, 1, 1), 2.0)
 
 
+def tensors_made_inside(self, x):
+    kept = torch.arange(8).flip(0)
+    scaled = x[:, kept] * torch.tensor([0.5]) + torch.tensor(2.0)
+    return scaled * torch.linspace(0, 1, 8).view(8, 1, 1) + torch.from_numpy(np.ones(1, np.float32))
+
+
 def loops_over_sizes(self, x):
     for index in range(x.shape[2] // 3):
         x = x + index
@@ -292,6 +299,7 @@ def dropout_by_a_function(self, x):
 
 AS_WRITTEN = (
     *(activations_made_inside, flags, asserts_on_shapes, factories, loops_over_sizes),
+    tensors_made_inside,
     *(integers_of_sizes, data_types, drop_path_by_a_function, noise_in_training),
     *(other_activation_in_training, other_sums_in_training, dropout_by_a_function),
 )

@@ -25,7 +25,14 @@ class DryRun:
         overwritten: for each node that overwrites some of its inputs, these inputs.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, batch: int, shape: Shape) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        batch: int,
+        shape: Shape,
+        traced: nn.Module | None = None,
+    ) -> None:
         """Prepare a run.
 
         Args:
@@ -33,8 +40,11 @@ class DryRun:
             graph: it may grow while it is run.
             batch: number of images.
             shape: `(C, H, W)` of one image.
+            traced: the module that is being traced, if it is another one: it gets the tensors that
+                its `forward` makes.
         """
         self.root = root
+        self.traced = root if traced is None else traced
         self.graph = graph
         self.images = torch.empty(batch, *shape, device="meta")
         self.values: dict[fx.Node, Any] = {}
@@ -80,7 +90,11 @@ class DryRun:
     def _tensor(self, target: str) -> Any:
         """The tensor at a target: the same one each time, since it may be overwritten."""
         if target not in self.tensors:
-            self.tensors[target] = _without_data(attribute(self.root, target))
+            try:
+                tensor = attribute(self.root, target)
+            except AttributeError:
+                tensor = attribute(self.traced, target)
+            self.tensors[target] = _without_data(tensor)
         return self.tensors[target]
 
 

@@ -150,7 +150,9 @@ class Tracer(fx.Tracer):
         """Call the module with its first argument alone, so that the others keep their defaults."""
         self.paths = {module: path for path, module in self.root.named_modules()}
         batches = BATCHES[self.blank.training]
-        self.runs = [DryRun(self.blank, self.graph, batch, self.shape) for batch in batches]
+        self.runs = [
+            DryRun(self.blank, self.graph, batch, self.shape, self.root) for batch in batches
+        ]
         name, by_keyword = images_argument(self.root)
         images = self.create_proxy("placeholder", name, (), {})
         if by_keyword:
