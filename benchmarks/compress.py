@@ -27,6 +27,7 @@ def main() -> None:
     options.add_argument("--split", default="val", help="images to measure on")
     options.add_argument("--target-macs", default="47.5%", help="as gatepruner compress takes it")
     options.add_argument("--epochs", type=int, help="of fine-tuning")
+    options.add_argument("--match", default="features", help="what fine-tuning matches")
     options.add_argument("--pictures", type=int, help="training images without labels")
     options.add_argument("--name", default="compress", help="of the result")
     options.add_argument("--keep", type=Path, help="folder to keep the network of every step in")
@@ -40,7 +41,7 @@ def main() -> None:
     epochs, steps = (1, 2) if chosen.quick else (chosen.epochs, 50)
     recipe = gatepruner.CompressionRecipe(
         gating=gatepruner.GateRecipe(steps=steps),
-        tuning=replace(gatepruner.FINE_TUNING, epochs=epochs),
+        tuning=replace(gatepruner.FINE_TUNING, epochs=epochs, match=chosen.match),
     )
     compressed = gatepruner.compress(
         whole,

@@ -494,7 +494,7 @@ def test_another_compression_is_not_resumed(run, shallow, quick):
     others = [
         (("--drop", 2, "--seed", 1), "seed was 0, is now 1"),
         (("--drop", 3), "goal was drop2, is now drop3"),
-        (("--drop", 2, "--gate-steps", 3), "gate steps was 2, is now 3"),
+        (("--drop", 2, "--gate-steps", 3), "gates, steps was 2, is now 3"),
     ]
     for options, named in others:
         told = run(*compress_command(shallow, *options, "--epochs", 0, "--resume"))

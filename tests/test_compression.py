@@ -240,9 +240,18 @@ def test_what_is_done_is_not_done_again(kept, whole, train, test, monkeypatch):
 def test_another_request_is_not_resumed_and_what_differs_is_named(kept, whole, train, test):
     _, folder, _ = kept
     recipe = replace(RECIPE, gating=replace(GATING, batch_size=8))
-    told = r"goal was drop2, is now drop3; batch size was 16, is now 8"
+    told = r"goal was drop2, is now drop3; gates, batch size was 16, is now 8"
     with pytest.raises(CheckpointError, match=told):
         compressed(whole, train, test, Goal("blocks", 3), recipe, folder=folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", 2.0), ("batch_size", 8), ("weight_decay", 0.0)]
+)
+def test_another_recipe_of_fine_tuning_is_another_request(kept, whole, train, test, field, value):
+    recipe = replace(RECIPE, tuning=replace(RECIPE.tuning, **{field: value}))
+    with pytest.raises(CheckpointError, match=rf"fine-tuning, {field.replace('_', ' ')} was .*"):
+        compressed(whole, train, test, DROP, recipe, folder=kept[1], resume=True)
 
 
 def test_images_are_held_out_where_none_are_given(whole, train, test):

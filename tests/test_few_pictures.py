@@ -249,7 +249,7 @@ def test_compress_runs_on_pictures(run, folder):
     assert same(load(folder / "small.pt"), expected.checkpoint)
     document = json.loads((folder / "small-compress" / "report.json").read_text())
     assert document["steps"][-1]["agreement"] == expected.steps[-1].agreement
-    assert document["configuration"]["batch size"] == 16
+    assert document["configuration"]["gates, batch size"] == 16
 
 
 def test_pictures_of_a_test_split_are_what_agreement_is_measured_on(run, folder):
@@ -259,7 +259,7 @@ def test_pictures_of_a_test_split_are_what_agreement_is_measured_on(run, folder)
     options = (*FAST, "--epochs", 0, "-o", folder / "small.pt", "--json")
     document = run(*command("compress", folder, *options, data="split")).document
     assert {step["images"] for step in document["steps"]} == {12}
-    assert document["configuration"]["epochs"] == 0
+    assert document["configuration"]["fine-tuning, epochs"] == 0
 
 
 def test_what_compress_matches_can_be_chosen(run, folder, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
 from gatepruner.pruning.meter import Meter
 
 LEAST_IMAGES = 32
+# What the goal gives, and what may differ when a compression is resumed.
+FREE = {"blocks", "cost", "learning_rate", "norm_learning_rate"}
 COMPARED = 1000  # most labelled test images on which agreement is measured beside accuracy
 
 
@@ -268,25 +270,31 @@ def _configuration(
     recipe: CompressionRecipe,
     normalization: Normalization,
 ) -> dict[str, Any]:
-    """What must be equal for a compression to be resumed; learning rates of gates may differ."""
-    gating, tuning = recipe.gating, recipe.tuning
+    """What must be equal for a compression to be resumed."""
+    tuning = recipe.tuning
+    tuned = {**asdict(tuning), "epochs": tuning.passes(len(train))} if tuning else {"epochs": 0}
     return {
         "network": str(checkpoint.network),
         "fingerprint": checkpoint.fingerprint,
         "goal": str(goal),
         "normalization": f"mean {normalization.mean}, deviation {normalization.std}",
         "gate images": min(recipe.gate_images, len(train)),
-        "gate warmup": gating.warmup,
-        "gate steps": gating.steps,
-        "identity only": gating.identity_only,
         "recalibration images": min(recipe.recalibrate, len(train)),
-        "epochs": tuning.passes(len(train)) if tuning else 0,
-        "matched": matched(tuning.match, checkpoint.network, checkpoint) if tuning else None,
-        "learning rate": tuning.learning_rate if tuning else None,
         "trial steps": recipe.trial,
-        "batch size": gating.batch_size,
-        "latency batch size": gating.latency_batch,
-        "seed": gating.seed,
+        "matched": matched(tuning.match, checkpoint.network, checkpoint) if tuning else None,
+        **_settings("gates", asdict(recipe.gating), FREE),
+        **_settings("fine-tuning", tuned),
+    }
+
+
+def _settings(
+    stage: str, recipe: Mapping[str, Any], besides: Collection[str] = ()
+) -> dict[str, Any]:
+    """The fields of a recipe, named after the stage that it is for."""
+    return {
+        f"{stage}, {name.replace('_', ' ')}": value
+        for name, value in recipe.items()
+        if name not in besides
     }
 
 
