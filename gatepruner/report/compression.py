@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from gatepruner.compression.record import Compressed, StepRecord
-from gatepruner.report.files import condition_lines, literal, versions
+from gatepruner.report.compression_page import MEASURES, compression_page
+from gatepruner.report.files import condition_lines, conditions_of, literal, versions
+from gatepruner.report.html.document import document as html_document
 from gatepruner.report.style import GONE, OURS, STYLE, WIDE, save_figure
-
-MEASURES = {"accuracy": "top-1 accuracy", "agreement": "agreement with the whole network"}
 
 
 def write_compression(compressed: Compressed, directory: Path) -> Path:
@@ -44,6 +44,8 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
         rows.writerows(asdict(step) for step in steps)
     (directory / "report.json").write_text(json.dumps(document, indent=1) + "\n")
     (directory / "report.md").write_text(_markdown(steps, document))
+    page = compression_page(compressed, directory, conditions_of(document))
+    (directory / "report.html").write_text(html_document(page), "utf-8")
     return directory / "report.md"
 
 

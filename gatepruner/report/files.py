@@ -20,12 +20,15 @@ from gatepruner import __version__
 from gatepruner.errors import CheckpointError, visible
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.orders import NOISE, Order
+from gatepruner.report.curve_page import curve_page
 from gatepruner.report.figures import curve_figure, gates_figure
+from gatepruner.report.html.document import document as html_document
+from gatepruner.report.html.page import Page
 from gatepruner.report.style import save_figure
 
 FILES = (
     *("curve.png", "curve.svg", "gates.png", "gates.svg"),
-    *("curve.csv", "report.json", "report.md"),
+    *("curve.csv", "report.html", "report.json", "report.md"),
 )
 
 
@@ -39,6 +42,8 @@ class Report:
         removed: names of removed blocks, if any.
         latency: by name, the fields of each measured `Latency`.
         configuration: data, device, seed and all else that the numbers depend on.
+        commands: by criterion, the words of a command that removes blocks in its order, to which
+            `--drop N` is added.
     """
 
     checkpoint: Checkpoint
@@ -46,6 +51,7 @@ class Report:
     removed: Sequence[str] = ()
     latency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON; accuracies are fractions of 1, times seconds."""
@@ -131,6 +137,30 @@ def _write_all(report: Report, directory: Path) -> None:
         writer.writerows(rows)
     (directory / "report.json").write_text(json.dumps(document, indent=1) + "\n")
     (directory / "report.md").write_text(_markdown(report, document))
+    page = _page(report, conditions_of(document))
+    (directory / "report.html").write_text(html_document(page), "utf-8")
+
+
+def _page(report: Report, conditions: Mapping[str, Any]) -> Page:
+    """The content of `report.html`; latencies are of the whole network and of the pruned one."""
+    removed = {"whole": 0, "pruned": len(report.removed)}
+    latency = {
+        removed[name]: {_measured_on(time): (time["low"], time["median"], time["high"])}
+        for name, time in report.latency.items()
+        if name in removed
+    }
+    return curve_page(
+        report.checkpoint,
+        report.orders,
+        len(report.removed) or None,
+        latency=latency,
+        commands=report.commands,
+        conditions=conditions,
+    )
+
+
+def _measured_on(time: Mapping[str, Any]) -> str:
+    return f"batch size {time['batch']}, {time['device']}"
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
@@ -170,9 +200,14 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *condition_lines(document)]) + "\n"
 
 
+def conditions_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration and versions of a report's document: what its numbers depend on."""
+    return {**document["configuration"], **document["versions"]}
+
+
 def condition_lines(document: Mapping[str, Any]) -> list[str]:
     """Configuration and versions of a report's document, as lines of Markdown."""
-    conditions = {**document["configuration"], **document["versions"]}
+    conditions = conditions_of(document)
     return [
         "",
         "Computed with:",
