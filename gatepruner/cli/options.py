@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from gatepruner.cli.configuration import (
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import EVERYTHING
 from gatepruner.errors import DataError
+from gatepruner.files.locks import held, held_folder
+from gatepruner.files.writing import refuse_existing, refuse_name
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -286,16 +289,37 @@ class Writing(Call):
         name = f"{path.stem}-{what}{seeded}{kept if suffix is None else suffix}"
         return self.output or path.with_name(name)
 
-    def check(self, outputs: Sequence[Path], problems: Problems, *, resume: bool = False) -> None:
-        """Collect which of these files cannot be written."""
-        from gatepruner.files.storage import refuse_existing, refuse_name
+    def __enter__(self) -> Writing:
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self.locks.close()
+
+    @functools.cached_property
+    def locks(self) -> contextlib.ExitStack:
+        """The outputs that no other run may write until the command ends."""
+        return contextlib.ExitStack()
+
+    def check(self, outputs: Sequence[Path], problems: Problems, *, resume: bool = False) -> None:
+        """Collect which of these files cannot be written, and keep other runs from writing them."""
         for output in outputs:
             with problems:
                 refuse_existing(output, force=self.force or resume)
                 refuse_name(output)
+                self.hold(output)
         with problems:
             refuse_existing(configuration_path(outputs[0]), force=self.force or resume)
+
+    def hold(self, output: Path) -> None:
+        """Keep other runs from writing a file; a dry run writes nothing."""
+        if not self.dry_run:
+            self.locks.enter_context(held(output))
+
+    def hold_folder(self, output: Path) -> None:
+        """Keep other runs from writing a folder of reports, of which nothing may be lost."""
+        refuse_existing(configuration_path(output), force=self.force)
+        if not self.dry_run:
+            self.locks.enter_context(held_folder(output))
 
     def record(self, output: Path) -> None:
         """Write the options of this call beside what it wrote, or into the folder."""

@@ -122,8 +122,8 @@ def load(
 ) -> Checkpoint:
     """Read a gatepruner checkpoint or a foreign state dict.
 
-    Never runs code from the file (`weights_only=True`). Weights are memory-mapped, not copied
-    into memory, where they need no cast.
+    Never runs code from the file (`weights_only=True`). Weights are read into memory, so what
+    becomes of the file later changes nothing.
 
     Args:
         path: a `.pt`, `.pth`, `.th`, `.ckpt`, `.bin` or `.safetensors` file, the index of a sharded
@@ -142,8 +142,8 @@ def load(
         as `remarks` what was assumed, left out or cast.
 
     Raises:
-        CheckpointError: the file is no checkpoint, is damaged, contains code, or its weights do
-            not fit the network; the message lists them.
+        CheckpointError: the file is no checkpoint, is damaged, contains code, was changed while
+            it was read, or its weights do not fit the network; the message lists them.
         ArchitectureError: the architecture is unknown or not recognised.
     """
     path = Path(path)

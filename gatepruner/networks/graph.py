@@ -147,7 +147,7 @@ class _Tracing:
         graph = tracer.trace(self.base.train(training))
         run = tracer.runs[-1]
         return_logits(graph, run, self.name)
-        run.value(next(reversed(graph.nodes)))
+        run.value(next(iter(reversed(graph.nodes))))
         pure = without_mutations(self.base, graph, run, self.overwriting)
         erase_unused(pure)
         return pure

@@ -394,7 +394,7 @@ def _classes(base: Base) -> int:
     """The number of logits, which no edit changes."""
     module = Network(base).build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
-    logits = run.value(next(reversed(module.graph.nodes)))
+    logits = run.value(next(iter(reversed(module.graph.nodes))))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
         raise ArchitectureError(

@@ -179,7 +179,7 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # such as `nn.ReLU()(x)`, made inside `forward`
         if (inner := compiled(m)) is not None:
             return inner(*args, **kwargs)
-        path, before = self.path_of_module(m), next(reversed(self.graph.nodes))
+        path, before = self.path_of_module(m), next(iter(reversed(self.graph.nodes)))
         stack = copy.copy(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
