@@ -128,7 +128,7 @@ def _carry_out(request: Request, test: Examples) -> dict[str, Checkpoint]:
     for step in STEPS:
         if not step.wanted(request.recipe):
             continue
-        checkpoint = request.folder.done(step.name)
+        checkpoint = request.folder.done(step.name, request.whole.network.base)
         if checkpoint is None:
             start = time.monotonic()
             checkpoint = step.make(request, last)
