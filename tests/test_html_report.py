@@ -145,7 +145,7 @@ def test_the_numbers_are_those_of_the_curves(page):
             accuracy, interval, macs, params, latency = shown["values"]
             assert accuracy == f"{100 * state.share:.2f} %"
             assert interval.startswith(f"{100 * state.low:.2f} to {100 * state.high:.2f} (")
-            assert macs == f"{state.macs:,} ({100 * state.macs / whole.macs:.1f} %)"
+            assert macs == f"{state.macs:,} ({state.macs / whole.macs:.1%})"
             assert params.startswith(f"{state.params:,} (")
             assert latency == ("2.00 ms (1.00 to 3.00)" if state.latency else "not measured")
             assert shown["removed"] == state.removed

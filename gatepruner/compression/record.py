@@ -12,6 +12,7 @@ from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.pruning.goals import Goal
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,11 @@ class Compressed:
         steps: a record of every step.
         removed: names of the removed blocks.
         configuration: what the numbers depend on, as plain JSON: goal, images, settings, device.
+        goal: what it was to reach.
     """
 
     checkpoint: Checkpoint
     steps: tuple[StepRecord, ...]
     removed: tuple[str, ...]
     configuration: Mapping[str, Any]
+    goal: Goal | None = None

@@ -14,8 +14,8 @@ def span(low: float, high: float) -> str:
 
 
 def kept(part: float, whole: float) -> str:
-    """What is left of parameters or MACs: `82.7 %`."""
-    return f"{100 * part / whole:.1f} %" if whole else ""
+    """What is left of parameters or MACs: `82.7%`."""
+    return f"{part / whole:.1%}" if whole else ""
 
 
 def milliseconds(seconds: float) -> str:
@@ -26,8 +26,3 @@ def milliseconds(seconds: float) -> str:
 def gate_text(gate: float) -> str:
     """A gate: `0.2643`."""
     return f"{gate:.4f}"
-
-
-def times(before: float, after: float) -> str:
-    """By what factor something fell: `1.21 times`."""
-    return f"{before / after:.2f} times" if after else ""

@@ -103,7 +103,7 @@ def _line(curve: Curve, points: Sequence[Place], index: int, bottom: float) -> E
         "g",
         element("path", d=f"{_path([*upper, *reversed(lower)])}z", class_="band"),
         element("path", d=_path(points), stroke_dasharray=DASHES[index] or None),
-        *(_marker(index, point) for point in points[::step]),
+        *(_marker(index, point) for point in points[index % step :: step]),
         color=_color(index),
         data_curve=index,
     )
