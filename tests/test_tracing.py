@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.video import swin3d_t
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
-from gatepruner import Checkpoint
+from gatepruner import Checkpoint, load, save
 from gatepruner.errors import ArchitectureError
 
 SHAPE = (4, 6, 6)
@@ -442,14 +442,40 @@ def test_wrappers_are_taken_off(wrapper):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_scripted_modules_and_reserved_names_are_refused():
+def test_scripted_modules_are_refused():
     module = nn.Sequential(torch.jit.script(nn.ReLU()))
     with pytest.raises(ArchitectureError, match="0 is a TorchScript module"):
         Checkpoint.of(module, SHAPE)
-    module = Written(lambda self, x: x)
-    module.graph = nn.ReLU()
-    with pytest.raises(ArchitectureError, match="Written has a submodule named graph"):
-        Checkpoint.of(module, SHAPE)
+
+
+class Reserved(nn.Module):
+    """Has submodules named as attributes of every graph module."""
+
+    def __init__(self):
+        super().__init__()
+        self.graph, self.meta = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.code, self.recompile = nn.Linear(4, 5), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = x + self.meta(self.graph(x))
+        x = x + self.recompile(x)
+        return self.code(x.mean((2, 3)))
+
+
+def test_reserved_names_get_an_underscore_and_the_authors_files_still_fit(tmp_path):
+    module, images = Reserved().eval(), torch.randn(2, *SHAPE)
+    expected, keys = module(images), set(module.state_dict())
+    checkpoint = Checkpoint.of(module, SHAPE)
+    assert set(module.state_dict()) == keys
+    save(checkpoint, tmp_path / "own.pt")
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "author.pth")
+    for read in (
+        checkpoint,
+        load(tmp_path / "own.pt", module=module),
+        load(tmp_path / "author.pth", module=module, input_shape=SHAPE),
+    ):
+        assert torch.equal(read.build()(images), expected)
+        assert {"graph_.weight", "meta_.bias", "code_.bias"} < read.weights.keys()
 
 
 REPARAMETRIZED = {
