@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.video import swin3d_t
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
-from gatepruner import Checkpoint, load, save
+from gatepruner import Checkpoint, load, remove, save
 from gatepruner.errors import ArchitectureError
 
 SHAPE = (4, 6, 6)
@@ -324,12 +324,47 @@ class Counting(nn.Module):
         return torch.cat([image[None] * 2 for image in x])
 
 
-@pytest.mark.parametrize("inner", [Asking, Counting])
+class Scaling(nn.Module):
+    """Takes a number out of its input, where no answer is asked for."""
+
+    def forward(self, x):
+        return x * x.abs().max().item()
+
+
+@pytest.mark.parametrize("inner", [Asking, Counting, Scaling])
 def test_the_innermost_module_that_cannot_be_followed_is_kept_whole(inner):
     checkpoint = assert_same(Written(lambda self, x: self.act(x), act=inner))
     assert {block.layers for block in checkpoint.network.blocks} == {
         ("Conv2d", inner.__name__, "Conv2d")
     }
+
+
+class Transformer(nn.Module):
+    """Has torch's own transformer layers, without dropout."""
+
+    def __init__(self, first):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True, norm_first=first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@torch.no_grad()
+def test_blocks_of_torchs_own_transformer_layers_are_blocks(first):
+    module, images = Transformer(first).eval(), torch.randn(2, *SHAPE)
+    checkpoint = Checkpoint.of(module, SHAPE)
+    blocks = [f"encoder.layers.{layer}:{number}" for layer in (0, 1) for number in (1, 2)]
+    assert [block.name for block in checkpoint.network.blocks] == blocks
+    torch.testing.assert_close(checkpoint.build()(images), module(images))
+    small = remove(checkpoint, blocks[1::2]).build()(images)
+    for layer in module.encoder.layers:  # without its second linear layer, nothing is added
+        layer.linear2.weight.zero_()
+        layer.linear2.bias.zero_()
+    torch.testing.assert_close(small, module(images))
 
 
 class Assigning(Written):

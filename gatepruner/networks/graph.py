@@ -12,10 +12,11 @@ from torch import fx, nn
 from gatepruner.errors import ArchitectureError, listed
 from gatepruner.models import Shape
 from gatepruner.networks.additions import Addition, find_additions
+from gatepruner.networks.dry_run import NeedsDataError
 from gatepruner.networks.logits import return_logits
 from gatepruner.networks.modes import joined
 from gatepruner.networks.mutations import Overwriting, without_mutations
-from gatepruner.networks.nodes import erase_unused, kind
+from gatepruner.networks.nodes import erase_unused, kind, path_of
 from gatepruner.networks.tracer import Tracer, UntraceableError, images_argument
 
 ADVICE = "move what does so into a submodule of its own, which is then kept whole"
@@ -146,8 +147,11 @@ class _Tracing:
         tracer = Tracer(self.blank, self.shape, self.kept, self.leaf_modules, self.leaf_functions)
         graph = tracer.trace(self.base.train(training))
         run = tracer.runs[-1]
-        return_logits(graph, run, self.name)
-        run.value(next(reversed(graph.nodes)))
+        try:
+            return_logits(graph, run, self.name)
+            run.value(next(reversed(graph.nodes)))
+        except NeedsDataError as error:
+            raise UntraceableError({path_of(error.node): str(error)}) from error
         pure = without_mutations(self.base, graph, run, self.overwriting)
         erase_unused(pure)
         return pure

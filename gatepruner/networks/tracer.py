@@ -25,6 +25,11 @@ from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.wrappers import compiled
 
 STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # read `training` when they run
+# Torch's own modules that contain residual blocks; all others are kept whole.
+FOLLOWED = {
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+}
 # Numbers of images in the dry runs. A batch norm of single pixels cannot be trained on one image.
 BATCHES = {True: (2, 3), False: (1, 3)}
 # They accept no proxy by themselves. In the graph they are calls, if an argument is a proxy.
@@ -166,8 +171,10 @@ class Tracer(fx.Tracer):
         if not module_qualified_name:
             return False
         declared = module_qualified_name in self.kept or isinstance(m, self.leaf_modules)
+        if declared or type(m) in FOLLOWED:
+            return declared
         stochastic = type(m).__name__ in STOCHASTIC
-        return declared or stochastic or bool(super().is_leaf_module(m, module_qualified_name))
+        return stochastic or bool(super().is_leaf_module(m, module_qualified_name))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.answering:
