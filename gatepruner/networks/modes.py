@@ -151,8 +151,8 @@ class _Joining:
         inputs = list(dict.fromkeys([*above_b, *map(self.inverse.__getitem__, above_a)]))
         names = {node: f"value_{index}" for index, node in enumerate(inputs)}
         names |= {self.partner[node]: name for node, name in names.items()}
-        parts = [self._part(names, own, value) for own, value in ((own_a, a), (own_b, b))]
-        return self._call(switch(*parts, len(inputs)), *map(self.env.__getitem__, inputs))
+        part_a, part_b = self._part(names, own_a, a), self._part(names, own_b, b)
+        return self._call(switch(part_a, part_b, len(inputs)), *map(self.env.__getitem__, inputs))
 
     def _between(
         self, value: Any, common: dict[fx.Node, fx.Node]
