@@ -20,6 +20,7 @@ from gatepruner.cli.configuration import (
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import EVERYTHING
 from gatepruner.errors import DataError
+from gatepruner.files.folders import local
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -38,14 +39,15 @@ class Source:
     """Files without the project's header.
 
     Attributes:
-        ckpt: checkpoint: .pt, .pth, .th, .ckpt or .safetensors.
-        arch: architecture, as in torchvision:resnet50.
+        ckpt: checkpoint: .pt, .pth, .th, .ckpt or .safetensors, or a folder of timm or of
+            transformers.
+        arch: architecture, as in torchvision:resnet50, or hf:DIR with a folder of transformers.
         num_classes: number of logits, where the file does not tell.
         input_size: side of the images, or CxHxW.
         weights: which of several states to take, as in state_dict or model_ema.
     """
 
-    ckpt: Annotated[Path, typer.Argument(metavar="CKPT")]
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", callback=local)]
     arch: str | None = None
     num_classes: Annotated[int | None, typer.Option(min=1)] = None
     input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gatepruner.models import Shape
+from gatepruner.networks.caches import caches_of, emptied
 from gatepruner.networks.nodes import arguments_of, attribute
 
 # Without data, PyTorch takes a hundred times as long for them as for a convolution.
@@ -50,6 +51,7 @@ class DryRun:
         self.values: dict[fx.Node, Any] = {}
         self.overwritten: dict[fx.Node, tuple[fx.Node, ...]] = {}
         self.tensors: dict[str, Any] = {}
+        self.caches = caches_of(self.root)
 
     def value(self, node: fx.Node) -> Any:
         """What a node computes, once all nodes before it have been run."""
@@ -64,7 +66,7 @@ class DryRun:
         inputs = {value: self.values[value] for value in node.all_input_nodes}
         versions = {value: _versions(inputs[value]) for value in inputs}
         args, kwargs = arguments_of(node, inputs.__getitem__)
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), torch.device("meta"), emptied(self.caches):
             self.values[node] = tree_map(_without_data, self._result(node, args, kwargs))
         changed = [value for value in inputs if _versions(inputs[value]) != versions[value]]
         if changed:
