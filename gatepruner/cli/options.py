@@ -90,7 +90,7 @@ class Data:
 
     Attributes:
         data: images, as mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR or imagefolder:DIR;
-            pictures:DIR without labels.
+            pictures:DIR without labels; hf:DIR (saved by datasets) or parquet:DIR.
         split: which of them: train, val or test; by default test, or val where there is no test.
         limit: at most this many images, spread evenly over the set.
         classes: file with the names of the network's classes, one a line in the order of its
@@ -123,14 +123,14 @@ class Data:
 
         Where labels are not needed, images of other classes go without.
         """
-        from gatepruner.images.classes import map_classes, read_classes
+        from gatepruner.images.classes import NAMED, map_classes, read_classes
 
         names = read_classes(self.classes) if self.classes is not None else ()
         shape, scaling = whole.network.base.input_shape, self.scaling(whole)
         images = self.read(shape, terminal, scaling)
-        if not images.source.startswith("imagefolder:"):
+        if self.data.partition(":")[0] not in NAMED or not images.labelled:
             if names:
-                raise DataError(f"--classes names folders of classes: {self.data} has none")
+                raise DataError(f"--classes names classes of images: {self.data} has none")
             return images
         try:
             mapped, how = map_classes(images, whole, names)
@@ -174,11 +174,11 @@ class Data:
     def scaling(self, whole: Checkpoint | None = None) -> Scaling | None:
         """How to scale: as chosen, or else as the network's author did, if these are files."""
         from gatepruner.images.preprocessing import preprocessing_of
-        from gatepruner.images.readers import FOLDERS
+        from gatepruner.images.readers import PICTURES
         from gatepruner.images.scaling import Scaling
 
         authors = preprocessing_of(whole).scaling if whole is not None else None
-        scaling = authors if self.data.partition(":")[0] in FOLDERS else None
+        scaling = authors if self.data.partition(":")[0] in PICTURES else None
         if self.resize is not None:
             scaling = Scaling(self.resize) if self.resize else None
         if self.interpolation is None:
