@@ -104,12 +104,23 @@ def _construct_torchvision(base: Base) -> nn.Module:
         raise ArchitectureError(f"{base}: {error}") from None
 
 
+def published_shape(name: str) -> Shape:
+    """`(C, H, W)` of one image as timm publishes it for a name; 3 x 224 x 224 if it does not."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError:
+        return 3, 224, 224
+    cfg = timm.get_pretrained_cfg(name)
+    return (3, 224, 224) if cfg is None else cfg.input_size
+
+
 def _construct_timm(base: Base) -> nn.Module:
     timm = _library(base)
     channels, *size = base.input_shape
     given = dict(base.arguments) | ({} if channels == 3 else {"in_chans": channels})
     # Transformers need the image size; other networks do not accept the argument.
-    attempts = [given] if size == [224, 224] else [{"img_size": tuple(size), **given}, given]
+    usual = size == [*published_shape(base.name)[1:]]
+    attempts = [given] if usual else [{"img_size": tuple(size), **given}, given]
     for arguments in attempts:
         try:
             module: nn.Module = timm.create_model(base.name, pretrained=False, **arguments)
