@@ -145,7 +145,7 @@ def compress(
     report = write_compression(result, folder)
     call.record(output)
     call.terminal.say(steps_table(result.steps))
-    call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output))}")
+    call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output), whole)}")
     done = {"output": str(output), "removed": list(result.removed)}
     records = [asdict(record) for record in result.steps]
     return call.finish({**done, "steps": records, "configuration": dict(result.configuration)})

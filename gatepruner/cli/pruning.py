@@ -14,7 +14,7 @@ from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion
 from gatepruner.cli.measuring import change, latencies, meter_of
-from gatepruner.cli.options import Data, HoldOut, Source, Writing
+from gatepruner.cli.options import Data, HoldOut, Source, Writing, words_of
 from gatepruner.cli.problems import Problems
 from gatepruner.errors import DataError, PlanError
 
@@ -57,7 +57,7 @@ class Choice:
     @property
     def names(self) -> tuple[str, ...]:
         """The blocks that are given by name."""
-        return tuple(name.strip() for name in (self.blocks or "").split(",") if name.strip())
+        return words_of(self.blocks)
 
     def plan(self, ranking: Ranking) -> tuple[str, ...]:
         """The blocks to remove."""
@@ -135,7 +135,7 @@ def prune(
     save(small, target, force=call.force)
     call.record(target)
     _show(document, terminal)
-    terminal.say(f"wrote {target}\n{loading_text(str(target))}")
+    terminal.say(f"wrote {target}\n{loading_text(str(target), whole)}")
     return call.finish({"input": str(source.ckpt), "output": str(target), **document})
 
 

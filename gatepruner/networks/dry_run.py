@@ -65,7 +65,8 @@ class DryRun:
         versions = {value: _versions(inputs[value]) for value in inputs}
         args, kwargs = arguments_of(node, inputs.__getitem__)
         with torch.no_grad(), torch.device("meta"):
-            self.values[node] = tree_map(_without_data, self._result(node, args, kwargs))
+            result = self._result(node, args, kwargs)
+            self.values[node] = tree_map(_without_data, result, is_leaf=_is_size)
         changed = [value for value in inputs if _versions(inputs[value]) != versions[value]]
         if changed:
             self.overwritten[node] = tuple(changed)
@@ -96,6 +97,11 @@ class DryRun:
                 tensor = attribute(self.traced, target)
             self.tensors[target] = _without_data(tensor)
         return self.tensors[target]
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a size, which is no mere tuple: `x.new(size)` tells the difference."""
+    return isinstance(value, torch.Size)
 
 
 def _without_data(value: Any) -> Any:
