@@ -52,8 +52,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """A checkpoint of the caller's module, which is not changed.
 
-        Weights of another precision are cast to float32. The notes say so under `remarks`, and which
-        modules were kept whole.
+        Weights of another precision are cast to float32. The notes say so under `remarks`, and name
+        the modules that were kept whole.
 
         Args:
             module: any residual network that `torch.fx` can trace, on any device.
