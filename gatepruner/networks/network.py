@@ -64,7 +64,7 @@ def listed_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Network:
-    """A base and the edits made to it."""
+    """A base, which says who constructs the network, and the edits made to it."""
 
     base: Base
     edits: Edits = NO_EDITS
@@ -105,7 +105,7 @@ class Network:
 
         Raises:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
-                something else than its graph.
+                something other than its graph.
         """
         module = unwrapped(module)
         blank, name = without_weights(module), type(module).__name__
@@ -155,7 +155,7 @@ class Network:
 
         Raises:
             ArchitectureError: the base is unknown, or the module is missing, cannot be traced or
-                computes something else than its graph.
+                computes something other than its graph.
             KeyError, TypeError, ValueError: `data` does not describe a network.
         """
         fields, edits = dict(data["base"]), dict(data["edits"])
@@ -240,7 +240,7 @@ class Network:
         """Number of logits for one image.
 
         Raises:
-            ArchitectureError: the network returns something else than logits.
+            ArchitectureError: the network returns something other than logits.
         """
         return _classes(self.base)
 
