@@ -17,6 +17,7 @@ from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
+from gatepruner.learning.gates import meter_of
 from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
@@ -26,7 +27,7 @@ from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import statistics
-from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
+from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable, remeasured
 from gatepruner.pruning.meter import Meter
 
 LEAST_IMAGES = 32
@@ -90,7 +91,7 @@ def compress(
         train, held_out = train.held_out(recipe.held_out_of(len(train)), recipe.gating.seed)
     recipe = recipe.fitted(len(train)) if given is None else recipe
     device = pick_device(device)
-    meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
+    meter = meter_of(checkpoint.network, recipe.gating, device)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint, train, normalization)
     configuration = {
@@ -115,6 +116,7 @@ def compress(
         steps=records,
         removed=small.network.in_order(removed),
         configuration={**configuration, **_conditions(request, small)},
+        target=remeasured(goal, meter, small.network),
     )
 
 
@@ -197,6 +199,7 @@ def refuse(
         lambda: _check_numbers(recipe),
         lambda: _check_held_out(goal, held_out),
         lambda: _check_count(goal, checkpoint.network),
+        meter_of(checkpoint.network, recipe.gating, "cpu").check,
     ]
     problems: list[GatePrunerError] = []
     for check in checks:
@@ -321,4 +324,6 @@ def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
     }
     if not statistics(small.network.build_blank()):
         used["recalibration"] = "none: the network has no batch norm"
-    return {**used, **chosen, "device": f"{request.device} ({description(request.device)})"}
+    (whole,) = request.meter.latencies([request.whole.network])
+    hardware = f"{request.device} ({description(request.device)})"
+    return {**used, **chosen, "device": hardware, "latency": whole.conditions}

@@ -35,6 +35,7 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
         "steps": [asdict(step) for step in steps],
         "removed": list(compressed.removed),
         "configuration": dict(compressed.configuration),
+        "target": compressed.target and compressed.target.to_json(),
         "versions": versions(),
     }
     save_figure(tradeoff_figure(steps), directory / "tradeoff")
@@ -43,7 +44,7 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
         rows.writeheader()
         rows.writerows(asdict(step) for step in steps)
     (directory / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-    (directory / "report.md").write_text(_markdown(steps, document))
+    (directory / "report.md").write_text(_markdown(compressed, document))
     return directory / "report.md"
 
 
@@ -80,7 +81,8 @@ def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
     return figure
 
 
-def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
+def _markdown(compressed: Compressed, document: Mapping[str, Any]) -> str:
+    steps, target = compressed.steps, compressed.target
     whole, last = steps[0], steps[-1]
     faster = (whole.latency or 0.0) / last.latency if last.latency else 0.0
     lines = [
@@ -91,6 +93,7 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         f"{100 * whole.share:.2f} % before and {100 * last.share:.2f} % after "
         f"(n = {last.images:,}).",
         "",
+        *([f"Latency {target}.", ""] if target is not None else []),
         f"Removed {len(document['removed'])} blocks: {literal(', '.join(document['removed']))}.",
         "",
         f"![{last.measure} against latency](tradeoff.png)",
