@@ -77,6 +77,16 @@ class OnnxRuntime(Engine):
     extra = "onnx"
 
     def __init__(self, program: Program, images: Tensor, threads: int) -> None:
+        self._open(program.onnx.SerializeToString(), threads)
+
+    @classmethod
+    def of(cls, model: bytes, threads: int) -> OnnxRuntime:
+        """An ONNX file that is already there, such as a quantised one."""
+        engine = cls.__new__(cls)
+        engine._open(model, threads)
+        return engine
+
+    def _open(self, model: bytes, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -85,7 +95,7 @@ class OnnxRuntime(Engine):
         # Threads that wait for more work would take the time of what runs in turns with it.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.session = onnxruntime.InferenceSession(
-            program.onnx.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            model, options, providers=["CPUExecutionProvider"]
         )
         self.name = self.session.get_inputs()[0].name
 
@@ -107,6 +117,7 @@ class OpenVino(Engine):
 
         core = openvino.Core()
         model = core.read_model(program.onnx.SerializeToString(), b"")
+        model.reshape(list(images.shape))  # a batch of any size takes longer
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
