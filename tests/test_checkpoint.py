@@ -772,7 +772,9 @@ def test_bad_file_is_refused_in_one_line_that_names_it(make, name, how, said, tm
 
 def test_callers_module_has_to_be_given_again(tmp_path):
     path = callers(tmp_path / "net.pt")
-    with pytest.raises(ArchitectureError, match=r"code of the module Caller: .* module=") as caught:
+    with pytest.raises(
+        ArchitectureError, match=r"weights of the module Caller, .* module="
+    ) as caught:
         load(path)
     assert "\n" not in str(caught.value)
 

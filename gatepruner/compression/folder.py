@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gatepruner.errors import CheckpointError, differences
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.locks import SUFFIX
 from gatepruner.files.writing import is_temporary, write_text
+from gatepruner.networks.base import Base
 from gatepruner.networks.checkpoint import Checkpoint
 
 STEPS = "steps.json"
@@ -79,11 +80,12 @@ class Folder:
                 "the options of that compression, or write to another folder"
             )
 
-    def done(self, name: str) -> Checkpoint | None:
-        """The network of a step, if the step is done."""
+    def done(self, name: str, base: Base) -> Checkpoint | None:
+        """The network of a step, if the step is done; `base` is that of the whole network."""
         if self.path is None or name not in {record.name for record in self.records}:
             return None
-        return load(self.path / f"{name}.pt")
+        step = load(self.path / f"{name}.pt", module=base.module, leaves=base.leaves)
+        return replace(step, network=replace(step.network, base=base))
 
     def keep(self, record: StepRecord, checkpoint: Checkpoint) -> None:
         """Keep the record and the network of a step, and delete its state."""
