@@ -34,7 +34,7 @@ class Checkpoint:
         weights: tensors by state-dict key; do not modify them.
         notes: plain JSON: `normalize` (`mean` and `std` per channel), `classes` (names),
             `history` (what was done, oldest first) and anything else worth recording.
-        path: the removals learned with the gates; see `gatepruner.learning.gates`.
+        path: the removals learned with the gates; see `learn_gates`.
     """
 
     network: Network
@@ -52,19 +52,19 @@ class Checkpoint:
     ) -> Checkpoint:
         """A checkpoint of the caller's module, which is not changed.
 
-        Weights of other precision are cast to float32. The notes say so under `remarks`, and which
-        modules were kept whole.
+        Weights of another precision are cast to float32. The notes say so under `remarks`, and name
+        the modules that were kept whole.
 
         Args:
             module: any residual network that `torch.fx` can trace, on any device.
             input_shape: `(C, H, W)` of one image.
-            notes: what to record.
+            notes: plain JSON to record.
             leaves: module classes, or names of them, to keep whole because they cannot be traced.
 
         Raises:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
-                something else than its traced graph.
-            CheckpointError: weights are not finite, or have no values or no dense ones; names them.
+                something other than its traced graph.
+            CheckpointError: weights are not finite, are sparse or have no values; all are named.
         """
         state = {
             key: value

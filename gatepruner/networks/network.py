@@ -64,7 +64,7 @@ def listed_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Network:
-    """A base and the edits made to it."""
+    """A base, which says who constructs the network, and the edits made to it."""
 
     base: Base
     edits: Edits = NO_EDITS
@@ -105,7 +105,7 @@ class Network:
 
         Raises:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
-                something else than its graph.
+                something other than its graph.
         """
         module = unwrapped(module)
         blank, name = without_weights(module), type(module).__name__
@@ -155,7 +155,7 @@ class Network:
 
         Raises:
             ArchitectureError: the base is unknown, or the module is missing, cannot be traced or
-                computes something else than its graph.
+                computes something other than its graph.
             KeyError, TypeError, ValueError: `data` does not describe a network.
         """
         fields, edits = dict(data["base"]), dict(data["edits"])
@@ -240,7 +240,7 @@ class Network:
         """Number of logits for one image.
 
         Raises:
-            ArchitectureError: the network returns something else than logits.
+            ArchitectureError: the network returns something other than logits.
         """
         return _classes(self.base)
 
@@ -418,7 +418,7 @@ def _classes(base: Base) -> int:
     """The number of logits, which no edit changes."""
     module = Network(base).build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
-    logits = run.value(next(reversed(module.graph.nodes)))
+    logits = run.value(next(iter(reversed(module.graph.nodes))))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
         raise ArchitectureError(
@@ -435,7 +435,7 @@ def _edited(base: Base, edits: Edits) -> Edited:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _span(names: Sequence[str]) -> str:
