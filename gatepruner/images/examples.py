@@ -27,10 +27,10 @@ class Examples(ABC):
         classes: name of each class, if the targets are classes.
         task: what the targets are.
         labelled: whether there are targets.
-        prepared: whether inputs are as the network takes them; else they are uint8 pixels, which
-            are augmented and normalised when they are used.
-        in_memory: whether to look at every example costs nothing.
-        resize: how the pictures were scaled, as far as it is known.
+        prepared: whether inputs go into the network as they are; if not, they are uint8 pixels,
+            which are augmented and normalised when they are used.
+        in_memory: whether every example is in memory, so that looking at it costs nothing.
+        resize: how the pictures were scaled; `None` if they were not, or if it is not known.
         fingerprint: equal for equal examples.
     """
 
@@ -62,7 +62,7 @@ class Examples(ABC):
 
     @abstractmethod
     def to(self: Kind, device: torch.device) -> Kind:
-        """The examples, whose batches are on the device."""
+        """The examples with their batches on the device."""
 
     @abstractmethod
     def batches(self, indices: Tensor, size: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,7 +71,7 @@ class Examples(ABC):
         Args:
             indices: `(M,)`.
             size: examples per batch.
-            seed: of what is random in the examples themselves.
+            seed: seed of what is random in the examples themselves.
         """
 
     @property

@@ -35,18 +35,18 @@ def load_images(
     limit: int | None = None,
     track: Track = iter,
 ) -> Images:
-    """Read images.
+    """Read images from a folder or a data set on the disk; nothing is downloaded.
 
     Args:
         spec: `mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR` or `cifar100:DIR` (torchvision's
-            layouts, nothing is downloaded), `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`, or
+            layouts), `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`, or
             `DIR/SPLIT/INDEX-*.png` with the index of the class before the name),
             `pictures:DIR` (images without labels, at any depth of `DIR/SPLIT`), `hf:DIR` (what
             `save_to_disk` of `datasets` wrote), or `parquet:DIR` or `parquet:FILE` (encoded images
             with or without labels; the names of files say which split they belong to).
         shape: `(C, H, W)` of the network's input.
         split: `train`, `val`, `test` or another folder of `DIR`; by default `test`, or `val` if
-            there is no `test`. Of a folder without splits, all images are read, also as `train`.
+            there is no `test`. A folder without splits is read as a whole, also as `train`.
         resize: pixels to scale the shorter side to, or another scaling, before the centre `(H, W)`
             is cropped; not for the sets of torchvision, whose images have one size.
         limit: most images to read, evenly spaced over the set.

@@ -21,6 +21,7 @@ from gatepruner.networks.arguments import check_arguments, check_name, check_sha
 from gatepruner.networks.caches import caches_of
 from gatepruner.networks.graph import Trace, trace
 from gatepruner.networks.huggingface import class_of, construct_classifier
+from gatepruner.networks.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Base:
         input_shape: `(C, H, W)` of one image.
         arguments: other arguments of the constructor, such as `num_classes`.
         module: a caller's module without its weights; not part of the JSON.
-        leaves: the caller's module classes that tracing keeps whole; not part of the JSON.
+        leaves: the caller's module classes, or names of them, that tracing keeps whole; not part of
+            the JSON.
+        make: makes a caller's module anew, with fresh weights; not part of the JSON.
     """
 
     source: str
@@ -43,7 +46,8 @@ class Base:
     input_shape: Shape
     arguments: tuple[tuple[str, Any], ...] = ()
     module: nn.Module | None = field(default=None, repr=False)
-    leaves: tuple[type[nn.Module], ...] = field(default=(), repr=False)
+    leaves: tuple[type[nn.Module] | str, ...] = field(default=(), repr=False)
+    make: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what may not reach a constructor; see `gatepruner.networks.arguments`.
@@ -143,6 +147,8 @@ def _construct_caller(base: Base) -> nn.Module:
             f"the file does not contain the code of the module {base.name}: pass a module of the "
             "same architecture, load(path, module=...)"
         )
+    if base.make is not None:
+        return copy.deepcopy(unwrapped(base.make())).cpu().float()
     module = copy.deepcopy(base.module)
     if torch.get_default_device().type != "meta":
         _initialise(module)
@@ -222,6 +228,8 @@ def without_weights(module: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for buffer in module.buffers():
+        if buffer.is_meta:
+            continue
         memo[id(buffer)] = buffer.detach().to("cpu", _single(buffer.dtype), copy=True)
     for layer in module.modules():  # what old hooks compute, such as those of weight_norm
         computed = [value for value in vars(layer).values() if isinstance(value, Tensor)]
