@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from gatepruner.measuring.bench import Measured
 from gatepruner.report.files import versions
@@ -103,5 +104,8 @@ def _draw(axes: Axes, measured: Sequence[Measured], height: Mapping[str, float])
             x, y, xerr=spread, fmt=marker, color=color, label=engine, markersize=4, capsize=2
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("latency (ms)")
     axes.margins(y=0.2)
