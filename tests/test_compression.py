@@ -202,6 +202,23 @@ def test_a_compression_that_was_stopped_is_resumed_to_the_same_network(
     assert [record.name for record in result.steps] == NAMES
 
 
+def test_a_compression_of_a_callers_module_is_resumed(train, test, tmp_path, monkeypatch, callers):
+    callers.head = torch.nn.Linear(8, 4)
+    begun = Checkpoint.of(callers, SHAPE)
+    with monkeypatch.context() as patch:
+        _stop(patch, "finetune", 3)
+        with pytest.raises(KeyboardInterrupt):
+            compressed(begun, train, test, DROP, folder=tmp_path / "new")
+    again = Checkpoint.of(callers, SHAPE)
+    result = compressed(again, train, test, DROP, folder=tmp_path / "new", resume=True)
+    whole = compressed(begun, train, test, DROP, folder=tmp_path / "whole")
+    assert result.removed == whole.removed
+    assert all(
+        torch.equal(result.checkpoint.weights[key], tensor)
+        for key, tensor in whole.checkpoint.weights.items()
+    )
+
+
 def _stop(patch, name: str, number: int) -> None:
     """Stop in a step of learning by a signal, or in another verb as by a kill."""
     if number:

@@ -169,7 +169,7 @@ def compress(
     call.terminal.say(steps_table(result.steps))
     if result.target is not None:
         call.terminal.say(str(result.target))
-    call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output))}")
+    call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output), whole)}")
     done = {"output": str(output), "removed": list(result.removed)}
     records = [asdict(record) for record in result.steps]
     target = {"target": result.target.to_json()} if result.target is not None else {}

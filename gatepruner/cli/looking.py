@@ -40,6 +40,8 @@ def inspect(source: Source, *, call: Annotated[Call, Group(leave_out=("quiet",))
     call.terminal.say(f"{source.ckpt}: {network}, images of {shape}")
     call.terminal.say(f"{network.depth} blocks, {cost.params:,} parameters, {cost.macs:,} MACs")
     call.terminal.say(block_table(network.blocks, gates))
+    if network.base.source == "caller":
+        call.terminal.say(f"module: {checkpoint.notes.get('module', 'not recorded')}")
     for done in checkpoint.notes.get("history", ()):
         call.terminal.say(f"history: {json.dumps(done)}")
     call.finish(
@@ -48,6 +50,7 @@ def inspect(source: Source, *, call: Annotated[Call, Group(leave_out=("quiet",))
             "name": str(network),
             "network": network.to_json(),
             "blocks": [{**vars(block), "gate": gates.get(block.name)} for block in network.blocks],
+            "kept_whole": dict(network.kept),
             "params": cost.params,
             "macs": cost.macs,
             "notes": dict(checkpoint.notes),

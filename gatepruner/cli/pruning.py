@@ -14,7 +14,7 @@ from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion
 from gatepruner.cli.measuring import Timing, change, latencies
-from gatepruner.cli.options import Data, HoldOut, Source, Writing
+from gatepruner.cli.options import Data, HoldOut, Source, Writing, words_of
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
 from gatepruner.errors import DataError, PlanError
@@ -59,7 +59,7 @@ class Choice:
     @property
     def names(self) -> tuple[str, ...]:
         """The blocks that are given by name."""
-        return tuple(name.strip() for name in (self.blocks or "").split(",") if name.strip())
+        return words_of(self.blocks)
 
     def plan(self, ranking: Ranking) -> tuple[str, ...]:
         """The blocks to remove."""
@@ -141,7 +141,7 @@ def prune(
     _show(document, terminal)
     if again is not None:
         terminal.say(str(again))
-    terminal.say(f"wrote {target}\n{loading_text(str(target))}")
+    terminal.say(f"wrote {target}\n{loading_text(str(target), whole)}")
     return call.finish({"input": str(source.ckpt), "output": str(target), **document})
 
 

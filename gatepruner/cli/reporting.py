@@ -127,6 +127,7 @@ def sweep(
     problems = Problems()
     with problems:
         refuse_report(target, force=call.force)
+        call.hold_folder(target)
     checkpoint = read(source, data, problems)
     curves.check(checkpoint, problems)
     data = replace(data, device=str(pick_device(data.device)))
@@ -205,7 +206,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
 
     from gatepruner.demo import demo_checkpoint, demo_images
     from gatepruner.files.checkpoints import save
-    from gatepruner.files.storage import refuse_existing
+    from gatepruner.files.writing import refuse_existing
     from gatepruner.measuring.accuracy import accuracy
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.orders import compare
@@ -219,6 +220,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     refuse_report(output, force=call.force)
     smaller = output / "pruned.pt"
     refuse_existing(smaller, force=call.force)
+    call.hold_folder(output)
     torch.set_num_threads(1)  # layers of 50 units are done before a second thread has begun
     whole, images = demo_checkpoint(), demo_images()
     ranking = rank(whole)

@@ -15,6 +15,7 @@ from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
+from gatepruner.files.locks import held_folder
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.gates import meter_of
@@ -85,7 +86,8 @@ def compress(
         PlanError: the goal cannot be reached.
         DataError: images are missing or do not fit the network.
         TrainingError: there are too few training images, or learning failed.
-        CheckpointError: the folder is not empty, or belongs to another compression.
+        CheckpointError: the folder is not empty, belongs to another compression, cannot be
+            written, or another compression is writing it.
     """
     given, recipe = recipe, recipe or CompressionRecipe()
     if held_out is None:
@@ -106,10 +108,11 @@ def compress(
     )
     if goal.kind in COSTS:
         check_reachable(goal, checkpoint.network, request.candidates, meter)
-    steps.begin(resume=resume, force=force)
-    meter.known.update(_latencies(steps.facts))
-    networks = _carry_out(request, test)
-    records = _timed(request, networks)
+    with held_folder(steps.path):
+        steps.begin(resume=resume, force=force)
+        meter.known.update(_latencies(steps.facts))
+        networks = _carry_out(request, test)
+        records = _timed(request, networks)
     small = networks[records[-1].name]
     removed = set(checkpoint.network.removable) - set(small.network.removable)
     return Compressed(
@@ -127,7 +130,7 @@ def _carry_out(request: Request, test: Examples) -> dict[str, Checkpoint]:
     for step in STEPS:
         if not step.wanted(request.recipe):
             continue
-        checkpoint = request.folder.done(step.name)
+        checkpoint = request.folder.done(step.name, request.whole.network.base)
         if checkpoint is None:
             start = time.monotonic()
             checkpoint = step.make(request, last)

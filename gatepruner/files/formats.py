@@ -1,6 +1,6 @@
 """The formats in which a network is handed to other software, as data.
 
-Every export is written to a folder of its own, loaded again as the other software loads it, and
+Every export is written to a temporary folder, loaded again as the other software loads it, and
 compared with the network on random images before it gets to its place.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ from gatepruner import __version__
 from gatepruner.errors import CheckpointError, PlanError, listed
 from gatepruner.files import programs, standalone, timm
 from gatepruner.files.export import to_torchvision
-from gatepruner.files.storage import read_file, refuse_existing, write_tensors
+from gatepruner.files.storage import read_file, write_tensors
+from gatepruner.files.writing import Fill, refuse_existing, text_filling, write_files
 from gatepruner.images.preprocessing import preprocessing_of
 from gatepruner.measuring.engines import require
 from gatepruner.measuring.programs import check_same
@@ -215,13 +215,13 @@ def export(
     check_format(to, path, checkpoint.network)
     checkpoint = fold_gates(checkpoint) if checkpoint.network.edits.gated else checkpoint
     about = description(checkpoint)
-    with _moved_into(path.parent, path.name) as folder:
-        recipe, details = FORMATS[to].write(checkpoint, folder / path.name, about)
-        (folder / sidecar.name).write_text(
-            json.dumps({**about, **details}, indent=1) + "\n", "utf-8"
-        )
-        loaded = FORMATS[to].read(checkpoint, folder / path.name)
+    with tempfile.TemporaryDirectory() as made:
+        recipe, details = FORMATS[to].write(checkpoint, Path(made, path.name), about)
+        loaded = FORMATS[to].read(checkpoint, Path(made, path.name))
         difference = _checked(checkpoint, loaded, f"the {to} export of {checkpoint.network}")
+        text = json.dumps({**about, **details}, indent=1) + "\n"
+        fills = {path.parent / file.name: _copying(file) for file in Path(made).iterdir()}
+        write_files({**fills, sidecar: text_filling(text)}, force=force)
     return Export(path, sidecar, to, difference, recipe(str(path)), details)
 
 
@@ -246,17 +246,14 @@ def description(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _moved_into(target: Path, name: str) -> Iterator[Path]:
-    """A folder whose files are moved into `target` if nothing goes wrong."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target) as made:
-            yield Path(made)
-            for file in Path(made).iterdir():
-                shutil.move(file, target / file.name)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"cannot write {target / name}: {reason}") from error
+def _copying(file: Path) -> Fill:
+    """What fills a file with the content of another."""
+
+    def fill(target: BinaryIO) -> None:
+        with file.open("rb") as source:
+            shutil.copyfileobj(source, target)
+
+    return fill
 
 
 def _checked(checkpoint: Checkpoint, loaded: Loaded, what: str) -> float:

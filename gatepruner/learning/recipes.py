@@ -161,19 +161,20 @@ class Recipe(_Checked):
     seed: int = 0
 
     def peak(self, *, fresh: bool) -> float:
-        """The peak learning rate of the weights, which are fresh or are fine-tuned."""
+        """The peak learning rate of the weights, fresh ones or ones to fine-tune."""
         rates = LEARNING_RATES if fresh else FINE_TUNING_RATES
         return self.learning_rate or rates[self.optimizer]
 
     @property
     def careful(self) -> Recipe:
-        """The same for networks that steps of SGD lead astray: large ones, and transformers."""
+        """The recipe for networks that SGD leads astray, such as large ones and transformers."""
         careful = replace(self, optimizer="adam", statistics="kept")
         return replace(careful, learning_rate=None, weight_decay=0.0)
 
     def passes(self, images: int) -> int:
-        """How many passes over so many images are made."""
+        """The number of passes over this many training images."""
         return self.epochs or max(EPOCHS, math.ceil(STEPS / max(images // self.batch_size, 1)))
 
 
 FINE_TUNING = Recipe(batch_size=64, schedule="cosine", gate_learning_rate=0.001)
+"""The default recipe of `finetune` and of `compress`."""

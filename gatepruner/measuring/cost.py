@@ -32,10 +32,13 @@ class Cost:
 
 
 def count(subject: Network | Checkpoint) -> Cost:
-    """Parameters and MACs of a network, or of a checkpoint's, from its graph alone.
+    """Count the parameters and MACs of a network from its graph alone.
 
     No edit changes a shape: each node of the base is counted once, and the MACs of a pruned
     network are the sum over its remaining nodes.
+
+    Args:
+        subject: a network, or a checkpoint, whose network is counted.
     """
     network = subject.network if isinstance(subject, Checkpoint) else subject
     macs = _macs_of_nodes(network.base)

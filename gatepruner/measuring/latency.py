@@ -26,10 +26,10 @@ class Latency:
     """Measured time of one forward pass, in seconds.
 
     Attributes:
-        median: of all runs.
+        median: median of all runs.
         low: first quartile.
         high: third quartile.
-        runs: number of runs.
+        runs: number of measured passes.
         batch: images per pass.
         device: where it was measured.
         engine: what ran the network.

@@ -35,8 +35,8 @@ class Goal:
     """What a removal should achieve.
 
     Attributes:
-        kind: `"blocks"`, to remove; `"macs"`, `"params"` or `"latency"`, to reach; or `"loss"` of
-            accuracy, to stay within.
+        kind: `"blocks"` to remove; `"macs"`, `"params"` or `"latency"` to reach; or `"loss"`, the
+            loss of accuracy to stay within.
         amount: in blocks, MACs, parameters, seconds or percentage points; if relative, a fraction
             of the whole network's cost.
         relative: whether `amount` is a fraction.

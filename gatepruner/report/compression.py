@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from gatepruner.compression.record import Compressed, StepRecord
-from gatepruner.report.files import condition_lines, literal, versions
-from gatepruner.report.style import GONE, OURS, STYLE, WIDE, save_figure
+from gatepruner.files.writing import text_filling, write_files
+from gatepruner.report.files import as_csv, condition_lines, literal, versions
+from gatepruner.report.style import GONE, OURS, STYLE, WIDE, figure_fillings
 
 MEASURES = {"accuracy": "top-1 accuracy", "agreement": "agreement with the whole network"}
 
@@ -38,13 +38,13 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
         "target": compressed.target and compressed.target.to_json(),
         "versions": versions(),
     }
-    save_figure(tradeoff_figure(steps), directory / "tradeoff")
-    with (directory / "steps.csv").open("w", newline="") as file:
-        rows = csv.DictWriter(file, fieldnames=list(asdict(steps[0])))
-        rows.writeheader()
-        rows.writerows(asdict(step) for step in steps)
-    (directory / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-    (directory / "report.md").write_text(_markdown(compressed, document))
+    texts = {
+        "steps.csv": as_csv([asdict(step) for step in steps]),
+        "report.json": json.dumps(document, indent=1) + "\n",
+        "report.md": _markdown(compressed, document),
+    }
+    fillings = figure_fillings(tradeoff_figure(steps), directory / "tradeoff")
+    write_files(fillings | {directory / name: text_filling(text) for name, text in texts.items()})
     return directory / "report.md"
 
 

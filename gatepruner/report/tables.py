@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gatepruner.compression.record import StepRecord
     from gatepruner.measuring.accuracy import Accuracy
     from gatepruner.measuring.agreement import Agreement
+    from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.networks.network import Block
     from gatepruner.pruning.orders import Order
     from gatepruner.pruning.ranking import Ranking
@@ -180,8 +181,9 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
     )
 
 
-def loading_text(path: str) -> str:
+def loading_text(path: str, checkpoint: Checkpoint) -> str:
     """How to load a written network in Python."""
-    return (
-        f"to load it in Python:\n  import gatepruner\n  module = gatepruner.load({path!r}).build()"
-    )
+    brought = checkpoint.network.base.source == "caller"
+    module = f", module={checkpoint.notes.get('module')!r}" if brought else ""
+    call = f"gatepruner.load({path!r}{module})"
+    return f"to load it in Python:\n  import gatepruner\n  module = {call}.build()"
