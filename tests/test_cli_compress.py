@@ -708,8 +708,8 @@ BAD = {
         "it.onnx: expected a name",
     ),
     "compress, suffix of the export": (
-        f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.onnx",
-        "it.onnx: expected a name",
+        f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.tflite",
+        "it.tflite: expected a name",
     ),
     "compress, export": (
         f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.pth",
