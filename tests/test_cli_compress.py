@@ -424,7 +424,8 @@ def compress_command(folder: Path, *more: object) -> tuple:
 
 
 STEPS = ["whole", "gated", "removed", "folded", "chosen", "fine-tuned"]
-REPORT = {"report.json", "report.md", "steps.csv", "steps.json", "tradeoff.png", "tradeoff.svg"}
+REPORT = {"report.html", "report.json", "report.md", "steps.csv", "steps.json"}
+REPORT |= {f"tradeoff.{kind}" for kind in ("png", "svg", "pdf")}
 
 
 @pytest.fixture
