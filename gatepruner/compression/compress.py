@@ -18,6 +18,7 @@ from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.files.locks import held_folder
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
+from gatepruner.learning.gates import meter_of
 from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.learning.recipes import Recipe
 from gatepruner.measuring.accuracy import Accuracy, accuracy
@@ -28,7 +29,7 @@ from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import statistics
-from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
+from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable, remeasured
 from gatepruner.pruning.meter import Meter
 
 LEAST_IMAGES = 32
@@ -93,7 +94,7 @@ def compress(
         train, held_out = train.held_out(recipe.held_out_of(len(train)), recipe.gating.seed)
     recipe = recipe.fitted(len(train)) if given is None else recipe
     device = pick_device(device)
-    meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
+    meter = meter_of(checkpoint.network, recipe.gating, device)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint, train, normalization)
     configuration = {
@@ -119,6 +120,7 @@ def compress(
         steps=records,
         removed=small.network.in_order(removed),
         configuration={**configuration, **_conditions(request, small)},
+        target=remeasured(goal, meter, small.network),
     )
 
 
@@ -201,6 +203,7 @@ def refuse(
         lambda: _check_numbers(recipe),
         lambda: _check_held_out(goal, held_out),
         lambda: _check_count(goal, checkpoint.network),
+        meter_of(checkpoint.network, recipe.gating, "cpu").check,
     ]
     problems: list[GatePrunerError] = []
     for check in checks:
@@ -333,4 +336,6 @@ def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
         used["recalibration"] = "none: the network has no batch norm"
     if request.recipe.tuning is not None:  # a recipe that was chosen has other fields
         used |= _settings("fine-tuning", small.notes["recipe"], besides=("epochs",))
-    return {**used, **chosen, "device": f"{request.device} ({description(request.device)})"}
+    (whole,) = request.meter.latencies([request.whole.network])
+    hardware = f"{request.device} ({description(request.device)})"
+    return {**used, **chosen, "device": hardware, "latency": whole.conditions}

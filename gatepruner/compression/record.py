@@ -12,6 +12,7 @@ from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.pruning.goals import Remeasured
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,11 @@ class Compressed:
         steps: a record of every step.
         removed: names of the removed blocks.
         configuration: what the numbers depend on, as plain JSON: goal, images, settings, device.
+        target: for a goal of latency, what was measured again at the end.
     """
 
     checkpoint: Checkpoint
     steps: tuple[StepRecord, ...]
     removed: tuple[str, ...]
     configuration: Mapping[str, Any]
+    target: Remeasured | None = None

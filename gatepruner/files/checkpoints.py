@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed
-from gatepruner.files.folders import INDEX, read_folder, read_shards
+from gatepruner.files.folders import HUB, INDEX, Folder, local, read_folder, read_shards
 from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts
+from gatepruner.files.huggingface import read_model
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
@@ -129,9 +130,10 @@ def load(
 
     Args:
         path: a `.pt`, `.pth`, `.th`, `.ckpt`, `.bin` or `.safetensors` file, the index of a sharded
-            one (`.index.json`), or a folder with the `config.json` of timm.
-        arch: for a foreign file: its architecture, a name for `Network.named`; by default
-            recognised from the weights.
+            one (`.index.json`), or a folder with the `config.json` of timm or transformers, also
+            written `hf:DIR`.
+        arch: for a foreign file: its architecture, a name for `Network.named`, or `hf:DIR` with
+            a folder of transformers; by default recognised from the weights.
         num_classes: for a foreign file: number of logits; by default taken from the weights.
         input_shape: for a foreign file: `(C, H, W)` of one image.
         module: the caller's module, if the file has the weights of one; or its name as
@@ -152,7 +154,7 @@ def load(
         ArchitectureError: the architecture is unknown or not recognised, or the module is missing
             or cannot be imported.
     """
-    path, brought = Path(path), Brought(module, tuple(leaves))
+    path, brought = local(path), Brought(module, tuple(leaves))
     wanted = Wanted(arch, num_classes, input_shape)
     if path.is_dir():
         if module is not None:
@@ -160,7 +162,10 @@ def load(
         return _load_folder(path, wanted, weights)
     content, header = _read(path)
     if header is None:
-        return _foreign(path, content, _with(brought, wanted), weights, brought.notes)
+        wanted = _with(brought, wanted)
+        if arch is not None and arch.startswith(HUB):
+            return _load_model(path, content, read_folder(local(arch)), wanted)
+        return _foreign(path, content, wanted, weights, brought.notes)
     if header.get("format") not in READS:
         raise CheckpointError(
             f"{path} has format {header.get('format')}: this version of gatepruner reads "
@@ -258,11 +263,13 @@ def _with(brought: Brought, wanted: Wanted) -> Wanted:
 
 
 def _load_folder(path: Path, wanted: Wanted, weights: str | None) -> Checkpoint:
-    """The checkpoint in a folder as timm writes it for a hub; the caller's words come first."""
+    """The checkpoint in a folder as it is written for a hub; the caller's words come first."""
     folder = read_folder(path)
     content, header = _read(folder.weights)
     if header is not None:
         return load(folder.weights)
+    if not (folder.arch or wanted.arch):
+        return _load_model(path, content, folder, wanted)
     wanted = Wanted(
         wanted.arch or folder.arch,
         wanted.num_classes or folder.num_classes,
@@ -271,6 +278,19 @@ def _load_folder(path: Path, wanted: Wanted, weights: str | None) -> Checkpoint:
     checkpoint = _foreign(folder.weights, content, wanted, weights, {})
     notes = {**folder.notes, **checkpoint.notes, "source": path.name}
     return replace(checkpoint, notes=notes)
+
+
+def _load_model(path: Path, content: Any, folder: Folder, wanted: Wanted) -> Checkpoint:
+    """The checkpoint of a model of transformers, whose weights a file has."""
+    tensors = isinstance(content, dict) and all(isinstance(it, Tensor) for it in content.values())
+    if not tensors:
+        raise CheckpointError(f"{path} has something else than tensors: expected a state dict")
+    try:
+        model = read_model(folder.config, folder.processor, content, wanted)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    notes = {"source": path.name, **model.notes}
+    return _fitted(path, Network(model.base), model.weights, notes)
 
 
 def _foreign(

@@ -16,6 +16,7 @@ from gatepruner.images.images import Images
 from gatepruner.images.readers import NUMBERED
 from gatepruner.networks.checkpoint import Checkpoint
 
+NAMED = ("imagefolder", "hf", "parquet")  # kinds of data with classes of their own
 IMAGENET_CLASSES = 1000
 SYNSET = re.compile(r"(n\d{8})\b[\s,:]*(.*)")  # a WordNet id, and perhaps names after it
 

@@ -86,7 +86,7 @@ class Examples(ABC):
         """At most `limit` examples, evenly spaced over the whole set."""
         if limit is None or limit >= len(self):
             return self
-        return self.take(torch.arange(limit) * len(self) // limit)
+        return self.take(spread_over(len(self), limit))
 
     def held_out(self: Kind, count: int, seed: int) -> tuple[Kind, Kind | None]:
         """Split at random: all examples but `count`, and those `count` examples, if any.
@@ -102,6 +102,13 @@ class Examples(ABC):
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
+
+
+def spread_over(count: int, limit: int | None) -> Tensor:
+    """The indices `(M,)` of at most `limit` of `count` examples, evenly spaced."""
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.arange(limit) * count // limit
 
 
 def mixed(seed: int, index: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError
-from gatepruner.images.decoding import decode
+from gatepruner.images.decoding import Encoded, decode
 from gatepruner.images.examples import Examples
 from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
@@ -31,7 +31,7 @@ class Images(Examples):
         shape: `(C, H, W)` of every image.
         source: where the images come from, for messages and reports.
         pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
-        files: paths of the images, if they are decoded when they are used.
+        files: paths of the images, or encoded images, if they are decoded when they are used.
         resize: how they are scaled, or were when they were decoded; `None` if they are not.
 
     Raises:
@@ -44,7 +44,7 @@ class Images(Examples):
     shape: Shape
     source: str
     pixels: Tensor | None = None
-    files: tuple[str, ...] = ()
+    files: tuple[str | Encoded, ...] = ()
     resize: Scaling | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Images(Examples):
         digest = hashlib.sha256(repr((self.shape, self.classes, resize)).encode())
         digest.update(self.labels.cpu().numpy().tobytes())
         if self.pixels is None:
-            digest.update("\n".join(self.files).encode())
+            digest.update("\n".join(map(str, self.files)).encode())
         else:
             digest.update(self.pixels.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]

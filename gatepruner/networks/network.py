@@ -435,7 +435,7 @@ def _edited(base: Base, edits: Edits) -> Edited:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _span(names: Sequence[str]) -> str:
