@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatepruner.files.writing import write_file
 from gatepruner.measuring.engines import OnnxRuntime
 from gatepruner.measuring.programs import Program, refusing, silent
 from gatepruner.networks.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ def write_onnx(checkpoint: Checkpoint, path: Path, about: Mapping[str, Any]) -> 
         key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
     }
     onnx.helper.set_model_props(model, texts)
-    path.write_bytes(model.SerializeToString())
+    write_file(path, lambda file: file.write(model.SerializeToString()))
     return (
         lambda name: (
             "import onnxruntime\n"

@@ -14,6 +14,7 @@ from torch import Tensor
 from gatepruner.files import loader
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.timm import arguments_of
+from gatepruner.files.writing import write_text
 from gatepruner.networks.base import SIZED, traced
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
@@ -30,7 +31,7 @@ def write(
     how = _construction(checkpoint.network)
     if how is None or not _loads(checkpoint, path, how):
         return lambda name: f"import gatepruner\nmodel = gatepruner.load({name!r}).build()", {}
-    path.with_name(f"{path.name}.load.py").write_text(inspect.getsource(loader), "utf-8")
+    write_text(path.with_name(f"{path.name}.load.py"), inspect.getsource(loader))
     return (
         lambda name: f"# {name}.load.py loads it without gatepruner:\nmodel = load({name!r})"
     ), {"construct": how}
@@ -78,7 +79,7 @@ def _construction(network: Network) -> dict[str, Any] | None:
 def _loads(checkpoint: Checkpoint, path: Path, how: Mapping[str, Any]) -> bool:
     """Whether the loader gets the same logits from the file."""
     sidecar = path.with_name(f"{path.name}.config.json")
-    sidecar.write_text(json.dumps({"construct": how}), "utf-8")
+    write_text(sidecar, json.dumps({"construct": how}))
     images = torch.randn(2, *checkpoint.network.base.input_shape)
     try:
         with torch.no_grad():
