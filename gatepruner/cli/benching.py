@@ -88,7 +88,7 @@ class Cases:
 
     def check(self, device: str, problems: Problems) -> None:
         """Collect why nothing can be measured or written."""
-        from gatepruner.files.storage import refuse_existing
+        from gatepruner.files.writing import refuse_existing
         from gatepruner.measuring.engines import device_of, threads_of
         from gatepruner.report.bench import FILES
 

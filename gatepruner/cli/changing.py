@@ -101,7 +101,7 @@ def export(
     Example: `gatepruner export resnet50-drop4.pt --to torchvision -o small.pth`
     """
     from gatepruner.files.formats import check_format, format_of
-    from gatepruner.files.storage import refuse_existing
+    from gatepruner.files.writing import refuse_existing
 
     target = call.target(source.ckpt, "")
     problems = Problems()
