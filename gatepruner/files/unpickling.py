@@ -58,6 +58,7 @@ STORAGES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
 }
+GETATTR = "builtins.getattr"  # by which a pickle names a class within another
 PERSISTENT = "gatepruner.persistent"  # the function that takes the place of a persistent id
 
 
@@ -124,6 +125,8 @@ def _runs(name: str) -> bool:
 
 def _stand_in(name: str, operations: Iterable[str]) -> type:
     """The stand-in of a name; a plain container if its objects are filled as one."""
+    if name == GETATTR:
+        return _class(name, _within)
     for container, fills in CONTAINERS.items():
         if fills.intersection(operations):
             return _class(name, lambda *_, make=container: make())
@@ -133,6 +136,16 @@ def _stand_in(name: str, operations: Iterable[str]) -> type:
 def _class(name: str, make: Callable[..., Any]) -> type:
     """A class of this name whose objects `make` makes."""
     return _type(name, (), {"__new__": lambda _, *arguments: make(*arguments)})
+
+
+def _within(*arguments: Any) -> Any:
+    """The stand-in of a class within another, which torch's unpickler then knows, too."""
+    match arguments:
+        case type() as outer, str(name) if issubclass(outer, StandIn) and name.isidentifier():
+            inner = _stand_in(f"{outer.__module__}.{outer.__name__}.{name}", ())
+            torch.serialization.add_safe_globals([inner])
+            return inner
+    return StandIn(*arguments)
 
 
 def _type(name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> type:
