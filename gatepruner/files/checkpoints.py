@@ -199,7 +199,8 @@ def is_named(path: str | Path) -> bool | None:
     Returns:
         `None` for any other file.
     """
-    header = _read(Path(path))[1] if Path(path).is_file() else None
+    path = local(path)
+    header = _read(path)[1] if path.is_file() else None
     if header is None:
         return None
     try:
