@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gatepruner.compression.record import StepRecord
 from gatepruner.errors import CheckpointError, differences
 from gatepruner.files.checkpoints import load, save
-from gatepruner.files.storage import write_text
+from gatepruner.files.locks import SUFFIX
+from gatepruner.files.writing import is_temporary, write_text
+from gatepruner.networks.base import Base
 from gatepruner.networks.checkpoint import Checkpoint
 
 STEPS = "steps.json"
@@ -34,7 +36,7 @@ class Folder:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def begin(self, *, resume: bool, force: bool) -> None:
-        """Create the folder, or read the steps in it.
+        """Begin the steps, or read those in the folder.
 
         Args:
             resume: whether to continue from the steps in the folder, if there are any.
@@ -49,7 +51,7 @@ class Folder:
         if resume and steps.exists():
             self._read(steps)
             return
-        if not force and self.path.exists() and any(self.path.iterdir()):
+        if not force and _files(self.path):
             problem = "contains a compression" if steps.exists() else "is not empty"
             remedy = "continue or replace it" if steps.exists() else "replace its contents"
             raise CheckpointError(
@@ -57,8 +59,7 @@ class Folder:
                 **({"resume": True} if steps.exists() else {}),
                 force=True,
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        for file in (steps, *self.path.glob("*.pt.state")):
+        for file in self.path.glob("*.pt.state"):  # before the steps that they belong to
             file.unlink(missing_ok=True)
         self.write()
 
@@ -79,11 +80,12 @@ class Folder:
                 "the options of that compression, or write to another folder"
             )
 
-    def done(self, name: str) -> Checkpoint | None:
-        """The network of a step, if the step is done."""
+    def done(self, name: str, base: Base) -> Checkpoint | None:
+        """The network of a step, if the step is done; `base` is that of the whole network."""
         if self.path is None or name not in {record.name for record in self.records}:
             return None
-        return load(self.path / f"{name}.pt")
+        step = load(self.path / f"{name}.pt", module=base.module, leaves=base.leaves)
+        return replace(step, network=replace(step.network, base=base))
 
     def keep(self, record: StepRecord, checkpoint: Checkpoint) -> None:
         """Keep the record and the network of a step, and delete its state."""
@@ -104,3 +106,9 @@ class Folder:
             steps = [asdict(record) for record in self.records]
             document = {"configuration": self.configuration, "facts": self.facts, "steps": steps}
             write_text(self.path / STEPS, json.dumps(document, indent=1) + "\n")
+
+
+def _files(folder: Path) -> list[str]:
+    """What is in a folder, without what killed runs have left behind."""
+    names = [path.name for path in folder.iterdir()]
+    return [name for name in names if not (name.endswith(SUFFIX) or is_temporary(name))]

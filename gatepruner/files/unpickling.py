@@ -129,6 +129,8 @@ def _runs(name: str) -> bool:
 
 def _stand_in(name: str, operations: Iterable[str]) -> type:
     """The stand-in of a name; a plain container if its objects are filled as one."""
+    if name == GETATTR:
+        return _class(name, _within)
     for container, fills in CONTAINERS.items():
         if fills.intersection(operations):
             return _class(name, lambda *_, make=container: make())

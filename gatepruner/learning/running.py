@@ -6,7 +6,6 @@ A run can be interrupted or killed at any time; resumed, it ends as if it had no
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from gatepruner.errors import TrainingError, differences
+from gatepruner.files.locks import held
 from gatepruner.files.storage import load_state, save_state
 from gatepruner.learning.learner import Learner, Shown
 from gatepruner.signals import handling
@@ -45,22 +45,24 @@ def carry_out(
         on_stop: called as soon as a signal arrives.
 
     Raises:
+        CheckpointError: another run keeps its state in this file.
         TrainingError: there is no such run to resume, or the run failed.
     """
     path = Path(state) if state is not None else None
-    if resume:
-        _restore(learner, path)
-    else:
-        _save(learner, path)
     cuda = [learner.device] if learner.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _signals(on_stop) as signals:
-        try:
-            _take_steps(learner, path, watch, signals)
-        except (KeyboardInterrupt, TrainingError):
+    with held(path):
+        if resume:
+            _restore(learner, path)
+        else:
             _save(learner, path)
-            raise
-        finally:
-            learner.close()
+        with torch.random.fork_rng(devices=cuda), _signals(on_stop) as signals:
+            try:
+                _take_steps(learner, path, watch, signals)
+            except (KeyboardInterrupt, TrainingError):
+                _save(learner, path)
+                raise
+            finally:
+                learner.close()
 
 
 def _take_steps(
@@ -113,4 +115,4 @@ def _restore(learner: Learner[Any], path: Path | None) -> None:
             f"{path} is the state of another run ({'; '.join(changed)}): resume it with the "
             "options of that run, or start a new one"
         )
-    learner.restore(copy.deepcopy(snapshot))  # copies memory-mapped tensors: the file is replaced
+    learner.restore(snapshot)

@@ -20,6 +20,7 @@ from gatepruner.networks.base import SOURCES, Base, traced, without_weights
 from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
+from gatepruner.networks.importing import imported
 from gatepruner.networks.names import parse
 from gatepruner.networks.verification import verify
 from gatepruner.networks.wrappers import unwrapped
@@ -63,7 +64,7 @@ def listed_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Network:
-    """A base and the edits made to it."""
+    """A base, which says who constructs the network, and the edits made to it."""
 
     base: Base
     edits: Edits = NO_EDITS
@@ -91,7 +92,7 @@ class Network:
 
     @classmethod
     def of(
-        cls, module: nn.Module, input_shape: Shape, leaves: Iterable[type[nn.Module]] = ()
+        cls, module: nn.Module, input_shape: Shape, leaves: Iterable[type[nn.Module] | str] = ()
     ) -> Network:
         """The network of the caller's module, which is not changed.
 
@@ -100,17 +101,35 @@ class Network:
         Args:
             module: any residual network that `torch.fx` can trace, on any device.
             input_shape: `(C, H, W)` of one image.
-            leaves: module classes to keep whole because they cannot be traced.
+            leaves: module classes, or names of them, to keep whole because they cannot be traced.
 
         Raises:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
-                something else than its graph.
+                something other than its graph.
         """
         module = unwrapped(module)
         blank, name = without_weights(module), type(module).__name__
         network = cls(Base("caller", name, input_shape, (), blank, tuple(leaves)))
         network._verify(module)
         return network
+
+    @classmethod
+    def imported(
+        cls, name: str, input_shape: Shape, leaves: Iterable[type[nn.Module] | str] = ()
+    ) -> Network:
+        """The network of a module that is imported by its name.
+
+        Its initial weights are those with which the module is built.
+
+        Args:
+            name: `FILE.py:CALLABLE` or `package.module:callable`.
+            input_shape, leaves: see `Network.of`.
+
+        Raises:
+            ArchitectureError: it cannot be imported, or see `Network.of`.
+        """
+        network = cls.of(imported(name), input_shape, leaves)
+        return cls(replace(network.base, make=functools.partial(imported, name)))
 
     def _verify(self, module: nn.Module) -> None:
         """Check that the network computes what the caller's module computes."""
@@ -125,7 +144,7 @@ class Network:
         cls,
         data: Mapping[str, Any],
         module: nn.Module | None = None,
-        leaves: Iterable[type[nn.Module]] = (),
+        leaves: Iterable[type[nn.Module] | str] = (),
     ) -> Network:
         """The network that `to_json` wrote.
 
@@ -136,7 +155,7 @@ class Network:
 
         Raises:
             ArchitectureError: the base is unknown, or the module is missing, cannot be traced or
-                computes something else than its graph.
+                computes something other than its graph.
             KeyError, TypeError, ValueError: `data` does not describe a network.
         """
         fields, edits = dict(data["base"]), dict(data["edits"])
@@ -207,16 +226,32 @@ class Network:
         return tuple(block.name for block in self.blocks if block.removable)
 
     @property
+    def stock_removable(self) -> tuple[str, ...]:
+        """The removable blocks that a library's own class can do without.
+
+        They have an identity shortcut, and one block stays in every stage.
+        """
+        blocks = self.blocks
+        first = {block.stage: block.name for block in reversed(blocks)}
+        inner = [block for block in blocks if block.identity and block.name != first[block.stage]]
+        return tuple(block.name for block in inner if block.removable)
+
+    @property
     def depth(self) -> int:
         """Number of blocks that have their branch."""
         return sum(block.branch for block in self.blocks)
+
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """The modules that are kept whole, with any blocks inside, by path; and why."""
+        return traced(self.base).kept
 
     @property
     def num_classes(self) -> int:
         """Number of logits for one image.
 
         Raises:
-            ArchitectureError: the network returns something else than logits.
+            ArchitectureError: the network returns something other than logits.
         """
         return _classes(self.base)
 
@@ -394,7 +429,7 @@ def _classes(base: Base) -> int:
     """The number of logits, which no edit changes."""
     module = Network(base).build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
-    logits = run.value(next(reversed(module.graph.nodes)))
+    logits = run.value(next(iter(reversed(module.graph.nodes))))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
         raise ArchitectureError(
@@ -411,7 +446,7 @@ def _edited(base: Base, edits: Edits) -> Edited:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _span(names: Sequence[str]) -> str:
