@@ -155,6 +155,11 @@ def is_built(value: Any) -> bool:
     return isinstance(value, StandIn) and type(value).__qualname__ == "reduce_graph_module"
 
 
+def has_built(content: Any) -> bool:
+    """Whether a file has a pickled graph module."""
+    return is_built(content) or any(is_built(value) for _, _, value in _values(content, "", 0))
+
+
 def _module_values(state: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
     """The tensors in the state dict of a pickled module, and the modules in it."""
     if depth > DEEPEST:
