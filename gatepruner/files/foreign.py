@@ -95,8 +95,8 @@ def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
     """The values in a container or a stand-in, by name."""
     if isinstance(value, StandIn):
-        for part in (*value.arguments, value.state):
-            if isinstance(part, (dict, tuple)):
+        for part in (*value.arguments, value.state, value.entries, value.elements):
+            if isinstance(part, (dict, tuple)) or part is value.elements:
                 yield from _items(part)
     elif isinstance(value, dict):  # by dict's own method: a file may set attributes of OrderedDict
         yield from ((str(key), item) for key, item in dict.items(value))

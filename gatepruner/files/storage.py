@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import pickle
-import pickletools
-import re
 import shutil
-import tarfile
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +18,11 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import CheckpointError, listed
-from gatepruner.files.unpickling import read_inert
+from gatepruner.files.archives import Content, read_archive, records
+from gatepruner.files.unpickling import LARGEST, MOST_OPERATIONS, Source, operations
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
+LARGEST_HEADER = 2**24  # bytes of the header of a safetensors file
 # A record that only such an archive has: what it is, and its weights in Python.
 PROGRAMS = {
     "constants.pkl": ("a TorchScript program", "torch.jit.load(PATH).state_dict()"),
@@ -171,78 +170,77 @@ def read_file(path: Path) -> tuple[Any, str | None]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     _refuse_programs(path)
-    content = _read_torch(path, inert=True)
-    if isinstance(content, dict) and isinstance(content.get("gatepruner"), str):
-        content = _read_torch(path)  # its own format holds nothing that needs a stand-in
-        return content.get("weights"), content["gatepruner"]
-    return content, None
+    content = _read_torch(path)
+    value = content.value
+    if isinstance(value, dict) and isinstance(value.get("gatepruner"), str):
+        _refuse_stand_ins(path, content)  # its own format has none
+        return value.get("weights"), value["gatepruner"]
+    return value, None
 
 
 def _refuse_programs(path: Path) -> None:
     """Raise a `CheckpointError` if a file is a program of torch, not a checkpoint."""
     if not zipfile.is_zipfile(path):
         return
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        names = {name.rpartition("/")[2] for name in archive.namelist()}
-        for record, (kind, state) in PROGRAMS.items():
-            if record in names:
-                raise CheckpointError(
-                    f"{path} is {kind}, not a checkpoint: write its weights alone with "
-                    f"torch.save({state}, 'weights.pt'), or load it with the module it came from"
-                )
+    names = {record.filename.rpartition("/")[2] for record in records(path)}
+    for record, (kind, state) in PROGRAMS.items():
+        if record in names:
+            raise CheckpointError(
+                f"{path} is {kind}, not a checkpoint: write its weights alone with "
+                f"torch.save({state}, 'weights.pt'), or load it with the module it came from"
+            )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     from safetensors import SafetensorError, safe_open
 
+    _refuse_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata.get("gatepruner")  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not a safetensors file, or is truncated: {error}"
+            f"{path} is not a safetensors file, or is truncated: {_first_line(error)}"
         ) from None
 
 
-def _read_torch(path: Path, *, inert: bool = False) -> Any:
-    """The content of a file of torch; `inert` allows stand-ins of unknown classes."""
+def _refuse_header(path: Path) -> None:
+    """Raise a `CheckpointError` if the header of a safetensors file is too large."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > min(LARGEST_HEADER, max(0, path.stat().st_size - 8)):
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is truncated: its header has {size:,} bytes, "
+            f"expected at most {LARGEST_HEADER:,} and no more than the file has"
+        )
+
+
+def _read_torch(path: Path) -> Content:
+    """The content of a file of torch."""
     try:
-        return _loaded(path)
-    except pickle.UnpicklingError as error:
-        refused = error
-    except Exception as error:  # zip, pickle and torch raise many kinds for damaged files
-        if not tarfile.is_tarfile(path):
-            raise _unreadable(path, error) from None
-        refused = pickle.UnpicklingError()
-    if inert:
-        try:
-            return read_inert(path)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            if not isinstance(error, pickle.UnpicklingError):
-                raise _unreadable(path, error) from None
-    match = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(refused))
-    imports = match[1].strip("`") if match else listed(_imports(path))
+        return read_archive(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except pickle.UnpicklingError:
+        pass
+    imports = listed(_imports(path))
     if not imports:
-        raise CheckpointError(f"{path} is not a checkpoint, or is damaged")
-    raise CheckpointError(
+        raise CheckpointError(f"{path} is not a checkpoint, or is truncated")
+    raise _would_run(path, imports)
+
+
+def _would_run(path: Path, imports: str) -> CheckpointError:
+    return CheckpointError(
         f"{path} contains {imports}, which would run code: expected only tensors; save the "
         "state dict alone, torch.save(model.state_dict(), path)"
     )
 
 
-def _loaded(path: Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
-    with warnings.catch_warnings():  # of a pickle that torch did not write and then refuses
-        warnings.filterwarnings("ignore", "Detected pickle protocol")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = _first_line(error)
-    return CheckpointError(f"{path} is not a checkpoint, or is truncated: {reason}")
+def _refuse_stand_ins(path: Path, content: Content) -> None:
+    """Raise a `CheckpointError` if a file names unknown classes or functions."""
+    if content.unknown:
+        raise _would_run(path, listed(sorted(content.unknown)))
 
 
 def _imports(path: Path) -> list[str]:
@@ -250,13 +248,14 @@ def _imports(path: Path) -> list[str]:
     imports: list[str] = []
     strings: list[str] = []
     with contextlib.suppress(Exception), path.open("rb") as file:
-        for opcode, argument, _ in pickletools.genops(file):
+        source = Source(file, min(path.stat().st_size, LARGEST))
+        for opcode, argument, _ in itertools.islice(operations(source), MOST_OPERATIONS):
             if opcode.name == "GLOBAL":
                 imports.append(str(argument).replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
                 imports.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
-                strings.append(argument)
+                strings = [*strings[-1:], argument]
     return imports
 
 
@@ -267,6 +266,8 @@ def load_state(path: Path) -> dict[str, Any]:
         CheckpointError: the file is not such a state.
     """
     content = _read_torch(path)
-    if not isinstance(content, dict) or "identity" not in content:
+    _refuse_stand_ins(path, content)
+    value = content.value
+    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
         raise CheckpointError(f"{path} is not the state of a training run")
-    return content
+    return value
