@@ -104,7 +104,8 @@ def compress(
     )
     if goal.kind in COSTS:
         check_reachable(goal, checkpoint.network, request.candidates, meter)
-    steps.begin(resume=resume, force=force)
+    names = [step.name for step in STEPS if step.wanted(recipe)]
+    steps.begin(names, resume=resume, force=force)
     meter.known.update(_latencies(steps.facts))
     networks = _carry_out(request, test)
     records = _timed(request, networks)
@@ -124,7 +125,7 @@ def _carry_out(request: Request, test: Examples) -> dict[str, Checkpoint]:
     for step in STEPS:
         if not step.wanted(request.recipe):
             continue
-        checkpoint = request.folder.done(step.name)
+        checkpoint = request.folder.done(step.name, request.whole)
         if checkpoint is None:
             start = time.monotonic()
             checkpoint = step.make(request, last)

@@ -15,23 +15,57 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from gatepruner.errors import CheckpointError, PlanError, listed
+from gatepruner.documents import checked, parsed
+from gatepruner.errors import CheckpointError, PlanError, listed, visible
 from gatepruner.files.folders import INDEX, read_folder, read_shards
 from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
-from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.base import BaseDocument
+from gatepruner.networks.checkpoint import Checkpoint, Notes
+from gatepruner.networks.edits import EditsDocument
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
+from gatepruner.networks.path import RemovalDocument
 from gatepruner.networks.weights import cast, refuse_unusable
 
+
+class NetworkDocument(msgspec.Struct):
+    """A network as JSON."""
+
+    base: BaseDocument
+    edits: EditsDocument
+
+
+class Header1(msgspec.Struct):
+    """The header of a file of format 1."""
+
+    format: int
+    network: NetworkDocument
+    notes: Notes
+
+
+class Header2(Header1):
+    """The header of a file of format 2."""
+
+    path: list[str]
+
+
+class Header3(Header1):
+    """The header of a file of format 3."""
+
+    path: list[RemovalDocument]
+
+
+HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3}
 FORMAT = 3  # format 2 added the path, format 3 its records in the header
-READS = (1, 2, 3)
+READS = tuple(HEADERS)
 
 
 def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Path:
@@ -49,6 +83,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
         CheckpointError: the file exists, has another suffix or cannot be written.
     """
     path = Path(path)
+    checked(dict(checkpoint.notes), Notes, f"cannot write {path}: its notes")
     header = {
         "format": FORMAT,
         "network": checkpoint.network.to_json(),
@@ -155,7 +190,7 @@ def load(
         if module is not None:
             known = Network.of(module, input_shape or (3, 224, 224), leaves)
         return _foreign(path, content, Wanted(arch, num_classes, input_shape, known), weights)
-    if header.get("format") not in READS:
+    if type(header.get("format")) is not int or header["format"] not in READS:
         raise CheckpointError(
             f"{path} has format {header.get('format')}: this version of gatepruner reads "
             f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
@@ -164,6 +199,7 @@ def load(
         raise CheckpointError(
             f"{path} contains its own architecture: leave out the architecture {arch}"
         )
+    checked(header, HEADERS[header["format"]], f"the header of {path}")
     try:
         header = _upgraded(header)
         network = Network.from_json(header["network"], module, leaves)
@@ -195,12 +231,7 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     content, text = read_file(path)
     if text is None:
         return content, None
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is damaged: its header is not valid JSON ({error})"
-        ) from None
+    header = parsed(text, f"the header of {path}")
     if not (isinstance(header, dict) and isinstance(content, dict)):
         raise CheckpointError(f"{path} is damaged: expected a header and weights")
     return content, header
@@ -238,7 +269,7 @@ def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> C
         state, casts = cast(match.weights, expected)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    notes: dict[str, Any] = {"source": path.name}
+    notes: dict[str, Any] = {"source": visible(path.name)}
     if match.others:
         notes["weights"] = match.name
     remarks = [*match.remarks, *casts]

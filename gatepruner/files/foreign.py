@@ -184,7 +184,8 @@ def left_over(
     for keys in heads.values():
         if _is_head([state[key] for key in keys], head):
             out += keys
-    return out, [key for key in unused if key not in out]
+    known = set(out)
+    return out, [key for key in unused if key not in known]
 
 
 def _is_head(tensors: Sequence[Tensor], head: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gatepruner.documents import checked
 from gatepruner.errors import TrainingError, differences
 from gatepruner.files.storage import load_state, save_state
 from gatepruner.learning.learner import Learner, Shown
@@ -113,4 +114,11 @@ def _restore(learner: Learner[Any], path: Path | None) -> None:
             f"{path} is the state of another run ({'; '.join(changed)}): resume it with the "
             "options of that run, or start a new one"
         )
-    learner.restore(copy.deepcopy(snapshot))  # copies memory-mapped tensors: the file is replaced
+    checked(snapshot, learner.state, str(path), TrainingError)
+    try:  # copies memory-mapped tensors, since the file is replaced
+        learner.restore(copy.deepcopy(snapshot))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TrainingError(
+            f"{path} is damaged ({type(error).__name__}: {reason}): start a new run"
+        ) from None

@@ -7,8 +7,9 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,6 +20,15 @@ from gatepruner.models import Shape
 from gatepruner.models.variants import VARIANTS, vary
 from gatepruner.networks.arguments import check_arguments, check_name, check_shape
 from gatepruner.networks.graph import Trace, trace
+
+
+class BaseDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """A base as JSON."""
+
+    source: Literal["gatepruner", "torchvision", "timm", "caller"]
+    name: str
+    input_shape: list[int]
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)

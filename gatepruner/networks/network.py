@@ -7,6 +7,7 @@ can be checked before anything is computed.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -159,6 +160,8 @@ class Network:
         unknown = sorted({name for names in blocks.values() for name in names} - known.keys())
         if unknown:
             raise ValueError(f"{network.base} has no block {listed(unknown)}")
+        if contradictions := network.edits.contradictions():
+            raise ValueError(listed(contradictions))
         return network
 
     def to_json(self) -> dict[str, Any]:
@@ -230,7 +233,7 @@ class Network:
                 f"cannot remove {listed(unknown)}: {self} has no such block; "
                 f"its {len(blocks)} blocks are {_span(list(blocks))}"
             )
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise PlanError(f"cannot remove {listed(twice)} twice: name each block once")
         halves = [
