@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.documents import checked, parsed
-from gatepruner.errors import CheckpointError, PlanError, listed, visible
+from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed, visible
 from gatepruner.files.folders import INDEX, read_folder, read_shards
 from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts
 from gatepruner.files.recognition import Match, Wanted, matched
@@ -203,6 +203,8 @@ def load(
     try:
         header = _upgraded(header)
         network = Network.from_json(header["network"], module, leaves)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged: its header does not describe a network and notes "
@@ -261,7 +263,12 @@ def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> C
             raise CheckpointError(f"contains {_described(content)}: expected a state dict")
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
-    match = matched(dicts, str(path), wanted, weights)
+    try:
+        match = matched(dicts, str(path), wanted, weights)
+    except ArchitectureError as error:
+        if str(path) in str(error):
+            raise
+        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
     _refuse_differing(path, match, content)
     expected = match.network.state()
     try:

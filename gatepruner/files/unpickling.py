@@ -91,9 +91,6 @@ class Source:
         self.left -= len(line)
         return line
 
-    def tell(self) -> int:
-        return self.file.tell()
-
 
 def operations(source: Source) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
     """The operations of the next pickle, each with its argument and position."""
@@ -135,24 +132,11 @@ class Machine:
         for count, (opcode, argument, _) in enumerate(operations(source)):
             if count > MOST_OPERATIONS:
                 raise pickle.UnpicklingError(f"more than {MOST_OPERATIONS:,} operations")
-            self._do(opcode.name, argument)
+            operation = OPERATIONS.get(opcode.name)
+            if operation is None:
+                raise pickle.UnpicklingError(f"the operation {opcode.name}")
+            operation(self, argument)
         return self.stack.pop()
-
-    def _do(self, opcode: str, argument: Any) -> None:
-        if opcode in CONSTANTS:
-            if type(argument) is int and argument.bit_length() > MOST_BITS:
-                raise pickle.UnpicklingError(f"a number of more than {MOST_BITS} bits")
-            self.stack.append(argument)
-        elif opcode in VALUES:
-            self.stack.append(VALUES[opcode]())
-        elif opcode in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
-        elif opcode in ("GET", "BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif opcode in OPERATIONS:
-            OPERATIONS[opcode](self, argument)
-        else:
-            raise pickle.UnpicklingError(f"the operation {opcode}")
 
     def _popped(self, count: int) -> list[Any]:
         """Take values from the stack, the deepest first."""
@@ -168,6 +152,17 @@ class Machine:
         values = self.stack[begin:]
         del self.stack[begin:]
         return values
+
+    def constant(self, argument: Any) -> None:
+        if type(argument) is int and argument.bit_length() > MOST_BITS:
+            raise pickle.UnpicklingError(f"a number of more than {MOST_BITS} bits")
+        self.stack.append(argument)
+
+    def put(self, argument: Any) -> None:
+        self.memo[argument] = self.stack[-1]
+
+    def get(self, argument: Any) -> None:
+        self.stack.append(self.memo[argument])
 
     def mark(self, _: Any) -> None:
         self.marks.append(len(self.stack))
@@ -298,12 +293,20 @@ class Machine:
         self.stack.append(self.persistent(identity))
 
 
+def _value(make: Callable[[], Any]) -> Callable[[Machine, Any], None]:
+    return lambda machine, _: machine.stack.append(make())
+
+
 def _tuple_of(count: int) -> Callable[[Machine, Any], None]:
     return lambda machine, _: machine.stack.append((*machine._popped(count),))
 
 
 OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), Machine.nothing),
+    **dict.fromkeys(CONSTANTS, Machine.constant),
+    **{name: _value(make) for name, make in VALUES.items()},
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine.get),
     "MARK": Machine.mark,
     "MEMOIZE": Machine.memoize,
     "POP": Machine.pop,

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from gatepruner.errors import DataError
+from gatepruner.errors import DataError, visible
 from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
+
+# Whatever a file is called, nothing else is tried: an EPS file, for one, is a program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
+MOST_PIXELS = 89_478_485  # of an image, as Pillow has it; in RGB they take 256 MiB
+_OPENING = threading.Lock()  # the filters of warnings belong to all threads
 
 
 def decode(file: str, shape: Shape, resize: Scaling | None) -> Tensor:
@@ -17,21 +25,27 @@ def decode(file: str, shape: Shape, resize: Scaling | None) -> Tensor:
 
     Args:
         file: its path.
-        shape: `(C, H, W)`; one channel is grey, otherwise the image is RGB.
+        shape: `(C, H, W)`; one channel is grey, otherwise the image is RGB. A turned photo is
+            set upright, and what is transparent becomes white.
         resize: scales the image and crops its centre; `None` for neither.
 
     Returns:
         The pixels `(C, H, W)` uint8.
 
     Raises:
-        DataError: the file is no image, or the image has another size.
+        DataError: the file is no image, is damaged or too large, or has another size or pixels
+            whose range is not known.
     """
     channels, height, width = shape
     try:
-        with Image.open(file) as opened:
-            image = _eight_bits(opened, file).convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"cannot read the image {file}: {error}") from None
+        with _opened(file) as opened:
+            upright = ImageOps.exif_transpose(_eight_bits(opened, file))
+            image = _opaque(upright).convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises almost anything for a damaged file
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(f"cannot read the image {file}: {visible(reason)}") from None
     if resize is not None:
         image = resize(image, height, width)
     if (image.height, image.width) != (height, width):
@@ -44,9 +58,31 @@ def decode(file: str, shape: Shape, resize: Scaling | None) -> Tensor:
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
 
+def _opened(file: str) -> Image.Image:
+    """The image in a file, of which only the size has been read."""
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise DataError(
+            f"{file} has {image.height}x{image.width} pixels: expected at most {MOST_PIXELS:,}"
+        )
+    return image
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white, if some of it is transparent."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
 def _eight_bits(image: Image.Image, file: str) -> Image.Image:
     """The image with 8 bits a channel; Pillow would cut off whatever is above 255."""
-    if image.mode.startswith("I;16"):
+    deep = image.mode == "I" and image.format == "PNG"  # of 16 bits, in Pillow before 11
+    if image.mode.startswith("I;16") or deep:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(
