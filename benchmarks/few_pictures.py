@@ -186,7 +186,7 @@ def main() -> None:
         "checkpoint": chosen.checkpoint.name,
         "whole": round(gatepruner.accuracy(whole, test, device="cpu").accuracy, 4),
         "test images": len(test),
-        "learning rate": recipe.peak,
+        "learning rate": recipe.peak(fresh=False),
         "batch size": recipe.batch_size,
     }
     record.write(chosen.name, settings, rows, quick=chosen.quick)

@@ -255,7 +255,7 @@ def main() -> None:
         "whole": round(gatepruner.accuracy(whole, bench.test, device="cpu").accuracy, 4),
         "images": chosen.images,
         "test images": len(bench.test),
-        "learning rate": bench.recipe.peak,
+        "learning rate": bench.recipe.peak(fresh=False),
         "batch size": bench.recipe.batch_size,
     }
     record.write("recovery", settings, rows, quick=chosen.quick)

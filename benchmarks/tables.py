@@ -222,14 +222,15 @@ TABLES: dict[str, Table] = {
 
 
 def conditions(table: Table, result: Record) -> str:
-    """One line on what the numbers of a table depend on."""
+    """What the numbers of a table depend on; the settings are folded away."""
     hardware = result["hardware"]
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
     software = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"\n{'Median (quartiles) of n runs. ' if table.timed else ''}{hardware['cpu']}, "
         f"{hardware['cores']} cores, {hardware['threads']} threads, {hardware['system']}; "
-        f"{software}; {result['date']}. Settings: {settings}.\n"
+        f"{software}; {result['date']}.\n\n"
+        f"<details><summary>Settings</summary>\n\n{settings}.\n\n</details>\n"
     )
 
 

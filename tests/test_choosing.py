@@ -78,6 +78,10 @@ def test_the_recipe_is_the_better_one_of_two_trials(tmp_path, rate, optimizer):
     result, chosen = compressed(tmp_path, recipe)
     assert chosen["recipe"].best.startswith(optimizer)
     assert result.checkpoint.notes["recipe"]["optimizer"] == optimizer
+    assert result.configuration["fine-tuning, optimizer"] == optimizer
+    assert result.configuration["fine-tuning, learning rate"] == (
+        1e-4 if optimizer == "adam" else rate
+    )
 
 
 def test_a_resumed_compression_does_not_try_again(tmp_path, monkeypatch):

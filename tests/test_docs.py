@@ -11,7 +11,8 @@ import typer
 from gatepruner.cli import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "gatepruner" / "demo" / "README.md"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SHARED = "What the commands share"

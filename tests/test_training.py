@@ -356,7 +356,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rates(rates):
     recipe = replace(FAST, **rates)
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch") as told:
         run(recipe)
-    assert str(recipe.peak) in str(told.value)
+    assert str(recipe.learning_rate) in str(told.value)
     assert str(recipe.gate_learning_rate) in str(told.value)
 
 
@@ -524,7 +524,7 @@ def test_what_was_trained_says_how_and_can_be_saved(tmp_path):
     notes = json.loads(json.dumps(dict(again.notes), allow_nan=False))
     assert notes["normalize"] == {"mean": [0.1307], "std": [0.3081]}
     assert notes["classes"] == [f"class{index}" for index in range(4)]
-    assert Recipe(**notes["recipe"]) == FAST
+    assert Recipe(**notes["recipe"]) == replace(FAST, learning_rate=0.1)
     assert notes["device"] == "cpu"
     assert notes["torch"] == torch.__version__
     assert trained.network == network()
@@ -653,7 +653,7 @@ def test_further_training_says_what_it_did_and_keeps_what_was_noted():
     expected = [{"removed": ["a"]}, {"finetuned": "made up", "images": 70}]
     assert done.notes["history"] == expected
     assert done.notes["normalize"] == GREY_NOTES["normalize"]
-    assert Recipe(**done.notes["recipe"]) == TUNE
+    assert Recipe(**done.notes["recipe"]) == replace(TUNE, learning_rate=0.02)
     assert done.notes["classes"] == [f"class{index}" for index in range(4)]
     assert len(done.notes["epochs"]) == 2
     assert done.path == NO_PATH

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatepruner.cli.changing import write_export
-from gatepruner.cli.foretelling import Work, foretell
+from gatepruner.cli.foretelling import LEARNING, Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.keeping import stopping
 from gatepruner.cli.learning import gating_work, held_out_fifth, read, training_work
@@ -56,8 +56,7 @@ class Steps:
         gating = replace(gating, identity_only=self.stock)
         batch = min(tuning.batch_size, gating.batch_size)
         tuned = replace(tuning, epochs=self.epochs, batch_size=batch) if self.epochs != 0 else None
-        given = tuning.learning_rate != FINE_TUNING.learning_rate
-        trial = 0 if given else CompressionRecipe.trial
+        trial = CompressionRecipe.trial if tuning.learning_rate is None else 0
         return CompressionRecipe(gating, tuned, self.gate_images, self.recalibrate, 0, trial)
 
 
@@ -212,6 +211,10 @@ def _works(
     learned = train.spread(recipe.gate_images)
     works = [gating_work(whole, learned, replace(recipe.gating, blocks=blocks))]
     if recipe.tuning is not None:
+        if recipe.trial:
+            steps = 2 * recipe.trial
+            seen = steps * recipe.tuning.batch_size
+            works.append(Work(f"try two recipes, {steps} steps", seen * (LEARNING + 1)))
         works.append(training_work(train, recipe.tuning, "fine-tune", taught=True))
     return [*works, Work(f"measure networks on {len(test):,} images", 6 * len(test))]
 

@@ -18,6 +18,7 @@ from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.learner import check_learnable, matched
+from gatepruner.learning.recipes import Recipe
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
@@ -273,7 +274,7 @@ def _configuration(
 ) -> dict[str, Any]:
     """What must be equal for a compression to be resumed."""
     tuning = recipe.tuning
-    tuned = {**asdict(tuning), "epochs": tuning.passes(len(train))} if tuning else {"epochs": 0}
+    tuned = _tuning(tuning, len(train)) if tuning else {"epochs": 0}
     return {
         "network": str(checkpoint.network),
         "fingerprint": checkpoint.fingerprint,
@@ -286,6 +287,12 @@ def _configuration(
         **_settings("gates", asdict(recipe.gating), FREE),
         **_settings("fine-tuning", tuned),
     }
+
+
+def _tuning(recipe: Recipe, images: int) -> dict[str, Any]:
+    """The fields of a recipe of fine-tuning, with its defaults for so many training images."""
+    chosen = {"epochs": recipe.passes(images), "learning_rate": recipe.peak(fresh=False)}
+    return {**asdict(recipe), **chosen}
 
 
 def _settings(
@@ -310,7 +317,7 @@ def _sets(sets: Mapping[str, Examples | None]) -> dict[str, str | None]:
 
 
 def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
-    """The images that every step used, and the conditions of latency measurements."""
+    """What every step used, and the conditions of latency measurements."""
     used = {
         f"images used, {verb.replace('_', ' ')}": f"{entry['images']} of {entry[verb]}"
         for entry in small.notes["history"]
@@ -322,4 +329,6 @@ def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
     }
     if not statistics(small.network.build_blank()):
         used["recalibration"] = "none: the network has no batch norm"
+    if request.recipe.tuning is not None:  # a recipe that was chosen has other fields
+        used |= _settings("fine-tuning", small.notes["recipe"], besides=("epochs",))
     return {**used, **chosen, "device": f"{request.device} ({description(request.device)})"}

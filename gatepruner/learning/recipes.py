@@ -13,7 +13,8 @@ from typing import Any
 from gatepruner.errors import TrainingError
 
 COSTS = ("none", "params", "macs", "latency")
-LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
+LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}  # of fresh weights
+FINE_TUNING_RATES = {"sgd": 0.02, "adam": 1e-4, "adamw": 1e-4}
 SCHEDULES = ("onecycle", "step", "cosine")
 MATCHES = ("features", "logits", "both")
 STATISTICS = ("batch", "kept")
@@ -30,7 +31,6 @@ LEAST["batch_size"] = 2  # batch norm needs at least two images
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
-CAREFUL_RATE = 1e-4
 EPOCHS, STEPS = 10, 400  # at least, where no number of epochs is given
 
 
@@ -120,7 +120,8 @@ class Recipe(_Checked):
             there are few images.
         batch_size: Images per step; an incomplete last batch of an epoch is dropped.
         optimizer: Optimizer: sgd (with Nesterov momentum of 0.9), adam or adamw.
-        learning_rate: Peak learning rate of the weights; by default 0.1 for SGD, 0.001 for Adam.
+        learning_rate: Peak learning rate of the weights; by default 0.1 for SGD and 0.001 for Adam,
+            or 0.02 and 0.0001 in fine-tuning.
         schedule: Learning rate schedule: onecycle, step (divided by 10 after half and after three
             quarters of the steps) or cosine (from the peak to 0).
         statistics: Statistics of batch norm while learning: batch, or kept as they are.
@@ -153,20 +154,20 @@ class Recipe(_Checked):
     initial_gate: float = 1.0
     seed: int = 0
 
-    @property
-    def peak(self) -> float:
-        """The peak learning rate of the weights."""
-        return self.learning_rate or LEARNING_RATES[self.optimizer]
+    def peak(self, *, fresh: bool) -> float:
+        """The peak learning rate of the weights, which are fresh or are fine-tuned."""
+        rates = LEARNING_RATES if fresh else FINE_TUNING_RATES
+        return self.learning_rate or rates[self.optimizer]
 
     @property
     def careful(self) -> Recipe:
         """The same for networks that steps of SGD lead astray: large ones, and transformers."""
         careful = replace(self, optimizer="adam", statistics="kept")
-        return replace(careful, learning_rate=CAREFUL_RATE, weight_decay=0.0)
+        return replace(careful, learning_rate=None, weight_decay=0.0)
 
     def passes(self, images: int) -> int:
         """How many passes over so many images are made."""
         return self.epochs or max(EPOCHS, math.ceil(STEPS / max(images // self.batch_size, 1)))
 
 
-FINE_TUNING = Recipe(batch_size=64, schedule="cosine", learning_rate=0.02, gate_learning_rate=0.001)
+FINE_TUNING = Recipe(batch_size=64, schedule="cosine", gate_learning_rate=0.001)

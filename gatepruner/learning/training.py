@@ -209,6 +209,7 @@ class _Run(Learner[Moment]):
                 check_fit(start, images)
         super().__init__(start, data, recipe, varied if recipe.augment else None, **options)
         self.validation, self.fresh = validation, fresh
+        self.peak = recipe.peak(fresh=fresh)
         self.history: list[dict[str, Any]] = []
         self.module = answering(self.root, start.network, self.matches)
         self._learn()
@@ -220,8 +221,13 @@ class _Run(Learner[Moment]):
         self.per_epoch = len(data) // recipe.batch_size
         self.steps = self.per_epoch * recipe.passes(len(data))
         self.best: dict[str, Any] = {}  # of the states that were compared with the teacher
-        self.optimizer = _optimizer(recipe, weights, self.gates)
+        self.optimizer = _optimizer(recipe, self.peak, weights, self.gates)
         self.scheduler = _scheduler(recipe, self.optimizer, self.steps)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of the recipe, with the learning rate that is its default."""
+        return {**asdict(self.recipe), "learning_rate": self.peak}
 
     def _learn(self) -> None:
         """Put the module into the mode in which it learns."""
@@ -261,7 +267,7 @@ class _Run(Learner[Moment]):
         if not math.isfinite(loss) and not math.isfinite(self.best.get("gap", math.nan)):
             raise TrainingError(
                 f"the loss is {loss} in epoch {epoch}: lower the learning rate "
-                f"({self.recipe.peak}) or that of the gates ({self.recipe.gate_learning_rate})"
+                f"({self.peak}) or that of the gates ({self.recipe.gate_learning_rate})"
             )
         gate = self._relu_gates().mean().item() if self.gates else None
         rate, seconds = float(self.scheduler.get_last_lr()[0]), time.monotonic() - self.started
@@ -315,7 +321,7 @@ class _Run(Learner[Moment]):
         held_out = self.validation if self.teacher is not None else None  # what is kept goes by it
         return {
             "network": self.start.network.to_json(),
-            "recipe": asdict(self.recipe),
+            "recipe": self.settings,
             **super().identity(),
             "start": "" if self.fresh else self.start.fingerprint,
             "teacher": self.teacher.fingerprint if self.teacher else "",
@@ -346,7 +352,7 @@ class _Run(Learner[Moment]):
             **self.start.noting(**{verb: self.data.source, "images": len(self.data)}),
             **self.preprocessing,
             **({"classes": list(self.data.classes)} if self.data.classes else {}),
-            "recipe": asdict(self.recipe),
+            "recipe": self.settings,
             "epochs": self.history,
             "torch": torch.__version__,
             "device": str(self.device),
@@ -359,15 +365,15 @@ class _Run(Learner[Moment]):
 
 
 def _optimizer(
-    recipe: Recipe, weights: list[nn.Parameter], gates: list[nn.Parameter]
+    recipe: Recipe, peak: float, weights: list[nn.Parameter], gates: list[nn.Parameter]
 ) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": recipe.weight_decay}]
     if gates:
         groups.append({"params": gates, "lr": recipe.gate_learning_rate, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.peak, momentum=0.9, nesterov=True, fused=True)
+        return torch.optim.SGD(groups, peak, momentum=0.9, nesterov=True, fused=True)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, recipe.peak, fused=True)
+    return kind(groups, peak, fused=True)
 
 
 def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
