@@ -77,6 +77,11 @@ def visible(text: str) -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or else its kind."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def listed(names: Iterable[str], limit: int = 8) -> str:
     """Names joined by commas; beyond `limit`, the number of those left out."""
     names = list(names)

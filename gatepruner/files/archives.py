@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from gatepruner.errors import CheckpointError, listed, visible
+from gatepruner.errors import CheckpointError, first_line, listed, visible
 from gatepruner.files.rebuilding import Rebuilder, Storage, sides, storage_type
 from gatepruner.files.unpickling import LARGEST, Machine, Source, runs
 
@@ -71,7 +71,7 @@ def read_archive(path: Path) -> Content:
         raise
     except Exception as error:  # the parts of a damaged file can be anything
         _refuse_running(path, machines)
-        reason = visible(str(error).strip().partition("\n")[0] or type(error).__name__)
+        reason = visible(first_line(error))
         raise CheckpointError(
             f"{path} is damaged or truncated, or no checkpoint: {reason}"
         ) from None

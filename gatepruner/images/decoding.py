@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gatepruner.errors import DataError, visible
+from gatepruner.errors import DataError, first_line
 from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
 
@@ -44,8 +44,7 @@ def decode(file: str, shape: Shape, resize: Scaling | None) -> Tensor:
     except DataError:
         raise
     except Exception as error:  # Pillow raises almost anything for a damaged file
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise DataError(f"cannot read the image {file}: {visible(reason)}") from None
+        raise DataError(f"cannot read the image {file}: {first_line(error)}") from None
     if resize is not None:
         image = resize(image, height, width)
     if (image.height, image.width) != (height, width):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gatepruner import models as own
-from gatepruner.errors import ArchitectureError, nearest
+from gatepruner.errors import ArchitectureError, first_line, nearest
 from gatepruner.models import Shape
 from gatepruner.models.variants import VARIANTS, vary
 from gatepruner.networks.arguments import check_arguments, check_name, check_shape
@@ -74,6 +74,11 @@ def _construct_own(base: Base) -> nn.Module:
     return own.construct(base.name, base.input_shape, **dict(base.arguments))
 
 
+# What constructors and layers raise on arguments and images that they cannot take.
+REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, IndexError, KeyError),
+    *(RuntimeError, TypeError, ValueError),
+)
 LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 
 
@@ -106,8 +111,10 @@ def _construct_torchvision(base: Base) -> nn.Module:
         module: nn.Module = models.get_model(base.name, weights=None, **arguments)
         channels = base.input_shape[0]
         return vary(module, channels, **varied) if varied or channels != 3 else module
-    except (TypeError, ValueError) as error:
-        raise ArchitectureError(f"{base}: {error}") from None
+    except NotImplementedError:  # of a constructor that computes with tensors; see `blank`
+        raise
+    except REFUSALS as error:
+        raise ArchitectureError(f"{base}: {first_line(error)}") from None
 
 
 def _construct_timm(base: Base) -> nn.Module:
@@ -122,10 +129,10 @@ def _construct_timm(base: Base) -> nn.Module:
             return module
         except TypeError as error:
             reason: Exception = error
-        except (RuntimeError, ValueError) as error:
+        except REFUSALS as error:
             reason = error
             break
-    raise ArchitectureError(f"{base}: {reason}{nearest(base.name, timm.list_models())}")
+    raise ArchitectureError(f"{base}: {first_line(reason)}{nearest(base.name, timm.list_models())}")
 
 
 def _construct_caller(base: Base) -> nn.Module:
@@ -230,4 +237,15 @@ def _single(dtype: torch.dtype) -> torch.dtype:
 @functools.lru_cache(maxsize=32)
 def traced(base: Base) -> Trace:
     """The base's trace; cached, so it must not be changed."""
-    return trace(blank(base), str(base), base.input_shape, base.leaves)
+    try:
+        return trace(blank(base), str(base), base.input_shape, base.leaves)
+    except REFUSALS as error:
+        raise refusal(base, error) from None
+
+
+def refusal(base: Base, error: BaseException) -> ArchitectureError:
+    """What is said of a base that does not take images of its size."""
+    size = "x".join(map(str, base.input_shape))
+    return ArchitectureError(
+        f"{base} cannot take images of {size} (channels, height, width): {first_line(error)}"
+    )

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
 from gatepruner.models import Shape
-from gatepruner.networks.base import SOURCES, Base, traced, without_weights
+from gatepruner.networks.base import REFUSALS, SOURCES, Base, refusal, traced, without_weights
 from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
@@ -85,6 +85,8 @@ class Network:
         """
         base, gate, shortcuts = parse(text, num_classes=num_classes, input_shape=input_shape)
         traced(base)  # raises if the source does not know the name or an argument
+        if input_shape is not None:
+            _first_pass(base)  # raises if images of this size are too small, for example
         network = cls(base)
         if gate:
             return network.with_gates(gate)
@@ -393,11 +395,24 @@ class Network:
 
 
 @functools.lru_cache(maxsize=32)
-def _classes(base: Base) -> int:
-    """The number of logits, which no edit changes."""
+def _first_pass(base: Base) -> Any:
+    """What a base returns for two images, on the meta device.
+
+    Raises:
+        ArchitectureError: it refuses images of this size.
+    """
     module = Network(base).build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
-    logits = run.value(next(reversed(module.graph.nodes)))
+    try:
+        return run.value(next(reversed(module.graph.nodes)))
+    except REFUSALS as error:
+        raise refusal(base, error) from None
+
+
+@functools.lru_cache(maxsize=32)
+def _classes(base: Base) -> int:
+    """The number of logits, which no edit changes."""
+    logits = _first_pass(base)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
         raise ArchitectureError(
