@@ -59,6 +59,8 @@ def checked(
     """
     try:
         return msgspec.convert(document, schema, strict=True)
+    except UnicodeEncodeError:
+        raise kind(f"{what} is damaged: it has half a letter (a lone surrogate)") from None
     except msgspec.ValidationError as error:
         problem, _, place = str(error).replace("`", "'").partition(" - at ")
         where = f"{place.strip(chr(39)).removeprefix('$').lstrip('.')}: " if place else ""

@@ -40,13 +40,13 @@ def read(path):
     resource.setrlimit(resource.RLIMIT_AS, (size + 2 * os.path.getsize(path) + ROOM,) * 2)
     with open("/proc/self/status") as file:
         before = int(next(it for it in file if it.startswith("VmRSS")).split()[1]) * 1024
-    begin = time.monotonic()
+    begin = time.process_time()
     try:
         load(path)
         said = ["", ""]
     except BaseException as error:
         said = [type(error).__name__, str(error)]
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     return [*said, peak() - before <= room, seconds, (peak() - before) // 2**20]
 
 for path in sys.argv[1:]:
@@ -234,7 +234,7 @@ FILES = {
     "tar with a name of 4 GiB.tar": lambda path: tar(path, tarfile.GNUTYPE_LONGNAME, 4 * 2**30),
     "tar of 400,000 members.tar": many_members,
     "10,000 blocks.pt": lambda path: keys(path, blocks(10_000)),
-    "200 blocks.pt": lambda path: keys(path, blocks(200)),
+    "60 blocks.pt": lambda path: keys(path, blocks(60)),
     "20,000 keys.pt": lambda path: keys(path, (f"a{index}.weight" for index in range(20_000))),
     "5,000 heads.pt": lambda path: keys(path, (f"h{index}.head.fc.w" for index in range(5000))),
 }
