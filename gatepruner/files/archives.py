@@ -92,6 +92,14 @@ def _refuse_running(path: Path, machines: Iterable[Machine]) -> None:
 Make = Callable[[Mapping[str, Callable[..., Any]], Callable[[Any], Any]], Machine]
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file ends as a zip file does."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # it says that it is one of several
+        return True
+
+
 def records(path: Path) -> list[zipfile.ZipInfo]:
     """The records of a zip file; its directory is not read if it is too large.
 
@@ -330,7 +338,7 @@ def _is_pickles(path: Path) -> bool:
 
 
 READERS: dict[Callable[[Path], bool], Callable[[Path, Make], Any]] = {
-    zipfile.is_zipfile: _read_zip,
+    is_zip: _read_zip,
     _is_tar: _read_tar,
     _is_pickles: _read_pickles,
 }

@@ -9,7 +9,6 @@ import os
 import pickle
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import CheckpointError, listed
-from gatepruner.files.archives import Content, read_archive, records
+from gatepruner.files.archives import Content, is_zip, read_archive, records
 from gatepruner.files.unpickling import LARGEST, MOST_OPERATIONS, Source, operations
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
@@ -180,7 +179,7 @@ def read_file(path: Path) -> tuple[Any, str | None]:
 
 def _refuse_programs(path: Path) -> None:
     """Raise a `CheckpointError` if a file is a program of torch, not a checkpoint."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
     names = {record.filename.rpartition("/")[2] for record in records(path)}
     for record, (kind, state) in PROGRAMS.items():
