@@ -59,6 +59,10 @@ class DeviceError(GatePrunerError):
     """This machine does not have the device."""
 
 
+class EngineError(GatePrunerError):
+    """An engine or a format is not installed, or cannot run the network."""
+
+
 class TrainingError(GatePrunerError):
     """A training run cannot start, continue or be resumed."""
 

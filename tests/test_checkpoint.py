@@ -172,7 +172,7 @@ def test_saved_file_may_take_the_place_of_the_one_it_was_read_from(suffix, tmp_p
     kept = copied(first.weights)
     second = checkpoint_of(TINY, seed=2)
     save(second, path, force=True)
-    assert_same_weights(first.weights, kept)  # still mapped to the file that is no more
+    assert_same_weights(first.weights, kept)  # whatever became of the file
     assert_same_weights(load(path).weights, second.weights)
     save(load(path), path, force=True)
     assert_same_weights(load(path).weights, second.weights)
@@ -772,7 +772,9 @@ def test_bad_file_is_refused_in_one_line_that_names_it(make, name, how, said, tm
 
 def test_callers_module_has_to_be_given_again(tmp_path):
     path = callers(tmp_path / "net.pt")
-    with pytest.raises(ArchitectureError, match=r"code of the module Caller: .* module=") as caught:
+    with pytest.raises(
+        ArchitectureError, match=r"weights of the module Caller, .* module="
+    ) as caught:
         load(path)
     assert "\n" not in str(caught.value)
 
@@ -936,8 +938,8 @@ def test_interrupted_save_leaves_no_file_behind(error, tmp_path, monkeypatch):
     path = own(tmp_path / "net.pt")
     before = path.read_bytes()
 
-    def interrupted(content, partial):
-        FilePath(partial).write_bytes(b"half")
+    def interrupted(content, file):
+        file.write(b"half")
         raise error
 
     monkeypatch.setattr(torch, "save", interrupted)
@@ -1034,11 +1036,9 @@ for file in files[:2]:
 grown = []
 for file in files[2:]:
     before = peak()
-    kept = load(file)
+    load(file)
     grown.append(peak() - before)
-before = peak()
-sum(tensor.double().sum().item() for tensor in kept.weights.values())
-print(json.dumps([*grown, peak() - before]))
+print(json.dumps(grown))
 """
 
 
@@ -1046,9 +1046,9 @@ print(json.dumps([*grown, peak() - before]))
     not FilePath("/proc/self/status").exists(),
     reason="peak memory is read from /proc, as Linux has it",
 )
-def test_load_leaves_the_weights_on_the_disk(large_files, tmp_path):
+def test_load_takes_the_memory_of_the_weights_once(large_files, tmp_path):
     warm = [own(tmp_path / f"warm{suffix}") for suffix in OWN_SUFFIXES]
     small = save(checkpoint_of(LARGE.replace("1000", "4")), tmp_path / "small.pt")
-    *loaded, read = run(MEASURED, small, *warm, *large_files)
-    assert max(loaded) < 20 * 1024, f"{loaded} KiB more for files of 99 MB"
-    assert read > 50 * 1024, "reading the weights was not seen, so this shows nothing"
+    first, second = run(MEASURED, small, *warm, *large_files)
+    assert 60 * 1024 < first < 125 * 1024, f"{first} KiB more for a file of 99 MB"
+    assert second < 30 * 1024, f"{second} KiB more for a second file, when the first is let go"

@@ -74,7 +74,7 @@ def clock(monkeypatch) -> list[list[str]]:
     """A clock that tells a network by its parameters; what it was asked is kept."""
     asked: list[list[str]] = []
 
-    def latency(modules, shape, *, batch=1, device="cpu", runs=30, track=iter):
+    def latency(modules, shape, *, batch=1, device="cpu", runs=30, **others):
         asked.append(list(modules))
         sizes = {name: sum(p.numel() for p in one.parameters()) for name, one in modules.items()}
         return {
@@ -100,7 +100,7 @@ def kept(whole, train, test, tmp_path_factory) -> tuple[Compressed, Path, list]:
     return result, folder, seen
 
 
-def _still(modules, shape, *, batch=1, device="cpu", runs=30, track=iter):
+def _still(modules, shape, *, batch=1, device="cpu", runs=30, **others):
     sizes = {name: sum(p.numel() for p in one.parameters()) for name, one in modules.items()}
     return {name: Latency(size, size, size, runs, batch, "cpu") for name, size in sizes.items()}
 
@@ -200,6 +200,23 @@ def test_a_compression_that_was_stopped_is_resumed_to_the_same_network(
     assert same(result.checkpoint, kept[0].checkpoint)
     assert not list(folder.glob("*.state"))
     assert [record.name for record in result.steps] == NAMES
+
+
+def test_a_compression_of_a_callers_module_is_resumed(train, test, tmp_path, monkeypatch, callers):
+    callers.head = torch.nn.Linear(8, 4)
+    begun = Checkpoint.of(callers, SHAPE)
+    with monkeypatch.context() as patch:
+        _stop(patch, "finetune", 3)
+        with pytest.raises(KeyboardInterrupt):
+            compressed(begun, train, test, DROP, folder=tmp_path / "new")
+    again = Checkpoint.of(callers, SHAPE)
+    result = compressed(again, train, test, DROP, folder=tmp_path / "new", resume=True)
+    whole = compressed(begun, train, test, DROP, folder=tmp_path / "whole")
+    assert result.removed == whole.removed
+    assert all(
+        torch.equal(result.checkpoint.weights[key], tensor)
+        for key, tensor in whole.checkpoint.weights.items()
+    )
 
 
 def _stop(patch, name: str, number: int) -> None:

@@ -181,6 +181,26 @@ def test_what_overwrites_its_input_does_not_overwrite_what_a_shortcut_is_a_view_
     assert torch.equal(logits(small, images), logits(masked, images))
 
 
+class Viewing(nn.Module):
+    """Views a sum whose shortcut lies transposed in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3 * 36, 5)
+
+    def forward(self, x):
+        turned = x.transpose(2, 3)
+        return self.head((self.conv(x) + turned).view(-1, 3 * 36))
+
+
+def test_a_view_holds_whatever_lies_in_an_additions_place():
+    module, images = Viewing().eval(), torch.randn(2, 3, 6, 6)
+    checkpoint = Checkpoint.of(module, (3, 6, 6))
+    assert torch.equal(checkpoint.build()(images), module(images))
+    alone = module.head(images.transpose(2, 3).reshape(2, -1))
+    assert torch.equal(remove(checkpoint, "root").build()(images), alone)
+
+
 class Weighted(nn.Module):
     """A block whose addition is written in some way, between a stem and a head."""
 

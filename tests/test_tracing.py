@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.video import swin3d_t
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
-from gatepruner import Checkpoint
+from gatepruner import Checkpoint, load, remove, save
 from gatepruner.errors import ArchitectureError
 
 SHAPE = (4, 6, 6)
@@ -324,12 +324,174 @@ class Counting(nn.Module):
         return torch.cat([image[None] * 2 for image in x])
 
 
-@pytest.mark.parametrize("inner", [Asking, Counting])
+class Scaling(nn.Module):
+    """Takes a number out of its input, where no answer is asked for."""
+
+    def forward(self, x):
+        return x * x.abs().max().item()
+
+
+@pytest.mark.parametrize("inner", [Asking, Counting, Scaling])
 def test_the_innermost_module_that_cannot_be_followed_is_kept_whole(inner):
     checkpoint = assert_same(Written(lambda self, x: self.act(x), act=inner))
     assert {block.layers for block in checkpoint.network.blocks} == {
         ("Conv2d", inner.__name__, "Conv2d")
     }
+
+
+def test_what_is_kept_whole_is_said():
+    checkpoint = assert_same(Written(lambda self, x: self.act(x), act=Asking))
+    why = checkpoint.network.kept["blocks.0.act"]
+    assert why.startswith("its control flow depends on the values of a tensor (test_tracing.py:")
+    remark = f"kept blocks.0.act, blocks.1.act whole, with any blocks inside: {why}"
+    assert checkpoint.notes["remarks"] == [remark]
+    plain = assert_same(Written(lambda self, x: x.relu()))
+    assert "remarks" not in plain.notes
+
+
+class Hiding(nn.Module):
+    """A block, beside what no graph can follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = x + self.conv(x)
+        return x if x.sum() > 0 else -x
+
+
+def test_the_modules_inside_of_one_that_is_kept_whole_are_not_named():
+    module = Written(lambda self, x: self.act(x), act=Hiding)
+    module.blocks[1] = Hiding()
+    module.blocks[1].add_module("asking", Asking())
+    kept = Checkpoint.of(module, SHAPE, leaves=("Asking",)).network.kept
+    assert set(kept) == {"blocks.0.act", "blocks.1"}
+
+
+class CountingNorm(nn.BatchNorm2d):
+    """A layer that cannot be followed."""
+
+    def forward(self, x):
+        self.num_batches_tracked.add_(1)
+        return super().forward(x)
+
+
+def test_layers_hide_no_blocks():
+    checkpoint = assert_same(Written(lambda self, x: self.act(x), act=lambda: CountingNorm(8)))
+    assert checkpoint.network.kept == {}
+
+
+class Averaging(nn.Module):
+    """Assigns to its buffer in training, and computes with it; the other counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(8, 1, 1))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))[:, None, None]
+        return x - self.mean
+
+
+def test_a_buffer_that_forward_assigns_to_is_trained():
+    module = Written(lambda self, x: self.act(x), act=Averaging)
+    checkpoint = Checkpoint.of(module, SHAPE)
+    reason = "its buffer mean gets another value"
+    assert checkpoint.network.kept == dict.fromkeys(("blocks.0.act", "blocks.1.act"), reason)
+    built, images = checkpoint.build().train(), torch.randn(4, *SHAPE)
+    module.train()
+    for _ in range(2):
+        assert torch.equal(built(images), module(images))
+    assert torch.equal(built.state_dict()["blocks.0.act.mean"], module.blocks[0].act.mean)
+    assert isinstance(module.blocks[0].act.mean, torch.Tensor)
+
+
+def test_a_network_that_overwrites_its_own_buffer_is_refused():
+    class Stepping(Written):
+        def __init__(self):
+            super().__init__(lambda self, x: x.relu())
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    with pytest.raises(ArchitectureError, match="its buffer calls gets another value; move"):
+        Checkpoint.of(Stepping(), SHAPE)
+
+
+NOISE = {
+    "of the same form": lambda x: 0.1 * torch.randn_like(x),
+    "of a size": lambda x: torch.randn(x.size()) * 0.1,
+    "as it was written once": lambda x: x.data.new(x.size()).normal_(0, 0.1),
+    "in proportion": lambda x: x * torch.rand_like(x),
+}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize("flag", [False, True])
+def test_noise_in_training_is_no_block(noise, flag):
+    def written(self, x):
+        if flag:
+            return x + NOISE[noise](x) * (1.0 if self.training else 0.0)
+        return x + NOISE[noise](x) if self.training else x
+
+    assert_same(Written(written))
+
+
+def test_an_operand_with_weights_is_a_branch_though_it_is_random():
+    def written(self, x):
+        return x + self.inner(x) * torch.rand_like(x[:, :1]).round().add(1).clamp(1, 1)
+
+    module = Written(written, inner=lambda: nn.Conv2d(8, 8, 1))
+    assert len(Checkpoint.of(module, SHAPE).network.blocks) == 4
+
+
+LENGTHS = {
+    "divides": lambda self, x: x / len(x),
+    "reshapes": lambda self, x: x.reshape(len(x), -1).reshape(len(x), 8, 6, 6),
+    "makes a tensor": lambda self, x: x + torch.ones(len(x), 1, 1, 1),
+    "is tested": lambda self, x: x if len(x) > 0 and len(x.shape) == 4 else -x,
+    "of a list": lambda self, x: torch.stack([x, x])[len([x])],
+}
+
+
+@pytest.mark.parametrize("how", LENGTHS)
+def test_the_length_of_a_batch_is_traced(how):
+    assert_same(Written(LENGTHS[how]))
+    assert "len" not in globals()
+
+
+class Transformer(nn.Module):
+    """Has torch's own transformer layers, without dropout."""
+
+    def __init__(self, first):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True, norm_first=first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@torch.no_grad()
+def test_blocks_of_torchs_own_transformer_layers_are_blocks(first):
+    module, images = Transformer(first).eval(), torch.randn(2, *SHAPE)
+    checkpoint = Checkpoint.of(module, SHAPE)
+    blocks = [f"encoder.layers.{layer}:{number}" for layer in (0, 1) for number in (1, 2)]
+    assert [block.name for block in checkpoint.network.blocks] == blocks
+    torch.testing.assert_close(checkpoint.build()(images), module(images))
+    small = remove(checkpoint, blocks[1::2]).build()(images)
+    for layer in module.encoder.layers:  # without its second linear layer, nothing is added
+        layer.linear2.weight.zero_()
+        layer.linear2.bias.zero_()
+    torch.testing.assert_close(small, module(images))
 
 
 class Assigning(Written):
@@ -442,14 +604,40 @@ def test_wrappers_are_taken_off(wrapper):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_scripted_modules_and_reserved_names_are_refused():
+def test_scripted_modules_are_refused():
     module = nn.Sequential(torch.jit.script(nn.ReLU()))
     with pytest.raises(ArchitectureError, match="0 is a TorchScript module"):
         Checkpoint.of(module, SHAPE)
-    module = Written(lambda self, x: x)
-    module.graph = nn.ReLU()
-    with pytest.raises(ArchitectureError, match="Written has a submodule named graph"):
-        Checkpoint.of(module, SHAPE)
+
+
+class Reserved(nn.Module):
+    """Has submodules named as attributes of every graph module."""
+
+    def __init__(self):
+        super().__init__()
+        self.graph, self.meta = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.code, self.recompile = nn.Linear(4, 5), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = x + self.meta(self.graph(x))
+        x = x + self.recompile(x)
+        return self.code(x.mean((2, 3)))
+
+
+def test_reserved_names_get_an_underscore_and_the_authors_files_still_fit(tmp_path):
+    module, images = Reserved().eval(), torch.randn(2, *SHAPE)
+    expected, keys = module(images), set(module.state_dict())
+    checkpoint = Checkpoint.of(module, SHAPE)
+    assert set(module.state_dict()) == keys
+    save(checkpoint, tmp_path / "own.pt")
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "author.pth")
+    for read in (
+        checkpoint,
+        load(tmp_path / "own.pt", module=module),
+        load(tmp_path / "author.pth", module=module, input_shape=SHAPE),
+    ):
+        assert torch.equal(read.build()(images), expected)
+        assert {"graph_.weight", "meta_.bias", "code_.bias"} < read.weights.keys()
 
 
 REPARAMETRIZED = {

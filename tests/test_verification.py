@@ -57,10 +57,13 @@ def with_block(block: nn.Module) -> Callers:
 
 
 REFUSED = {
-    "block": (lambda: with_block(Sly(8)), r"in evaluation.*first in blocks\.1, .*leaves=\(Sly,\)"),
+    "block": (
+        lambda: with_block(Sly(8)),
+        r"in evaluation.*first in blocks\.1, .*leaves=\('Sly',\)",
+    ),
     "in training": (
         lambda: with_block(SlyInTraining(8)),
-        r"in training.*first in blocks\.1, .*leaves=\(SlyInTraining,\)",
+        r"in training.*first in blocks\.1, .*leaves=\('SlyInTraining',\)",
     ),
     "at the end": (SlyAfterwards, r"first in SlyAfterwards\.forward, after its last layer"),
     "between": (SlyBetween, r"first in SlyBetween\.forward, before blocks\.0\.conv"),
@@ -75,9 +78,11 @@ def test_a_module_that_is_not_traced_as_it_computes_is_refused(case):
     assert "\n" not in str(refused.value)
 
 
-def test_the_advice_of_the_refusal_works():
+@pytest.mark.parametrize("leaf", [Sly, "Sly"])
+def test_the_advice_of_the_refusal_works(leaf):
     module = with_block(Sly(8)).eval()
-    checkpoint = Checkpoint.of(module, SHAPE, leaves=(Sly,))
+    checkpoint = Checkpoint.of(module, SHAPE, leaves=(leaf,))
+    assert set(checkpoint.network.kept) == {"blocks.1"}
     images = images_for(checkpoint.network)
     assert torch.equal(logits(checkpoint.build(), images), logits(module, images))
 

@@ -14,7 +14,6 @@ from gatepruner.cli.foretelling import LEARNING, Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.keeping import stopping
 from gatepruner.cli.learning import gating_work, held_out_fifth, read, training_work
-from gatepruner.cli.measuring import meter_of
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -66,6 +65,8 @@ GATING = {
     "learning_rate": "gate_learning_rate",
     "norm_learning_rate": "norm_learning_rate",
     "latency_batch": "latency_batch",
+    "engine": "engine",
+    "threads": "threads",
     "batch_size": "batch_size",
     "seed": "seed",
 }
@@ -79,7 +80,7 @@ def compress(
     call: Annotated[Resumable, Group(needs=("output",))],
     data: Annotated[Data, Group(needs=("data",))],
     steps: Steps,
-    gating: Annotated[GateRecipe, Group(only=GATING)],
+    gating: Annotated[GateRecipe, Group(only=GATING, words=CHOICES)],
     tuning: Annotated[Recipe, Group(only=TUNING, words=CHOICES)] = FINE_TUNING,
     held: HoldOut,
 ) -> None:
@@ -94,6 +95,8 @@ def compress(
     from gatepruner.compression.compress import compress as compressed
     from gatepruner.compression.compress import refuse
     from gatepruner.files.checkpoints import save
+    from gatepruner.learning.gates import meter_of
+    from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.goals import check_reachable
     from gatepruner.report.compression import write_compression
     from gatepruner.report.tables import loading_text, steps_table
@@ -114,7 +117,7 @@ def compress(
     recipe = steps.recipe(gating, tuning).fitted(len(train))
     if call.dry_run:
         refuse(whole, train, goal, recipe, test, held_out)
-        meter = meter_of(whole.network, data, recipe.gating.latency_batch, call.terminal)
+        meter = meter_of(whole.network, recipe.gating, pick_device(data.device))
         check_reachable(goal, whole.network, whole.network.removable, meter)
         works = _works(whole, train, test, goal, recipe)
         return foretell(call, whole, [output, folder, *outputs[1:]], works, data)
@@ -145,10 +148,14 @@ def compress(
     report = write_compression(result, folder)
     call.record(output)
     call.terminal.say(steps_table(result.steps))
-    call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output))}")
+    if result.target is not None:
+        call.terminal.say(str(result.target))
+    call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output), whole)}")
     done = {"output": str(output), "removed": list(result.removed)}
     records = [asdict(record) for record in result.steps]
-    return call.finish({**done, "steps": records, "configuration": dict(result.configuration)})
+    target = {"target": result.target.to_json()} if result.target is not None else {}
+    configuration = dict(result.configuration)
+    return call.finish({**done, "steps": records, "configuration": configuration, **target})
 
 
 def _images(

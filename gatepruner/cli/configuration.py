@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from gatepruner.errors import nearest
+from gatepruner.files.writing import write_text
 
 # What a call is about, not what it makes: it is not recorded, and a file cannot set it.
 GOALS = frozenset(  # of which a call has one
@@ -81,11 +82,8 @@ def write_configuration(given: Mapping[str, Any], output: Path) -> Path:
         for key, value in given.items()
         if key not in PASSING and value not in (None, "")
     }
-    partial = path.with_name(f".{path.name}.part")
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
-    partial.write_text(f"# gatepruner {given['command']} --config {path}\n{text}", "utf-8")
-    partial.replace(path)
-    return path
+    return write_text(path, f"# gatepruner {given['command']} --config {path}\n{text}")
 
 
 def configuration_path(output: Path) -> Path:

@@ -68,9 +68,9 @@ def gate(
             watch=watch,
             on_stop=call.terminal.stopping,
         )
-    save(gated, target, force=call.force)
-    kept.state.unlink(missing_ok=True)
+    save(gated, target, force=kept.force)
     call.record(target)
+    kept.state.unlink(missing_ok=True)  # last: until then, a killed run can be resumed
     records = gated.path.records
     call.terminal.say(path_table(records))
     call.terminal.say(f"wrote {target}: {len(records)} blocks can go without further learning")

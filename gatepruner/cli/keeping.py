@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gatepruner.cli.configuration import configuration_path
 from gatepruner.cli.options import Resumable
 from gatepruner.errors import CheckpointError
+from gatepruner.files.writing import refuse_existing, refuse_name, write_text
 
 if TYPE_CHECKING:
     from gatepruner.learning.moments import Moment
@@ -25,31 +27,33 @@ class Kept:
         state: the run, from which it can be resumed.
         history: a line for every epoch.
         resume: whether there is a state to go on from, as was asked.
+        force: whether outputs that exist are replaced.
     """
 
     state: Path
     history: Path
     resume: bool
+    force: bool
 
     @classmethod
     def beside(cls, output: Path, call: Resumable, *, epochs: bool = True) -> Kept:
         """The files beside an output, if nothing is lost by writing them."""
-        from gatepruner.files.storage import refuse_existing, refuse_name
-
         state = output.with_name(f"{output.name}.state")
         history = output.with_name(f"{output.name}.history.jsonl")
-        refuse_existing(output, force=call.force)
+        resume = call.resume and state.is_file()
+        force = call.force or resume  # a run may have been killed while it wrote its outputs
+        refuse_existing(output, force=force)
         refuse_name(output)
-        if state.exists() and not (call.resume or call.force):
+        if state.exists() and not (resume or force):
             raise CheckpointError(
                 f"{state} is the state of an interrupted run: continue it, or replace it",
                 resume=True,
                 force=True,
             )
-        resume = call.resume and state.exists()
-        if epochs and not resume:
-            refuse_existing(history, force=call.force)
-        return cls(state, history, resume)
+        for path in (*([history] if epochs else []), configuration_path(output)):
+            refuse_existing(path, force=force)
+        call.hold(output)
+        return cls(state, history, resume, force)
 
 
 class StoppedError(Exception):
@@ -108,6 +112,4 @@ def _epochs(history: Path) -> list[dict[str, Any]]:
 
 def write_epochs(epochs: Iterable[Mapping[str, Any]], history: Path) -> None:
     """Write a history, whole or not at all."""
-    partial = history.with_name(f".{history.name}.part")
-    partial.write_text("".join(f"{json.dumps(one)}\n" for one in epochs))
-    partial.replace(history)
+    write_text(history, "".join(f"{json.dumps(one)}\n" for one in epochs))

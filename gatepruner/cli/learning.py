@@ -101,10 +101,10 @@ def finish(
     from gatepruner.files.checkpoints import save
 
     epochs = learned.notes["epochs"]
-    save(learned, target, force=call.force)
+    save(learned, target, force=kept.force)
     write_epochs(epochs, kept.history)
-    kept.state.unlink(missing_ok=True)
     call.record(target)
+    kept.state.unlink(missing_ok=True)  # last: until then, a killed run can be resumed
     last, best = epochs[-1] if epochs else {}, learned.notes.get("kept")
     call.terminal.say(f"wrote {target} ({_ended(last, best)}) and {kept.history}")
     document = {**document, "output": str(target), "history": str(kept.history), **last}

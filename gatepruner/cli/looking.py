@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.learning import read
+from gatepruner.cli.measuring import Timing
 from gatepruner.cli.options import COMMON, Call, Data, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
 from gatepruner.errors import DataError
+from gatepruner.learning.recipes import CHOICES
 from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ def inspect(source: Source, *, call: Annotated[Call, Group(leave_out=("quiet",))
     call.terminal.say(f"{source.ckpt}: {network}, images of {shape}")
     call.terminal.say(f"{network.depth} blocks, {cost.params:,} parameters, {cost.macs:,} MACs")
     call.terminal.say(block_table(network.blocks, gates))
+    if network.base.source == "caller":
+        call.terminal.say(f"module: {checkpoint.notes.get('module', 'not recorded')}")
     for done in checkpoint.notes.get("history", ()):
         call.terminal.say(f"history: {json.dumps(done)}")
     call.finish(
@@ -46,6 +50,7 @@ def inspect(source: Source, *, call: Annotated[Call, Group(leave_out=("quiet",))
             "name": str(network),
             "network": network.to_json(),
             "blocks": [{**vars(block), "gate": gates.get(block.name)} for block in network.blocks],
+            "kept_whole": dict(network.kept),
             "params": cost.params,
             "macs": cost.macs,
             "notes": dict(checkpoint.notes),
@@ -136,20 +141,34 @@ def rank(
     call.finish({"input": str(source.ckpt), **asked, "blocks": blocks})
 
 
-def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("data",))]) -> None:
-    """Measure top-1 accuracy, with its 95 % interval, and mean loss.
+def evaluate(
+    source: Source,
+    *,
+    call: Call,
+    data: Annotated[Data, Group(needs=("data",))],
+    timing: Annotated[Timing, Group(words=CHOICES)],
+) -> None:
+    """Measure top-1 accuracy, with its 95 % interval, and mean loss; with `--latency` that, too.
 
     Example: `gatepruner evaluate resnet56.th --data imagefolder:cifar10`
     """
     from gatepruner.measuring.accuracy import accuracy
-    from gatepruner.report.tables import accuracy_text
+    from gatepruner.report.tables import accuracy_text, latency_text
 
     problems = Problems()
+    timing.check(data, problems)
     checkpoint = read(source, data, problems)
     images = data.images(checkpoint, call.terminal)
     normalization = data.normalization(checkpoint, images, call.terminal)
     counted = accuracy(checkpoint, images, **data.how, track=call.terminal.track("evaluating"))
     call.terminal.say(accuracy_text(counted))
+    times: dict[str, Any] = {}
+    if timing.latency:
+        (time,) = timing.meter(checkpoint.network, data, call.terminal).latencies(
+            [checkpoint.network]
+        )
+        times = {"latency": asdict(time)}
+        call.terminal.say(latency_text({str(source.ckpt): times["latency"]}))
     chosen = {
         "mean": normalization.mean,
         "std": normalization.std,
@@ -162,5 +181,6 @@ def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("
             "normalize": chosen,
             "scaling": images.resize.to_json() if images.resize is not None else None,
             **counted.to_json(),
+            **times,
         }
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +21,10 @@ from gatepruner.cli.configuration import (
 )
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import EVERYTHING
-from gatepruner.errors import DataError
+from gatepruner.errors import DataError, visible
+from gatepruner.files.folders import local
+from gatepruner.files.locks import held, held_folder
+from gatepruner.files.writing import refuse_existing, refuse_name
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -38,33 +43,55 @@ class Source:
     """Files without the project's header.
 
     Attributes:
-        ckpt: checkpoint: .pt, .pth, .th, .ckpt or .safetensors.
-        arch: architecture, as in torchvision:resnet50.
+        ckpt: checkpoint: .pt, .pth, .th, .ckpt or .safetensors, or a folder of timm or of
+            transformers.
+        arch: architecture, as in torchvision:resnet50, or hf:DIR with a folder of transformers.
         num_classes: number of logits, where the file does not tell.
         input_size: side of the images, or CxHxW.
         weights: which of several states to take, as in state_dict or model_ema.
+        module: your own module, as in net.py:Net or package.module:function; nothing is imported
+            that is not named here.
+        leaves: classes of its parts to keep whole where they cannot be traced.
     """
 
-    ckpt: Annotated[Path, typer.Argument(metavar="CKPT")]
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", callback=local)]
     arch: str | None = None
     num_classes: Annotated[int | None, typer.Option(min=1)] = None
     input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
     weights: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    module: Annotated[str | None, typer.Option(metavar="FILE.py:CALLABLE")] = None
+    leaves: Annotated[str | None, typer.Option(metavar="CLASS,…")] = None
 
     def read(self) -> Checkpoint:
         """The checkpoint; says on stderr what was assumed, left out or cast."""
         from gatepruner.files.checkpoints import load
 
-        checkpoint = load(
-            self.ckpt,
-            arch=self.arch,
-            num_classes=self.num_classes,
-            input_shape=shape_of(self.input_size),
-            weights=self.weights,
-        )
-        for remark in checkpoint.notes.get("remarks", ()):
-            typer.echo(f"{self.ckpt}: {remark}", err=True)
+        with contextlib.redirect_stdout(sys.stderr):  # where a module prints, if it does
+            checkpoint = load(
+                self.ckpt,
+                arch=self.arch,
+                num_classes=self.num_classes,
+                input_shape=shape_of(self.input_size),
+                module=self.module,
+                leaves=words_of(self.leaves),
+                weights=self.weights,
+            )
+        say_remarks(str(self.ckpt), checkpoint)
         return checkpoint
+
+
+def say_remarks(name: str, checkpoint: Checkpoint) -> None:
+    """Say on stderr what was assumed, left out, cast or kept whole."""
+    from gatepruner.networks.graph import remarks_on
+
+    remarks = [*checkpoint.notes.get("remarks", ()), *remarks_on(checkpoint.network.kept)]
+    for remark in dict.fromkeys(remarks):
+        typer.echo(visible(f"{name}: {remark}"), err=True)
+
+
+def words_of(text: str | None) -> tuple[str, ...]:
+    """The words of a list with commas."""
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
 def shape_of(size: str | None) -> Shape | None:
@@ -88,7 +115,7 @@ class Data:
 
     Attributes:
         data: images, as mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR or imagefolder:DIR;
-            pictures:DIR without labels.
+            pictures:DIR without labels; hf:DIR (saved by datasets) or parquet:DIR.
         split: which of them: train, val or test; by default test, or val where there is no test.
         limit: at most this many images, spread evenly over the set.
         classes: file with the names of the network's classes, one a line in the order of its
@@ -121,14 +148,14 @@ class Data:
 
         Where labels are not needed, images of other classes go without.
         """
-        from gatepruner.images.classes import map_classes, read_classes
+        from gatepruner.images.classes import NAMED, map_classes, read_classes
 
         names = read_classes(self.classes) if self.classes is not None else ()
         shape, scaling = whole.network.base.input_shape, self.scaling(whole)
         images = self.read(shape, terminal, scaling)
-        if not images.source.startswith("imagefolder:"):
+        if self.data.partition(":")[0] not in NAMED or not images.labelled:
             if names:
-                raise DataError(f"--classes names folders of classes: {self.data} has none")
+                raise DataError(f"--classes names classes of images: {self.data} has none")
             return images
         try:
             mapped, how = map_classes(images, whole, names)
@@ -172,11 +199,11 @@ class Data:
     def scaling(self, whole: Checkpoint | None = None) -> Scaling | None:
         """How to scale: as chosen, or else as the network's author did, if these are files."""
         from gatepruner.images.preprocessing import preprocessing_of
-        from gatepruner.images.readers import FOLDERS
+        from gatepruner.images.readers import PICTURES
         from gatepruner.images.scaling import Scaling
 
         authors = preprocessing_of(whole).scaling if whole is not None else None
-        scaling = authors if self.data.partition(":")[0] in FOLDERS else None
+        scaling = authors if self.data.partition(":")[0] in PICTURES else None
         if self.resize is not None:
             scaling = Scaling(self.resize) if self.resize else None
         if self.interpolation is None:
@@ -286,16 +313,37 @@ class Writing(Call):
         name = f"{path.stem}-{what}{seeded}{kept if suffix is None else suffix}"
         return self.output or path.with_name(name)
 
-    def check(self, outputs: Sequence[Path], problems: Problems, *, resume: bool = False) -> None:
-        """Collect which of these files cannot be written."""
-        from gatepruner.files.storage import refuse_existing, refuse_name
+    def __enter__(self) -> Writing:
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self.locks.close()
+
+    @functools.cached_property
+    def locks(self) -> contextlib.ExitStack:
+        """The outputs that no other run may write until the command ends."""
+        return contextlib.ExitStack()
+
+    def check(self, outputs: Sequence[Path], problems: Problems, *, resume: bool = False) -> None:
+        """Collect which of these files cannot be written, and keep other runs from writing them."""
         for output in outputs:
             with problems:
                 refuse_existing(output, force=self.force or resume)
                 refuse_name(output)
+                self.hold(output)
         with problems:
             refuse_existing(configuration_path(outputs[0]), force=self.force or resume)
+
+    def hold(self, output: Path) -> None:
+        """Keep other runs from writing a file; a dry run writes nothing."""
+        if not self.dry_run:
+            self.locks.enter_context(held(output))
+
+    def hold_folder(self, output: Path) -> None:
+        """Keep other runs from writing a folder of reports, of which nothing may be lost."""
+        refuse_existing(configuration_path(output), force=self.force)
+        if not self.dry_run:
+            self.locks.enter_context(held_folder(output))
 
     def record(self, output: Path) -> None:
         """Write the options of this call beside what it wrote, or into the folder."""

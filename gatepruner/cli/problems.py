@@ -9,6 +9,7 @@ from typing import Any
 from gatepruner.errors import GatePrunerError
 
 OPTIONS = {"normalization": "normalize", "input_shape": "input-size"}  # of other names here
+FORMS = {"(C, H, W)": "CxHxW"}  # of other forms here
 
 
 class SeveralError(GatePrunerError):
@@ -54,7 +55,8 @@ def lines(error: GatePrunerError) -> list[str]:
 def option(name: str, value: Any) -> str:
     """An argument of the library as an option: `--resize 8`, `--force`."""
     spelled = f"--{OPTIONS.get(name, name).replace('_', '-')}"
-    return spelled if value is True else f"{spelled} {value}"
+    text = ",".join(value) if isinstance(value, tuple) else FORMS.get(value, value)
+    return spelled if value is True else f"{spelled} {text}"
 
 
 def document(kind: str, messages: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion, criterion_images
-from gatepruner.cli.measuring import change, latencies, meter_of
+from gatepruner.cli.measuring import Timing, change, latencies
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -127,6 +127,7 @@ def sweep(
     problems = Problems()
     with problems:
         refuse_report(target, force=call.force)
+        call.hold_folder(target)
     checkpoint = read(source, data, problems)
     curves.check(checkpoint, problems)
     data = replace(data, device=str(pick_device(data.device)))
@@ -205,7 +206,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
 
     from gatepruner.demo import demo_checkpoint, demo_images
     from gatepruner.files.checkpoints import save
-    from gatepruner.files.storage import refuse_existing
+    from gatepruner.files.writing import refuse_existing
     from gatepruner.measuring.accuracy import accuracy
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.orders import compare
@@ -219,6 +220,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
     refuse_report(output, force=call.force)
     smaller = output / "pruned.pt"
     refuse_existing(smaller, force=call.force)
+    call.hold_folder(output)
     torch.set_num_threads(1)  # layers of 50 units are done before a second thread has begun
     whole, images = demo_checkpoint(), demo_images()
     ranking = rank(whole)
@@ -240,7 +242,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
 
     small = fold_gates(remove(whole, plan))
     counted = accuracy(small, images, **how.how, track=terminal.track("evaluating"))
-    times = latencies(meter_of(whole.network, how, 1, terminal), small)
+    times = latencies(Timing().meter(whole.network, how, terminal), small)
     terminal.say("\nwithout these ten, the other gates folded into the weights")
     terminal.say(tables.change_table(change(whole, small)))
     terminal.say(f"accuracy before: {tables.accuracy_text(orders[0].points[0].accuracy)}")

@@ -2,11 +2,13 @@
 
 Each field is an option: its default is the dataclass's (or that of the instance that is the
 parameter's default), its help the line of the docstring's `Attributes`, its panel the title of
-the dataclass. A field that two dataclasses share is one option.
+the dataclass. A field that two dataclasses share is one option. A dataclass that is a context
+manager is entered for the time of the command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -77,7 +79,12 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     def call(context: typer.Context, **given: Any) -> None:
         values = without_overruled(context, given)
         plain = {key: one.value if isinstance(one, Enum) else one for key, one in values.items()}
-        command(**_made(taken, {"command": command.__name__, **plain}))
+        with contextlib.ExitStack() as stack:
+            made = _made(taken, {"command": command.__name__, **plain})
+            for one in made.values():
+                if isinstance(one, contextlib.AbstractContextManager):
+                    stack.enter_context(one)
+            command(**made)
 
     parameters["context"] = inspect.Parameter(
         "context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gatepruner.cli.foretelling import foretell
 from gatepruner.cli.keeping import Kept, recording, stopping
 from gatepruner.cli.learning import check, check_device, finish, read, read_images, training_work
-from gatepruner.cli.options import Data, HoldOut, Resumable, Source, shape_of
+from gatepruner.cli.options import (
+    Data,
+    HoldOut,
+    Resumable,
+    Source,
+    say_remarks,
+    shape_of,
+    words_of,
+)
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
 from gatepruner.learning.recipes import CHOICES, FINE_TUNING, Recipe
@@ -65,7 +75,7 @@ def finetune(
         with problems:
             described = _described(source, teacher.teacher)
             known = described.read()
-            source = source if described.arch is None else _described(source, source.ckpt)
+            source = _described(source, source.ckpt)
     whole = read(source, data, problems)
     images, held_out = read_images(lambda: data.images(whole, call.terminal), held, problems)
     check(whole, images, recipe.batch_size, problems, labels=known is None)
@@ -99,11 +109,12 @@ def finetune(
 
 
 def _described(source: Source, path: Path) -> Source:
-    """A file with the options for foreign files, unless it says itself what it is."""
-    from gatepruner.files.storage import read_file
+    """A file with those of the options that it does not answer itself."""
+    from gatepruner.files.checkpoints import is_named
 
-    own = path.is_file() and read_file(path)[1] is not None
-    return replace(source, ckpt=path, arch=None if own else source.arch)
+    named = is_named(path)
+    source = replace(source, ckpt=path, arch=source.arch if named is None else None)
+    return replace(source, module=None, leaves=None) if named else source
 
 
 @dataclass(frozen=True)
@@ -114,19 +125,48 @@ class Fresh:
         arch: as in gated-resnet20, gated-wrn-16-4,dropout=0.3 or resnet56-b.
         num_classes: number of logits; by default the classes of the images.
         input_size: side of the images, or CxHxW.
+        module: your own module in place of ARCH, as in net.py:Net or package.module:function.
+        leaves: classes of its parts to keep whole where they cannot be traced.
+        gates: put a gate into every block of it.
     """
 
-    arch: Annotated[str, typer.Argument(metavar="ARCH")]
+    arch: Annotated[str | None, typer.Argument(metavar="ARCH")] = None
     num_classes: Annotated[int | None, typer.Option(min=1)] = None
     input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
+    module: Annotated[str | None, typer.Option(metavar="FILE.py:CALLABLE")] = None
+    leaves: Annotated[str | None, typer.Option(metavar="CLASS,…")] = None
+    gates: Annotated[bool, typer.Option("--gates")] = False
 
-    def network(self, classes: int | None = None) -> Network:
-        """The network, with as many logits as there are classes where nothing else is said."""
+    def __post_init__(self) -> None:
+        if (self.arch is None) == (self.module is None):
+            raise typer.BadParameter("give either ARCH or --module")
+        if self.module is None and (self.leaves or self.gates):
+            raise typer.BadParameter("--leaves and --gates are about --module")
+        if self.module is not None and self.num_classes is not None:
+            raise typer.BadParameter("--num-classes is about ARCH: the module has its own")
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint records of it."""
+        return {} if self.module is None else {"module": self.module}
+
+    def network(self) -> Network:
+        """The network, with the number of logits that was given, or else its usual one."""
         from gatepruner.networks.network import Network
 
         shape = shape_of(self.input_size)
-        count = self.num_classes if self.num_classes is not None else classes
-        return Network.named(self.arch, num_classes=count, input_shape=shape)
+        if self.module is None:
+            assert self.arch is not None
+            return Network.named(self.arch, num_classes=self.num_classes, input_shape=shape)
+        with contextlib.redirect_stdout(sys.stderr):  # where a module prints, if it does
+            leaves = words_of(self.leaves)
+            network = Network.imported(self.module, shape or (3, 224, 224), leaves)
+        return network.with_gates() if self.gates else network
+
+    def network_for(self, classes: int, network: Network) -> Network:
+        """The network with as many logits as there are classes, where nothing else was said."""
+        given = self.num_classes is not None or self.module is not None
+        return network if given or not classes else replace(self, num_classes=classes).network()
 
 
 def train(
@@ -159,11 +199,13 @@ def train(
     images, held_out = read_images(
         lambda: data.read(network.base.input_shape, call.terminal, data.scaling()), held, problems
     )
-    network = fresh.network(len(images.classes) or None)
-    check(Checkpoint(network, {}), images, recipe.batch_size, problems)
+    network = fresh.network_for(len(images.classes), network)
+    start = Checkpoint(network, {}, fresh.notes)
+    say_remarks(str(network), start)
+    check(start, images, recipe.batch_size, problems)
     problems.refuse()
     if call.dry_run:
-        start = Checkpoint(network, network.initial_weights())
+        start = replace(start, weights=network.initial_weights())
         work = training_work(images, recipe, f"train {network}", taught=False)
         return foretell(call, start, [target, kept.history], [work], data)
     call.terminal.say(f"{network}: {len(images):,} images of {images.source}")
@@ -180,4 +222,5 @@ def train(
             watch=recording(kept.history, watch, anew=not kept.resume),
             on_stop=call.terminal.stopping,
         )
+    trained = replace(trained, notes={**trained.notes, **fresh.notes})
     return finish(trained, target, kept, call, {"name": str(network)})

@@ -15,8 +15,10 @@ from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.compression.steps import STEPS, Request
 from gatepruner.errors import DataError, GatePrunerError, PlanError
+from gatepruner.files.locks import held_folder
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
+from gatepruner.learning.gates import meter_of
 from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.learning.recipes import Recipe
 from gatepruner.measuring.accuracy import Accuracy, accuracy
@@ -27,7 +29,7 @@ from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import statistics
-from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable
+from gatepruner.pruning.goals import COSTS, Goal, check_count, check_reachable, remeasured
 from gatepruner.pruning.meter import Meter
 
 LEAST_IMAGES = 32
@@ -84,14 +86,15 @@ def compress(
         PlanError: the goal cannot be reached.
         DataError: images are missing or do not fit the network.
         TrainingError: there are too few training images, or learning failed.
-        CheckpointError: the folder is not empty, or belongs to another compression.
+        CheckpointError: the folder is not empty, belongs to another compression, cannot be
+            written, or another compression is writing it.
     """
     given, recipe = recipe, recipe or CompressionRecipe()
     if held_out is None:
         train, held_out = train.held_out(recipe.held_out_of(len(train)), recipe.gating.seed)
     recipe = recipe.fitted(len(train)) if given is None else recipe
     device = pick_device(device)
-    meter = Meter(checkpoint.network, device, recipe.gating.latency_batch)
+    meter = meter_of(checkpoint.network, recipe.gating, device)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint, train, normalization)
     configuration = {
@@ -106,10 +109,11 @@ def compress(
     if goal.kind in COSTS:
         check_reachable(goal, checkpoint.network, request.candidates, meter)
     names = [step.name for step in STEPS if step.wanted(recipe)]
-    steps.begin(names, resume=resume, force=force)
-    meter.known.update(_latencies(steps.facts))
-    networks = _carry_out(request, test)
-    records = _timed(request, networks)
+    with held_folder(steps.path):
+        steps.begin(names, resume=resume, force=force)
+        meter.known.update(_latencies(steps.facts))
+        networks = _carry_out(request, test)
+        records = _timed(request, networks)
     small = networks[records[-1].name]
     removed = set(checkpoint.network.removable) - set(small.network.removable)
     return Compressed(
@@ -117,6 +121,7 @@ def compress(
         steps=records,
         removed=small.network.in_order(removed),
         configuration={**configuration, **_conditions(request, small)},
+        target=remeasured(goal, meter, small.network),
     )
 
 
@@ -199,6 +204,7 @@ def refuse(
         lambda: _check_numbers(recipe),
         lambda: _check_held_out(goal, held_out),
         lambda: _check_count(goal, checkpoint.network),
+        meter_of(checkpoint.network, recipe.gating, "cpu").check,
     ]
     problems: list[GatePrunerError] = []
     for check in checks:
@@ -331,4 +337,6 @@ def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
         used["recalibration"] = "none: the network has no batch norm"
     if request.recipe.tuning is not None:  # a recipe that was chosen has other fields
         used |= _settings("fine-tuning", small.notes["recipe"], besides=("epochs",))
-    return {**used, **chosen, "device": f"{request.device} ({description(request.device)})"}
+    (whole,) = request.meter.latencies([request.whole.network])
+    hardware = f"{request.device} ({description(request.device)})"
+    return {**used, **chosen, "device": hardware, "latency": whole.conditions}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from gatepruner.compression.record import StepRecord
 from gatepruner.documents import checked, parsed
 from gatepruner.errors import CheckpointError, differences, listed
 from gatepruner.files.checkpoints import load, save
-from gatepruner.files.storage import write_text
+from gatepruner.files.locks import SUFFIX
+from gatepruner.files.writing import is_temporary, write_text
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 
@@ -55,7 +56,7 @@ class Folder:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def begin(self, names: Sequence[str], *, resume: bool, force: bool) -> None:
-        """Create the folder, or read the steps in it.
+        """Begin the steps, or read those in the folder.
 
         Args:
             names: of all steps, in their order.
@@ -71,7 +72,7 @@ class Folder:
         if resume and steps.exists():
             self._read(steps, names)
             return
-        if not force and self.path.exists() and any(self.path.iterdir()):
+        if not force and _files(self.path):
             problem = "contains a compression" if steps.exists() else "is not empty"
             remedy = "continue or replace it" if steps.exists() else "replace its contents"
             raise CheckpointError(
@@ -79,8 +80,7 @@ class Folder:
                 **({"resume": True} if steps.exists() else {}),
                 force=True,
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        for file in (steps, *self.path.glob("*.pt.state")):
+        for file in self.path.glob("*.pt.state"):  # before the steps that they belong to
             file.unlink(missing_ok=True)
         self.write()
 
@@ -118,15 +118,17 @@ class Folder:
         """
         if self.path is None or name not in {record.name for record in self.records}:
             return None
-        checkpoint = load(self.path / f"{name}.pt")
-        other = name == WHOLE and checkpoint.fingerprint != whole.fingerprint
-        if other or checkpoint.network.base != whole.network.base:
+        base = whole.network.base
+        step = load(self.path / f"{name}.pt", module=base.module, leaves=base.leaves)
+        kept = replace(step, network=replace(step.network, base=base))
+        other = step.network.to_json()["base"] != whole.network.to_json()["base"]
+        if other or (name == WHOLE and kept.fingerprint != whole.fingerprint):
             raise CheckpointError(
-                f"{self.path / f'{name}.pt'} has another network, {checkpoint.network}, than this "
+                f"{self.path / f'{name}.pt'} has another network, {step.network}, than this "
                 "compression had after that step: start a new compression",
                 force=True,
             )
-        return checkpoint
+        return kept
 
     def keep(self, record: StepRecord, checkpoint: Checkpoint) -> None:
         """Keep the record and the network of a step, and delete its state."""
@@ -147,3 +149,9 @@ class Folder:
             steps = [asdict(record) for record in self.records]
             document = {"configuration": self.configuration, "facts": self.facts, "steps": steps}
             write_text(self.path / STEPS, json.dumps(document, indent=1) + "\n")
+
+
+def _files(folder: Path) -> list[str]:
+    """What is in a folder, without what killed runs have left behind."""
+    names = [path.name for path in folder.iterdir()]
+    return [name for name in names if not (name.endswith(SUFFIX) or is_temporary(name))]

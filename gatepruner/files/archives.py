@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -138,11 +138,12 @@ def _read_zip(path: Path, machine: Make) -> Any:
         order = root + "byteorder"
         if order in places and _piece(file, *places[order]) != b"little":
             raise CheckpointError(f"{path} was written on a machine of another byte order")
-        size = path.stat().st_size
-        whole = torch.UntypedStorage.from_file(str(path), False, size)
+        size, read = path.stat().st_size, dict[str, Storage]()
 
         def storage(identity: Any) -> Storage:
             _, kind, key, _, count = identity
+            if key in read:
+                return replace(read[key], dtype=storage_type(kind))
             dtype, (begin, length) = storage_type(kind), places[f"{root}data/{key}"]
             needed = count * dtype.itemsize
             if length < needed:
@@ -150,12 +151,14 @@ def _read_zip(path: Path, machine: Make) -> Any:
                     f"{path} is damaged: the record data/{visible(str(key))} has {length:,} bytes, "
                     f"its tensors {needed:,}"
                 )
-            data = whole[begin : begin + needed]
-            return Storage(data.clone() if begin % dtype.itemsize else data, dtype)
+            file.seek(begin)
+            read[key] = Storage(_bytes(file, length), dtype)
+            return read[key]
 
         begin, length = places[root + "data.pkl"]
         file.seek(begin)
-        return machine(Rebuilder(size).makers, storage).run(Source(file, min(length, LARGEST)))
+        content = io.BytesIO(file.read(min(length, LARGEST)))
+        return machine(Rebuilder(size).makers, storage).run(_all_of(content))
 
 
 def _refuse_packed(path: Path, found: Iterable[zipfile.ZipInfo]) -> None:
@@ -244,9 +247,15 @@ def _storage(file: BinaryIO, size: int, dtype: torch.dtype) -> Storage:
     (count,) = struct.unpack("<q", file.read(8))
     if not 0 <= count * dtype.itemsize <= size - file.tell():
         raise EOFError("it ends too early")
-    data = bytearray(file.read(count * dtype.itemsize))
-    flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    return Storage(flat.untyped_storage(), dtype)
+    return Storage(_bytes(file, count * dtype.itemsize), dtype)
+
+
+def _bytes(file: BinaryIO, length: int) -> torch.UntypedStorage:
+    """The next bytes of a file, which has so many."""
+    data = torch.empty(length, dtype=torch.uint8)
+    if file.readinto(data.numpy().data) != length:  # type: ignore[attr-defined]
+        raise EOFError("it ends too early")
+    return data.untyped_storage()
 
 
 def _part(whole: Storage, offset: Any, count: Any) -> Storage:

@@ -7,9 +7,10 @@ state dict is recognised by `gatepruner.files.recognition`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 
 from gatepruner.documents import checked, parsed
 from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed, visible
-from gatepruner.files.folders import INDEX, read_folder, read_shards
+from gatepruner.files.folders import HUB, INDEX, Folder, local, read_folder, read_shards
 from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts
+from gatepruner.files.huggingface import read_model
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
@@ -30,6 +32,8 @@ from gatepruner.models import Shape
 from gatepruner.networks.base import BaseDocument
 from gatepruner.networks.checkpoint import Checkpoint, Notes
 from gatepruner.networks.edits import EditsDocument
+from gatepruner.networks.graph import remarks_on
+from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
 from gatepruner.networks.path import RemovalDocument
@@ -151,24 +155,28 @@ def load(
     arch: str | None = None,
     num_classes: int | None = None,
     input_shape: Shape | None = None,
-    module: nn.Module | None = None,
-    leaves: Iterable[type[nn.Module]] = (),
+    module: nn.Module | str | None = None,
+    leaves: Iterable[type[nn.Module] | str] = (),
     weights: str | None = None,
 ) -> Checkpoint:
     """Read a gatepruner checkpoint or a foreign state dict.
 
-    Never runs code from the file (`weights_only=True`). Weights are memory-mapped, not copied
-    into memory, where they need no cast.
+    Never runs code from the file (`weights_only=True`). Weights are read into memory, so what
+    becomes of the file later changes nothing.
 
     Args:
         path: a `.pt`, `.pth`, `.th`, `.ckpt`, `.bin` or `.safetensors` file, the index of a sharded
-            one (`.index.json`), or a folder with the `config.json` of timm.
-        arch: for a foreign file: its architecture, a name for `Network.named`; by default
-            recognised from the weights.
+            one (`.index.json`), or a folder with the `config.json` of timm or transformers, also
+            written `hf:DIR`.
+        arch: for a foreign file: its architecture, a name for `Network.named`, or `hf:DIR` with
+            a folder of transformers; by default recognised from the weights.
         num_classes: for a foreign file: number of logits; by default taken from the weights.
         input_shape: for a foreign file: `(C, H, W)` of one image.
-        module: the caller's module, if the file has the weights of one.
-        leaves: classes of the module's parts to keep whole because they cannot be traced.
+        module: the caller's module, if the file has the weights of one; or its name as
+            `FILE.py:CALLABLE` or `package.module:callable`, which is imported and recorded in the
+            notes. A name that a file records is never imported by itself.
+        leaves: classes, or names of them, of the module's parts to keep whole because they cannot
+            be traced.
         weights: for a foreign file with several states of the network: where those to take are,
             such as `model` or `state_dict_ema`; by default averaged ones.
 
@@ -177,34 +185,29 @@ def load(
         as `remarks` what was assumed, left out or cast.
 
     Raises:
-        CheckpointError: the file is no checkpoint, is damaged, contains code, or its weights do
-            not fit the network; the message lists them.
-        ArchitectureError: the architecture is unknown or not recognised.
+        CheckpointError: the file is no checkpoint, is damaged, contains code, was changed while
+            it was read, or its weights do not fit the network; the message lists them.
+        ArchitectureError: the architecture is unknown or not recognised, or the module is missing
+            or cannot be imported.
     """
-    path = Path(path)
+    path, brought = local(path), Brought(module, tuple(leaves))
+    wanted = Wanted(arch, num_classes, input_shape)
     if path.is_dir():
-        return _load_folder(path, Wanted(arch, num_classes, input_shape), weights)
+        if module is not None:
+            raise CheckpointError(f"{path} is a folder: a module needs the file with its weights")
+        return _load_folder(path, wanted, weights)
     content, header = _read(path)
     if header is None:
-        known = None
-        if module is not None:
-            known = Network.of(module, input_shape or (3, 224, 224), leaves)
-        return _foreign(path, content, Wanted(arch, num_classes, input_shape, known), weights)
-    if type(header.get("format")) is not int or header["format"] not in READS:
-        raise CheckpointError(
-            f"{path} has format {header.get('format')}: this version of gatepruner reads "
-            f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
-        )
-    if arch is not None:
-        raise CheckpointError(
-            f"{path} contains its own architecture: leave out the architecture {arch}"
-        )
-    checked(header, HEADERS[header["format"]], f"the header of {path}")
+        wanted = _with(brought, wanted)
+        if arch is not None and arch.startswith(HUB):
+            return _load_model(path, content, read_folder(local(arch)), wanted)
+        return _foreign(path, content, wanted, weights, brought.notes)
+    _check_header(path, header, arch)
     try:
         header = _upgraded(header)
-        network = Network.from_json(header["network"], module, leaves)
-    except ArchitectureError as error:
-        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
+        _check_brought(path, header, brought)
+        with _naming(path):
+            network = Network.from_json(header["network"], brought.module, brought.leaves)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged: its header does not describe a network and notes "
@@ -215,8 +218,48 @@ def load(
         raise CheckpointError(f"{path} is damaged: expected only tensors, {listed(bad)} is none")
     state = {key: tensor for key, tensor in content.items() if not key.startswith("path/")}
     learned = {key[5:]: tensor for key, tensor in content.items() if key not in state}
-    checkpoint = _fitted(path, network, state, header["notes"])
+    checkpoint = _fitted(path, network, state, {**header["notes"], **brought.notes})
     return replace(checkpoint, path=_path_of(path, network, header["path"], learned))
+
+
+def _check_header(path: Path, header: Mapping[str, Any], arch: str | None) -> None:
+    """Raise a `CheckpointError` unless a header is of a known format and of its schema."""
+    if type(header.get("format")) is not int or header["format"] not in READS:
+        raise CheckpointError(
+            f"{path} has format {header.get('format')}: this version of gatepruner reads "
+            f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
+        )
+    if arch is not None:
+        raise CheckpointError(
+            f"{path} contains its own architecture: leave out the architecture {arch}"
+        )
+    checked(header, HEADERS[header["format"]], f"the header of {path}")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin what is said of an architecture with the name of its file."""
+    try:
+        yield
+    except ArchitectureError as error:
+        if str(path) in str(error):
+            raise
+        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
+
+
+def is_named(path: str | Path) -> bool | None:
+    """Whether a gatepruner file has a network that a name constructs, and none of a caller's.
+
+    Returns:
+        `None` for any other file.
+    """
+    header = _read(Path(path))[1] if Path(path).is_file() else None
+    if header is None:
+        return None
+    try:
+        return bool(header["network"]["base"]["source"] != "caller")
+    except (KeyError, TypeError):  # damaged, as `load` will say
+        return True
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
@@ -239,36 +282,78 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     return content, header
 
 
+def _check_brought(path: Path, header: Mapping[str, Any], brought: Brought) -> None:
+    """Raise an error if a module is brought and not needed, or the other way round."""
+    base = header["network"]["base"]
+    if base["source"] != "caller":
+        if brought.given is not None:
+            raise CheckpointError(
+                f"{path} contains its own architecture, {base['name']}: leave out the module"
+            )
+    elif brought.given is None:
+        raise ArchitectureError(
+            f"{path} has the weights of the module {base['name']}, not its code: bring the module "
+            "that they were trained in",
+            module=recorded(header["notes"]),
+        )
+
+
+def _with(brought: Brought, wanted: Wanted) -> Wanted:
+    """What the caller says about a file, with the network of the module that is brought."""
+    if brought.given is None:
+        return wanted
+    if wanted.arch is not None:
+        raise ArchitectureError(
+            f"the architecture {wanted.arch} and a module are two networks: leave one out"
+        )
+    assert brought.module is not None
+    shape = wanted.input_shape or (3, 224, 224)
+    return replace(wanted, network=Network.of(brought.module, shape, brought.leaves))
+
+
 def _load_folder(path: Path, wanted: Wanted, weights: str | None) -> Checkpoint:
-    """The checkpoint in a folder as timm writes it for a hub; the caller's words come first."""
+    """The checkpoint in a folder as it is written for a hub; the caller's words come first."""
     folder = read_folder(path)
     content, header = _read(folder.weights)
     if header is not None:
         return load(folder.weights)
+    if not (folder.arch or wanted.arch):
+        return _load_model(path, content, folder, wanted)
     wanted = Wanted(
         wanted.arch or folder.arch,
         wanted.num_classes or folder.num_classes,
         wanted.input_shape or folder.input_shape,
     )
-    checkpoint = _foreign(folder.weights, content, wanted, weights)
+    checkpoint = _foreign(folder.weights, content, wanted, weights, {})
     notes = {**folder.notes, **checkpoint.notes, "source": path.name}
     return replace(checkpoint, notes=notes)
 
 
-def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> Checkpoint:
-    """A checkpoint from the content of a foreign file."""
+def _load_model(path: Path, content: Any, folder: Folder, wanted: Wanted) -> Checkpoint:
+    """The checkpoint of a model of transformers, whose weights a file has."""
+    tensors = isinstance(content, dict) and all(isinstance(it, Tensor) for it in content.values())
+    if not tensors:
+        raise CheckpointError(f"{path} has something else than tensors: expected a state dict")
+    try:
+        model = read_model(folder.config, folder.processor, content, wanted)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    notes = {"source": path.name, **model.notes}
+    return _fitted(path, Network(model.base), model.weights, notes)
+
+
+def _foreign(
+    path: Path, content: Any, wanted: Wanted, weights: str | None, known: Mapping[str, Any]
+) -> Checkpoint:
+    """A checkpoint from the content of a foreign file, with what is to be noted, too."""
     try:
         dicts = state_dicts(content)
         if not dicts:
             raise CheckpointError(f"contains {_described(content)}: expected a state dict")
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
-    try:
+    with _naming(path):
         match = matched(dicts, str(path), wanted, weights)
-    except ArchitectureError as error:
-        if str(path) in str(error):
-            raise
-        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
     _refuse_differing(path, match, content)
     expected = match.network.state()
     try:
@@ -276,10 +361,10 @@ def _foreign(path: Path, content: Any, wanted: Wanted, weights: str | None) -> C
         state, casts = cast(match.weights, expected)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    notes: dict[str, Any] = {"source": visible(path.name)}
+    notes: dict[str, Any] = {"source": visible(path.name), **known}
     if match.others:
         notes["weights"] = match.name
-    remarks = [*match.remarks, *casts]
+    remarks = [*match.remarks, *casts, *remarks_on(match.network.kept)]
     if remarks:
         notes["remarks"] = remarks
     return _fitted(path, match.network, state, notes)

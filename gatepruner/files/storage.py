@@ -1,27 +1,25 @@
-"""Tensors in files: written atomically, and read without running code."""
+"""Tensors in files: written whole or not at all, and read without running code."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
-import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from gatepruner.errors import CheckpointError, listed
+from gatepruner.errors import CheckpointError, first_line, listed
 from gatepruner.files.archives import Content, is_zip, read_archive, records
+from gatepruner.files.safetensors import read_safetensors, write_safetensors
 from gatepruner.files.unpickling import LARGEST, MOST_OPERATIONS, Source, operations
+from gatepruner.files.writing import refuse_existing, refuse_name, write_file
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
-LARGEST_HEADER = 2**24  # bytes of the header of a safetensors file
+LARGEST_HEADER = 2**22  # bytes of the header of a safetensors file
 # A record that only such an archive has: what it is, and its weights in Python.
 PROGRAMS = {
     "constants.pkl": ("a TorchScript program", "torch.jit.load(PATH).state_dict()"),
@@ -55,77 +53,18 @@ def write_tensors(
     refuse_name(path)
     tensors = {key: _compact(tensor) for key, tensor in weights.items()}
 
-    def write(partial: Path) -> None:
+    def fill(file: BinaryIO) -> None:
         if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            for key in _shared(tensors):  # safetensors refuses tensors that share memory
-                tensors[key] = tensors[key].clone()
-            save_file(tensors, partial, None if text is None else {"gatepruner": text})
+            write_safetensors(file, tensors, None if text is None else {"gatepruner": text})
         else:
-            torch.save(
-                tensors if text is None else {"gatepruner": text, "weights": tensors}, partial
-            )
+            torch.save(tensors if text is None else {"gatepruner": text, "weights": tensors}, file)
 
-    return _write_atomically(path, write)
+    return write_file(path, fill, force=force)
 
 
 def save_state(snapshot: Mapping[str, Any], path: Path) -> Path:
-    """Write the state of a training run atomically, replacing the previous one."""
-    return _write_atomically(path, lambda partial: torch.save(dict(snapshot), partial))
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write text atomically, replacing the previous file."""
-    return _write_atomically(path, lambda partial: partial.write_text(text))
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Have `write` write a temporary file beside `path`, then rename it."""
-    if not path.parent.is_dir():
-        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
-    os.close(descriptor)
-    partial = Path(name)
-    try:
-        write(partial)
-        partial.chmod(0o666 & ~_umask())
-        _flush(partial)
-        partial.replace(path)
-    except Exception as error:  # torch and safetensors raise their own errors on a full disk
-        free = shutil.disk_usage(path.parent).free
-        no_space = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-        full = no_space or free < 2**16
-        reason = f"the disk is full ({free / 2**20:.1f} MiB free)" if full else _first_line(error)
-        raise CheckpointError(f"cannot write {path}: {reason}; nothing was written") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def refuse_name(path: Path) -> None:
-    """Raise a `CheckpointError` if `path` has an unknown suffix or its folder is missing."""
-    if path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise CheckpointError(f"cannot write {path}: expected a name ending in .pt or .safetensors")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
-
-
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise a `CheckpointError` if `path` exists and may not be replaced."""
-    if path.exists() and not force:
-        raise CheckpointError(
-            f"{path} already exists: write to another file, or replace it", force=True
-        )
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: expected a file name")
+    """Write the state of a training run, replacing the previous one."""
+    return write_file(path, lambda file: torch.save(dict(snapshot), file))
 
 
 def _compact(tensor: Tensor) -> Tensor:
@@ -133,29 +72,6 @@ def _compact(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     compact = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
     return tensor if compact else tensor.contiguous().clone()
-
-
-def _shared(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Keys of tensors that share the memory of a tensor before them."""
-    pointers: set[int] = set()
-    shared = []
-    for key, tensor in tensors.items():
-        if tensor.numel() and tensor.data_ptr() in pointers:
-            shared.append(key)
-        pointers.add(tensor.data_ptr())
-    return shared
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _flush(path: Path) -> None:
-    """Force the file to the disk, before it replaces another one."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def read_file(path: Path) -> tuple[Any, str | None]:
@@ -166,15 +82,42 @@ def read_file(path: Path) -> tuple[Any, str | None]:
     Raises:
         CheckpointError: the file cannot be read, is of another kind or would run code.
     """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    _refuse_programs(path)
-    content = _read_torch(path)
+    with unchanged(path):
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        _refuse_programs(path)
+        content = _read_torch(path)
     value = content.value
     if isinstance(value, dict) and isinstance(value.get("gatepruner"), str):
         _refuse_stand_ins(path, content)  # its own format has none
         return value.get("weights"), value["gatepruner"]
     return value, None
+
+
+@contextlib.contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Read a file that nobody changes meanwhile.
+
+    Raises:
+        CheckpointError: another program has changed it, or it is not there.
+    """
+    before = _version(path)
+    try:
+        yield
+    finally:
+        if _version(path) != before:
+            raise CheckpointError(
+                f"{path} was changed while it was read: read it again when it is complete"
+            )
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Numbers that differ when a file has been changed or replaced."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _refuse_programs(path: Path) -> None:
@@ -191,16 +134,15 @@ def _refuse_programs(path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     _refuse_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata.get("gatepruner")  # noqa: SIM118
+        tensors, metadata = read_safetensors(path)
+        return tensors, metadata.get("gatepruner")
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not a safetensors file, or is truncated: {_first_line(error)}"
+            f"{path} is not a safetensors file, or is truncated: {first_line(error)}"
         ) from None
 
 

@@ -36,7 +36,7 @@ from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
 from gatepruner.networks.path import Path, Removal
-from gatepruner.pruning.meter import savings
+from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.surgery import add_gates
 
 Savings = Mapping[str, float] | None
@@ -91,10 +91,18 @@ def learn_gates(
             f"cannot remove {recipe.blocks or 'any'} blocks: {gated.network} has only {removable} "
             f"removable ones{kind}"
         )
+    if recipe.cost == "latency" and savings is None:
+        meter_of(gated.network, recipe, device).check()
     recipe = replace(recipe, blocks=recipe.blocks or removable)
     run = _Run(gated, data, recipe, savings, normalization=normalization, device=device)
     carry_out(run, state=state, resume=resume, watch=watch, on_stop=on_stop)
     return run.result()
+
+
+def meter_of(network: Network, recipe: GateRecipe, device: str | torch.device) -> Meter:
+    """What measures the costs of a network's blocks as a recipe says."""
+    batch, engine, threads = recipe.latency_batch, recipe.engine, recipe.threads
+    return Meter(network, device, batch, engine=engine, threads=threads)
 
 
 def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, float]:
@@ -170,7 +178,7 @@ class _Run(Learner[GateMoment]):
         network, recipe = self.start.network, self.recipe
         if recipe.cost == "none":
             return dict.fromkeys(network.edits.gated, 1.0)
-        saved = self.saved or savings(network, recipe.cost, self.device, recipe.latency_batch)
+        saved = self.saved or meter_of(network, recipe, self.device).savings(recipe.cost)
         mean = sum(max(saving, 0.0) for saving in saved.values()) / max(len(saved), 1)
         return {
             name: max(saved.get(name, mean) / mean, 0.05) if mean else 1.0

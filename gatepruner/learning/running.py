@@ -6,7 +6,6 @@ A run can be interrupted or killed at any time; resumed, it ends as if it had no
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 
 from gatepruner.documents import checked
-from gatepruner.errors import TrainingError, differences
+from gatepruner.errors import TrainingError, differences, first_line
+from gatepruner.files.locks import held
 from gatepruner.files.storage import load_state, save_state
 from gatepruner.learning.learner import Learner, Shown
 from gatepruner.signals import handling
@@ -46,22 +46,24 @@ def carry_out(
         on_stop: called as soon as a signal arrives.
 
     Raises:
+        CheckpointError: another run keeps its state in this file.
         TrainingError: there is no such run to resume, or the run failed.
     """
     path = Path(state) if state is not None else None
-    if resume:
-        _restore(learner, path)
-    else:
-        _save(learner, path)
     cuda = [learner.device] if learner.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _signals(on_stop) as signals:
-        try:
-            _take_steps(learner, path, watch, signals)
-        except (KeyboardInterrupt, TrainingError):
+    with held(path):
+        if resume:
+            _restore(learner, path)
+        else:
             _save(learner, path)
-            raise
-        finally:
-            learner.close()
+        with torch.random.fork_rng(devices=cuda), _signals(on_stop) as signals:
+            try:
+                _take_steps(learner, path, watch, signals)
+            except (KeyboardInterrupt, TrainingError):
+                _save(learner, path)
+                raise
+            finally:
+                learner.close()
 
 
 def _take_steps(
@@ -115,10 +117,9 @@ def _restore(learner: Learner[Any], path: Path | None) -> None:
             "options of that run, or start a new one"
         )
     checked(snapshot, learner.state, str(path), TrainingError)
-    try:  # copies memory-mapped tensors, since the file is replaced
-        learner.restore(copy.deepcopy(snapshot))
+    try:
+        learner.restore(snapshot)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         raise TrainingError(
-            f"{path} is damaged ({type(error).__name__}: {reason}): start a new run"
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}): start a new run"
         ) from None

@@ -118,7 +118,13 @@ def finetune(
             images is kept, and the run ends when no better one comes; without, accuracy is
             measured on them after every epoch.
         normalization: replaces those that checkpoint and teacher record.
-        device, state, resume, watch, on_stop: see `train`.
+        device: where to compute; uses bf16 where that is faster.
+        state: file for the run's state, so that the run can be resumed; delete it when the result
+            has been saved.
+        resume: whether to continue from that state.
+        watch: called after every epoch, and regularly in between.
+        on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
+            raises `KeyboardInterrupt`.
 
     Returns:
         The network with new weights and without a path; with a teacher and held-out images, its

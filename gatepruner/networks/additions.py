@@ -25,7 +25,12 @@ FORMS = {  # attributes, methods and functions that read the form of a tensor, n
     *("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "itemsize"),
     *("size", "dim", "numel", "nelement", "element_size", "stride", "is_floating_point", "len"),
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
-    *("new_zeros", "new_ones", "new_empty", "new_full"),
+    *("new_zeros", "new_ones", "new_empty", "new_full", "new"),
+}
+RANDOM = {  # functions and methods that draw random numbers
+    *("rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "normal", "normal_"),
+    *("uniform_", "bernoulli", "bernoulli_", "poisson", "multinomial", "random_", "exponential_"),
+    *("log_normal_", "cauchy_", "geometric_"),
 }
 TAKE_FORMS = {"expand_as", "view_as", "reshape_as", "type_as", "to"}  # of their second tensor
 
@@ -69,6 +74,8 @@ def find_additions(module: fx.GraphModule) -> list[Addition]:
         if not pair or not _residual(pair, ancestors, order, inputs):
             continue
         own = [_between(ancestors, order, *pair), _between(ancestors, order, *reversed(pair))]
+        if _is_noise(module, own):
+            continue
         additions.append(_addition(module, node, own))
     return _named(additions, {key for key, _ in module.named_modules()})
 
@@ -95,6 +102,13 @@ def _residual(
     (other,) = (value for value in pair if value not in dependent)
     # A bare parameter is a bias that is added once more.
     return other.op != "get_attr" and bool(ancestors[dependent[0]] >> order[other] & 1)
+
+
+def _is_noise(module: fx.GraphModule, own: list[list[fx.Node]]) -> bool:
+    """Whether one operand is noise: without parameters, and drawn at random."""
+    nodes = [node for nodes in own for node in nodes]
+    names = {str(function_name(node.target) or node.target) for node in nodes if node.op in CALLS}
+    return not RANDOM.isdisjoint(names) and not _weight(module, nodes)[0]
 
 
 def _addition(module: fx.GraphModule, node: fx.Node, own: list[list[fx.Node]]) -> Addition:

@@ -19,13 +19,16 @@ from gatepruner.errors import ArchitectureError, first_line, nearest
 from gatepruner.models import Shape
 from gatepruner.models.variants import VARIANTS, vary
 from gatepruner.networks.arguments import check_arguments, check_name, check_shape
+from gatepruner.networks.caches import caches_of
 from gatepruner.networks.graph import Trace, trace
+from gatepruner.networks.huggingface import class_of, construct_classifier
+from gatepruner.networks.wrappers import unwrapped
 
 
 class BaseDocument(msgspec.Struct, forbid_unknown_fields=True):
     """A base as JSON."""
 
-    source: Literal["gatepruner", "torchvision", "timm", "caller"]
+    source: Literal["gatepruner", "torchvision", "timm", "transformers", "caller"]
     name: str
     input_shape: list[int]
     arguments: dict[str, Any]
@@ -36,12 +39,16 @@ class Base:
     """What constructs a network, and from which arguments.
 
     Attributes:
-        source: `"gatepruner"`, `"torchvision"`, `"timm"`, or `"caller"` for a caller's module.
-        name: the source's name for the network; for a caller's module, the name of its class.
+        source: `"gatepruner"`, `"torchvision"`, `"timm"`, `"transformers"`, or `"caller"` for a
+            caller's module.
+        name: the source's name for the network; transformers' type of model, such as `vit`; for a
+            caller's module, the name of its class.
         input_shape: `(C, H, W)` of one image.
         arguments: other arguments of the constructor, such as `num_classes`.
         module: a caller's module without its weights; not part of the JSON.
-        leaves: the caller's module classes that tracing keeps whole; not part of the JSON.
+        leaves: the caller's module classes, or names of them, that tracing keeps whole; not part of
+            the JSON.
+        make: makes a caller's module anew, with fresh weights; not part of the JSON.
     """
 
     source: str
@@ -49,7 +56,8 @@ class Base:
     input_shape: Shape
     arguments: tuple[tuple[str, Any], ...] = ()
     module: nn.Module | None = field(default=None, repr=False)
-    leaves: tuple[type[nn.Module], ...] = field(default=(), repr=False)
+    leaves: tuple[type[nn.Module] | str, ...] = field(default=(), repr=False)
+    make: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what may not reach a constructor; see `gatepruner.networks.arguments`.
@@ -117,12 +125,23 @@ def _construct_torchvision(base: Base) -> nn.Module:
         raise ArchitectureError(f"{base}: {first_line(error)}") from None
 
 
+def published_shape(name: str) -> Shape:
+    """`(C, H, W)` of one image as timm publishes it for a name; 3 x 224 x 224 if it does not."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError:
+        return 3, 224, 224
+    cfg = timm.get_pretrained_cfg(name)
+    return (3, 224, 224) if cfg is None else cfg.input_size
+
+
 def _construct_timm(base: Base) -> nn.Module:
     timm = _library(base)
     channels, *size = base.input_shape
     given = dict(base.arguments) | ({} if channels == 3 else {"in_chans": channels})
     # Transformers need the image size; other networks do not accept the argument.
-    attempts = [given] if size == [224, 224] else [{"img_size": tuple(size), **given}, given]
+    usual = size == [*published_shape(base.name)[1:]]
+    attempts = [given] if usual else [{"img_size": tuple(size), **given}, given]
     for arguments in attempts:
         try:
             module: nn.Module = timm.create_model(base.name, pretrained=False, **arguments)
@@ -135,12 +154,18 @@ def _construct_timm(base: Base) -> nn.Module:
     raise ArchitectureError(f"{base}: {first_line(reason)}{nearest(base.name, timm.list_models())}")
 
 
+def _construct_transformers(base: Base) -> nn.Module:
+    return construct_classifier(base.name, dict(base.arguments))
+
+
 def _construct_caller(base: Base) -> nn.Module:
     if base.module is None:
         raise ArchitectureError(
             f"the file does not contain the code of the module {base.name}: pass a module of the "
             "same architecture, load(path, module=...)"
         )
+    if base.make is not None:
+        return copy.deepcopy(unwrapped(base.make())).cpu().float()
     module = copy.deepcopy(base.module)
     if torch.get_default_device().type != "meta":
         _initialise(module)
@@ -173,6 +198,7 @@ SOURCES: dict[str, Callable[[Base], nn.Module]] = {
     "gatepruner": _construct_own,
     "torchvision": _construct_torchvision,
     "timm": _construct_timm,
+    "transformers": _construct_transformers,
     "caller": _construct_caller,
 }
 
@@ -197,10 +223,14 @@ def blank(base: Base) -> nn.Module:
         return copy.deepcopy(base.module)
     if base.source in LIBRARIES:
         _library(base)  # import it before the modes below are active
+    if base.source == "transformers":
+        class_of(base.name)  # the same
     with _WithoutInitialising():
         try:
             with torch.device("meta"):
                 module = base.construct()
+            for cache in caches_of(module):
+                cache.cache_clear()
         except NotImplementedError:  # the constructor computes with tensors, as regnet's does
             return without_weights(base.construct())
         if {key for key, _ in module.named_buffers()} <= set(module.state_dict()):
@@ -215,6 +245,8 @@ def without_weights(module: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for buffer in module.buffers():
+        if buffer.is_meta:
+            continue
         memo[id(buffer)] = buffer.detach().to("cpu", _single(buffer.dtype), copy=True)
     for layer in module.modules():  # what old hooks compute, such as those of weight_norm
         computed = [value for value in vars(layer).values() if isinstance(value, Tensor)]

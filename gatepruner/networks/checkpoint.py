@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
+from gatepruner.networks.graph import remarks_on
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import NO_PATH, Path
 from gatepruner.networks.weights import cast, refuse_unusable
@@ -69,7 +70,7 @@ class Checkpoint:
         weights: tensors by state-dict key; do not modify them.
         notes: plain JSON: `normalize` (`mean` and `std` per channel), `classes` (names),
             `history` (what was done, oldest first) and anything else worth recording.
-        path: the removals learned with the gates; see `gatepruner.learning.gates`.
+        path: the removals learned with the gates; see `learn_gates`.
     """
 
     network: Network
@@ -83,22 +84,23 @@ class Checkpoint:
         module: nn.Module,
         input_shape: Shape,
         notes: Mapping[str, Any] = EMPTY,
-        leaves: Iterable[type[nn.Module]] = (),
+        leaves: Iterable[type[nn.Module] | str] = (),
     ) -> Checkpoint:
         """A checkpoint of the caller's module, which is not changed.
 
-        Weights of other precision are cast to float32, which the notes say under `remarks`.
+        Weights of another precision are cast to float32. The notes say so under `remarks`, and name
+        the modules that were kept whole.
 
         Args:
             module: any residual network that `torch.fx` can trace, on any device.
             input_shape: `(C, H, W)` of one image.
-            notes: what to record.
-            leaves: module classes to keep whole because they cannot be traced.
+            notes: plain JSON to record.
+            leaves: module classes, or names of them, to keep whole because they cannot be traced.
 
         Raises:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
-                something else than its traced graph.
-            CheckpointError: weights are not finite, or have no values or no dense ones; names them.
+                something other than its traced graph.
+            CheckpointError: weights are not finite, are sparse or have no values; all are named.
         """
         state = {
             key: value
@@ -109,7 +111,8 @@ class Checkpoint:
         network = Network.of(module, input_shape, leaves)
         expected = network.state()
         weights, casts = cast({key: state[key].cpu().clone() for key in expected}, expected)
-        remarks = {"remarks": [*notes.get("remarks", ()), *casts]} if casts else {}
+        said = [*casts, *remarks_on(network.kept)]
+        remarks = {"remarks": [*notes.get("remarks", ()), *said]} if said else {}
         return cls(network, MappingProxyType(weights), {**notes, **remarks})
 
     def build(self) -> fx.GraphModule:

@@ -213,6 +213,7 @@ def edited(traced: Trace, edits: Edits) -> Edited:
         else:
             env[node] = editor.graph.node_copy(node, env.__getitem__)
             env[node].meta = {**node.meta, "base": node.name}
+            _allow_copy(env[node])
     erase_unused(editor.graph)
     kept = set(editor.graph.nodes)
     used = {node.target for node in kept if node.op == "call_module"}
@@ -222,6 +223,13 @@ def edited(traced: Trace, edits: Edits) -> Edited:
         {name: (s.name, joined.name) for name, (s, joined) in joins.items() if joined in kept},
         {node.name: value.name for node, value in env.items() if value in kept},
     )
+
+
+def _allow_copy(node: fx.Node) -> None:
+    """Let `view` copy where the memory layout of what took an addition's place needs that."""
+    of_type = any(isinstance(value, torch.dtype) for value in (*node.args, *node.kwargs.values()))
+    if (node.op, node.target) == ("call_method", "view") and not of_type:
+        node.target = "reshape"
 
 
 ACTIVATIONS: dict[Any, str] = {

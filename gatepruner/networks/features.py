@@ -93,7 +93,7 @@ def _results(base: Base) -> dict[str, Any]:
     network = Network(base)
     module = network.build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
-    run.value(next(reversed(module.graph.nodes)))
+    run.value(next(iter(reversed(module.graph.nodes))))
     results = {node.name: value for node, value in run.values.items()}
     return {name: results[value] for name, value in network.values.items()}
 

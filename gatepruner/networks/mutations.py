@@ -120,7 +120,10 @@ class _Rewriting:
         others = [each for each in sharing if values[each] is not values[target]]
         used = any(self.order[user] > self.order[node] for each in others for user in each.users)
         pure = self._out_of_place(node) if returned else None
-        if len(memory) > 1 or base.op == "get_attr" or (node.users and not returned):
+        if base.op == "get_attr":
+            key = str(base.target).rpartition(".")[2]
+            raise UntraceableError({path_of(node): f"its buffer {key} gets another value"})
+        if len(memory) > 1 or (node.users and not returned):
             raise refusal(node)
         if pure and (not used or values[base] is values[target]):
             self._renew(target, pure)

@@ -21,6 +21,7 @@ from gatepruner.networks.base import REFUSALS, SOURCES, Base, refusal, traced, w
 from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
+from gatepruner.networks.importing import imported
 from gatepruner.networks.names import parse
 from gatepruner.networks.verification import verify
 from gatepruner.networks.wrappers import unwrapped
@@ -64,7 +65,7 @@ def listed_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Network:
-    """A base and the edits made to it."""
+    """A base, which says who constructs the network, and the edits made to it."""
 
     base: Base
     edits: Edits = NO_EDITS
@@ -94,7 +95,7 @@ class Network:
 
     @classmethod
     def of(
-        cls, module: nn.Module, input_shape: Shape, leaves: Iterable[type[nn.Module]] = ()
+        cls, module: nn.Module, input_shape: Shape, leaves: Iterable[type[nn.Module] | str] = ()
     ) -> Network:
         """The network of the caller's module, which is not changed.
 
@@ -103,17 +104,35 @@ class Network:
         Args:
             module: any residual network that `torch.fx` can trace, on any device.
             input_shape: `(C, H, W)` of one image.
-            leaves: module classes to keep whole because they cannot be traced.
+            leaves: module classes, or names of them, to keep whole because they cannot be traced.
 
         Raises:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
-                something else than its graph.
+                something other than its graph.
         """
         module = unwrapped(module)
         blank, name = without_weights(module), type(module).__name__
         network = cls(Base("caller", name, input_shape, (), blank, tuple(leaves)))
         network._verify(module)
         return network
+
+    @classmethod
+    def imported(
+        cls, name: str, input_shape: Shape, leaves: Iterable[type[nn.Module] | str] = ()
+    ) -> Network:
+        """The network of a module that is imported by its name.
+
+        Its initial weights are those with which the module is built.
+
+        Args:
+            name: `FILE.py:CALLABLE` or `package.module:callable`.
+            input_shape, leaves: see `Network.of`.
+
+        Raises:
+            ArchitectureError: it cannot be imported, or see `Network.of`.
+        """
+        network = cls.of(imported(name), input_shape, leaves)
+        return cls(replace(network.base, make=functools.partial(imported, name)))
 
     def _verify(self, module: nn.Module) -> None:
         """Check that the network computes what the caller's module computes."""
@@ -128,7 +147,7 @@ class Network:
         cls,
         data: Mapping[str, Any],
         module: nn.Module | None = None,
-        leaves: Iterable[type[nn.Module]] = (),
+        leaves: Iterable[type[nn.Module] | str] = (),
     ) -> Network:
         """The network that `to_json` wrote.
 
@@ -139,7 +158,7 @@ class Network:
 
         Raises:
             ArchitectureError: the base is unknown, or the module is missing, cannot be traced or
-                computes something else than its graph.
+                computes something other than its graph.
             KeyError, TypeError, ValueError: `data` does not describe a network.
         """
         fields, edits = dict(data["base"]), dict(data["edits"])
@@ -217,11 +236,16 @@ class Network:
         return sum(block.branch for block in self.blocks)
 
     @property
+    def kept(self) -> Mapping[str, str]:
+        """The modules that are kept whole, with any blocks inside, by path; and why."""
+        return traced(self.base).kept
+
+    @property
     def num_classes(self) -> int:
         """Number of logits for one image.
 
         Raises:
-            ArchitectureError: the network returns something else than logits.
+            ArchitectureError: the network returns something other than logits.
         """
         return _classes(self.base)
 
@@ -404,7 +428,7 @@ def _first_pass(base: Base) -> Any:
     module = Network(base).build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
     try:
-        return run.value(next(reversed(module.graph.nodes)))
+        return run.value(next(iter(reversed(module.graph.nodes))))
     except REFUSALS as error:
         raise refusal(base, error) from None
 
@@ -429,7 +453,7 @@ def _edited(base: Base, edits: Edits) -> Edited:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _span(names: Sequence[str]) -> str:

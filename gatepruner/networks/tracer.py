@@ -12,6 +12,7 @@ import contextlib
 import copy
 import inspect
 import operator
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -25,6 +26,11 @@ from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.wrappers import compiled
 
 STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # read `training` when they run
+# Torch's own modules that contain residual blocks; all others are kept whole.
+FOLLOWED = {
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+}
 # Numbers of images in the dry runs. A batch norm of single pixels cannot be trained on one image.
 BATCHES = {True: (2, 3), False: (1, 3)}
 # They accept no proxy by themselves. In the graph they are calls, if an argument is a proxy.
@@ -67,6 +73,13 @@ class Value(fx.Proxy):
     def __len__(self) -> int:
         return int(self.tracer.answer(self, len))
 
+    def length(self) -> Any:
+        """The length as `len(x)` tells it; a value of the graph if the batch decides on it."""
+        try:
+            return len(self)
+        except _UnansweredError:
+            return self.tracer.create_proxy("call_function", len, (self,), {})
+
     def __index__(self) -> int:
         return int(self.tracer.answer(self, operator.index))
 
@@ -99,7 +112,11 @@ class _Attribute(fx.proxy.Attribute, Value):
 
 
 class Tracer(fx.Tracer):
-    """Traces one module in the mode it is in."""
+    """Traces one module in the mode it is in.
+
+    Attributes:
+        assigned: the buffers to which `forward` assigns a new value, with their modules' paths.
+    """
 
     proxy_buffer_attributes = True
 
@@ -108,7 +125,6 @@ class Tracer(fx.Tracer):
         blank: nn.Module,
         shape: Shape,
         kept: dict[str, str],
-        leaf_modules: Iterable[type],
         leaf_functions: Iterable[Callable[..., Any]],
     ) -> None:
         """Prepare a trace.
@@ -117,7 +133,6 @@ class Tracer(fx.Tracer):
             blank: a copy of the module on the meta device, for dry runs.
             shape: `(C, H, W)` of one image.
             kept: the modules to keep whole, by path, with the reason; those found here are added.
-            leaf_modules: module classes to keep whole.
             leaf_functions: functions to keep whole.
         """
         super().__init__(autowrap_functions=(*leaf_functions, *FACTORIES))
@@ -125,20 +140,20 @@ class Tracer(fx.Tracer):
         self.blank = blank
         self.shape = shape
         self.kept = kept
-        self.leaf_modules = tuple(leaf_modules)
         self.paths: dict[nn.Module, str] = {}
+        self.assigned: dict[str, str] = {}
         self.runs: list[DryRun] = []
         self.answering = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of a module, in the mode it is in."""
         try:
-            with _attributes_kept(root):
+            with _attributes_kept(root, self.assigned), _lengths_of_batches(root):
                 graph = super().trace(root, concrete_args)
         except ArchitectureError:
             raise
         except Exception as error:  # the module's own code may raise anything on a proxy
-            raise UntraceableError({"": _reason(error)}) from error
+            raise UntraceableError({"": reason(error)}) from error
         for node in graph.nodes:
             if node.target in FACTORIES:  # else the generated code would wrap `torch.zeros`
                 node.meta.pop("is_wrapped", None)
@@ -165,9 +180,11 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if not module_qualified_name:
             return False
-        declared = module_qualified_name in self.kept or isinstance(m, self.leaf_modules)
+        kept = module_qualified_name in self.kept
+        if kept or type(m) in FOLLOWED:
+            return kept
         stochastic = type(m).__name__ in STOCHASTIC
-        return declared or stochastic or bool(super().is_leaf_module(m, module_qualified_name))
+        return stochastic or bool(super().is_leaf_module(m, module_qualified_name))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.answering:
@@ -179,14 +196,14 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # such as `nn.ReLU()(x)`, made inside `forward`
         if (inner := compiled(m)) is not None:
             return inner(*args, **kwargs)
-        path, before = self.path_of_module(m), next(reversed(self.graph.nodes))
+        path, before = self.path_of_module(m), next(iter(reversed(self.graph.nodes)))
         stack = copy.copy(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:  # the module's own code may raise anything on a proxy
             if self.is_leaf_module(m, path) or not path:
                 raise
-            self.kept[path] = _reason(error)
+            self.kept[path] = reason(error)
         self.module_stack = stack
         self._erase_after(before)
         return super().call_module(m, forward, args, kwargs)
@@ -260,17 +277,47 @@ def images_argument(module: nn.Module) -> tuple[str, bool]:
 
 
 @contextlib.contextmanager
-def _attributes_kept(root: nn.Module) -> Iterator[None]:
-    """Take back what a `forward` assigns to the attributes of modules."""
-    before = {module: dict(vars(module)) for module in root.modules()}
+def _attributes_kept(root: nn.Module, assigned: dict[str, str]) -> Iterator[None]:
+    """Take back what a `forward` assigns to the attributes of modules, and tell of the buffers."""
+    before = {module: (dict(vars(module)), dict(module._buffers)) for module in root.modules()}
+    paths = {module: path for path, module in root.named_modules()}
     try:
         yield
     finally:
-        for module, attributes in before.items():
+        for module, (attributes, buffers) in before.items():
             added = {key for key, value in vars(module).items() if isinstance(value, fx.Proxy)}
             for key in added - attributes.keys():
                 delattr(module, key)
             vars(module).update(attributes)
+            path = paths[module]
+            for key, value in module._buffers.items():
+                if isinstance(value, fx.Proxy):
+                    assigned[f"{path}.{key}".lstrip(".")] = path
+            module._buffers.update(buffers)
+
+
+@contextlib.contextmanager
+def _lengths_of_batches(root: nn.Module) -> Iterator[None]:
+    """Let `len(x)` in the code of modules be a value of the graph, which Python has as a number."""
+
+    def length(value: Any) -> Any:
+        return value.length() if isinstance(value, Value) else len(value)
+
+    classes = {kind for module in root.modules() for kind in type(module).__mro__}
+    names = {kind.__module__ for kind in classes} - {"builtins"}
+    homes = [vars(sys.modules[name]) for name in names if name in sys.modules]
+    homes = [home for home in homes if "len" not in home and not _is_torchs(home)]
+    for home in homes:
+        home["len"] = length
+    try:
+        yield
+    finally:
+        for home in homes:
+            del home["len"]
+
+
+def _is_torchs(home: Mapping[str, Any]) -> bool:
+    return str(home.get("__name__")).partition(".")[0] == "torch"
 
 
 def _is_mapping(value: Any) -> bool:
@@ -281,7 +328,7 @@ def _has_tensors(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None or any(True for _ in module.buffers())
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of an error, and the line of the module's own code that raised it."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _of_tool(frame)]

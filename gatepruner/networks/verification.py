@@ -119,7 +119,8 @@ class _Comparison:
                 return
             raise ArchitectureError(
                 f"{self.name} cannot compute images of {'x'.join(map(str, self.shape))}: "
-                f"{_first_line(error)}; pass the input_shape (C, H, W) that it expects"
+                f"{_first_line(error)}; name the size that it expects",
+                input_shape="(C, H, W)",
             ) from error
         mode = "training" if training else "evaluation"
         built = self.built(training)
@@ -131,13 +132,15 @@ class _Comparison:
             ) from error
         if difference <= TOLERANCE:
             return
+        where, leaves = self._origin(training)
         raise ArchitectureError(
             f"{self.name} is not traced as it computes: in {mode}, the logits of its graph differ "
-            f"from the module's by {difference:.2g} of the largest, {self._origin(training)}"
+            f"from the module's by {difference:.2g} of the largest, {where}",
+            **leaves,
         )
 
-    def _origin(self, training: bool) -> str:
-        """Where the two begin to differ, and what to do."""
+    def _origin(self, training: bool) -> tuple[str, dict[str, Any]]:
+        """Where the two begin to differ, and what to keep whole, for the message."""
         built = self.built(training)
         leaves = [node for node in built.graph.nodes if node.op == "call_module"]
         known = {path for path, _ in self.author.named_modules()}
@@ -154,15 +157,13 @@ class _Comparison:
         return _begins(self.author, path_of(_above(last)), "after its last layer")
 
 
-def _begins(author: nn.Module, path: str, where: str) -> str:
-    """Where a difference begins, and what to do, for the message."""
+def _begins(author: nn.Module, path: str, where: str) -> tuple[str, dict[str, Any]]:
+    """Where a difference begins, and what to keep whole, for the message."""
     kind = type(author.get_submodule(path)).__name__
     if path:
-        return f"first in {path}, {where}; keep that module whole, leaves=({kind},)"
-    return (
-        f"first in {kind}.forward, {where}; move that part of it into a module of its own and keep "
-        "this module whole, leaves=(ThatModule,)"
-    )
+        return f"first in {path}, {where}; keep that module whole", {"leaves": (kind,)}
+    told = f"first in {kind}.forward, {where}; move that part of it into a module of its own"
+    return f"{told}, and keep this whole", {"leaves": ("ThatModule",)}
 
 
 def _above(node: fx.Node) -> fx.Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from gatepruner.compression.record import Compressed, StepRecord
-from gatepruner.report.files import condition_lines, literal, versions
-from gatepruner.report.style import GONE, OURS, STYLE, WIDE, save_figure
+from gatepruner.files.writing import text_filling, write_files
+from gatepruner.report.files import as_csv, condition_lines, literal, versions
+from gatepruner.report.style import GONE, OURS, STYLE, WIDE, figure_fillings
 
 MEASURES = {"accuracy": "top-1 accuracy", "agreement": "agreement with the whole network"}
 
@@ -35,15 +35,16 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
         "steps": [asdict(step) for step in steps],
         "removed": list(compressed.removed),
         "configuration": dict(compressed.configuration),
+        "target": compressed.target and compressed.target.to_json(),
         "versions": versions(),
     }
-    save_figure(tradeoff_figure(steps), directory / "tradeoff")
-    with (directory / "steps.csv").open("w", newline="") as file:
-        rows = csv.DictWriter(file, fieldnames=list(asdict(steps[0])))
-        rows.writeheader()
-        rows.writerows(asdict(step) for step in steps)
-    (directory / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-    (directory / "report.md").write_text(_markdown(steps, document))
+    texts = {
+        "steps.csv": as_csv([asdict(step) for step in steps]),
+        "report.json": json.dumps(document, indent=1) + "\n",
+        "report.md": _markdown(compressed, document),
+    }
+    fillings = figure_fillings(tradeoff_figure(steps), directory / "tradeoff")
+    write_files(fillings | {directory / name: text_filling(text) for name, text in texts.items()})
     return directory / "report.md"
 
 
@@ -80,7 +81,8 @@ def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
     return figure
 
 
-def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
+def _markdown(compressed: Compressed, document: Mapping[str, Any]) -> str:
+    steps, target = compressed.steps, compressed.target
     whole, last = steps[0], steps[-1]
     faster = (whole.latency or 0.0) / last.latency if last.latency else 0.0
     lines = [
@@ -91,6 +93,7 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         f"{100 * whole.share:.2f} % before and {100 * last.share:.2f} % after "
         f"(n = {last.images:,}).",
         "",
+        *([f"Latency {target}.", ""] if target is not None else []),
         f"Removed {len(document['removed'])} blocks: {literal(', '.join(document['removed']))}.",
         "",
         f"![{last.measure} against latency](tradeoff.png)",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
+import os
 import platform
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,12 @@ import torch
 
 from gatepruner import __version__
 from gatepruner.errors import CheckpointError, visible
+from gatepruner.files.writing import Fill, text_filling, write_files
+from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.orders import NOISE, Order
 from gatepruner.report.figures import curve_figure, gates_figure
-from gatepruner.report.style import save_figure
+from gatepruner.report.style import figure_fillings
 
 FILES = (
     *("curve.png", "curve.svg", "gates.png", "gates.svg"),
@@ -88,24 +90,20 @@ def write_report(report: Report, directory: str | Path, *, force: bool = False) 
     """
     directory = Path(directory)
     refuse_report(directory, force=force)
-    written: set[str] = set()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report.", dir=directory) as partial:
-            _write_all(report, Path(partial))
-            for file in sorted(Path(partial).iterdir()):
-                shutil.move(file, directory / file.name)
-                written.add(file.name)
-        for name in set(FILES) - written:  # of an earlier report on a network with gates
-            (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write the report {directory}: {error.strerror}") from error
+    fillings = _fillings(report, directory)
+    write_files(fillings)
+    for name in set(FILES) - {path.name for path in fillings}:  # of a report on gates, before
+        (directory / name).unlink(missing_ok=True)
     return directory
 
 
 def refuse_report(directory: Path, *, force: bool) -> None:
     """Raise a `CheckpointError` if the folder has a report that may not be replaced."""
-    existing = [name for name in FILES if (directory / name).exists()]
+    existing = [name for name in FILES if os.path.lexists(directory / name)]
     if existing and not force:
         raise CheckpointError(
             f"{directory} already has a report ({existing[0]}): write to another folder, or "
@@ -116,21 +114,31 @@ def refuse_report(directory: Path, *, force: bool) -> None:
         raise CheckpointError(f"{directory} is a file: expected a folder")
 
 
-def _write_all(report: Report, directory: Path) -> None:
+def _fillings(report: Report, directory: Path) -> dict[Path, Fill]:
+    """What fills each file of a report; the text that refers to the others comes last."""
     document = report.to_json()
     gates = document["gates"]
     curve = curve_figure(report.orders, len(report.removed) or None)
-    save_figure(curve, directory / "curve")
+    fillings = figure_fillings(curve, directory / "curve")
     if gates:
         blocks = [block for block in report.checkpoint.network.blocks if block.name in gates]
-        save_figure(gates_figure(blocks, gates, report.removed), directory / "gates")
-    rows = _rows(report)
-    with (directory / "curve.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    (directory / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-    (directory / "report.md").write_text(_markdown(report, document))
+        figure = gates_figure(blocks, gates, report.removed)
+        fillings |= figure_fillings(figure, directory / "gates")
+    texts = {
+        "curve.csv": as_csv(_rows(report)),
+        "report.json": json.dumps(document, indent=1) + "\n",
+        "report.md": _markdown(report, document),
+    }
+    return fillings | {directory / name: text_filling(text) for name, text in texts.items()}
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same columns as text."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
@@ -226,8 +234,8 @@ def _plan_lines(report: Report) -> list[str]:
     for name, time in report.latency.items():
         lines.append(
             f"- latency of the {name} network: median {1e3 * time['median']:.2f} ms, quartiles "
-            f"{1e3 * time['low']:.2f} and {1e3 * time['high']:.2f} ms (batch size "
-            f"{time['batch']}, {time['device']}, {time['runs']} interleaved runs)"
+            f"{1e3 * time['low']:.2f} and {1e3 * time['high']:.2f} ms "
+            f"({Latency(**time).conditions}, {time['runs']} interleaved runs)"
         )
     return [*lines, ""] if report.latency else lines
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from gatepruner.files.writing import Fill, write_files
 
 STYLE: Any = {
     "font.size": 9,
@@ -37,6 +40,15 @@ LINES: tuple[Any, ...] = (
 
 def save_figure(figure: Figure, stem: Path) -> None:
     """Write a figure as `stem.png` (200 dpi) and `stem.svg`."""
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stem.with_suffix(".png"), dpi=200)
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+    write_files(figure_fillings(figure, stem))
+
+
+def figure_fillings(figure: Figure, stem: Path) -> dict[Path, Fill]:
+    """What fills the files `stem.png` (200 dpi) and `stem.svg` of a figure."""
+
+    def fill(file: BinaryIO, kind: str) -> None:
+        with matplotlib.rc_context(STYLE):
+            options: Any = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 200}
+            figure.savefig(file, format=kind, **options)
+
+    return {stem.with_suffix(f".{kind}"): partial(fill, kind=kind) for kind in ("png", "svg")}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gatepruner.compression.record import StepRecord
     from gatepruner.measuring.accuracy import Accuracy
     from gatepruner.measuring.agreement import Agreement
+    from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.networks.network import Block
     from gatepruner.pruning.orders import Order
     from gatepruner.pruning.ranking import Ranking
@@ -137,15 +138,17 @@ def change_table(document: Mapping[str, Any]) -> str:
 
 def latency_text(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Latencies by name, and their conditions."""
+    from gatepruner.measuring.latency import Latency
+
     texts = [
         f"{name} {1e3 * time['median']:.2f} ms "
         f"({1e3 * time['low']:.2f} to {1e3 * time['high']:.2f})"
         for name, time in measured.items()
     ]
-    first = next(iter(measured.values()))
+    first = Latency(**next(iter(measured.values())))
     return (
-        f"latency, median and quartiles of {first['runs']} interleaved runs, batch size "
-        f"{first['batch']}, {first['device']}: {', '.join(texts)}"
+        f"latency, median and quartiles of {first.runs} interleaved runs, {first.conditions}: "
+        f"{', '.join(texts)}"
     )
 
 
@@ -178,8 +181,9 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
     )
 
 
-def loading_text(path: str) -> str:
+def loading_text(path: str, checkpoint: Checkpoint) -> str:
     """How to load a written network in Python."""
-    return (
-        f"to load it in Python:\n  import gatepruner\n  module = gatepruner.load({path!r}).build()"
-    )
+    brought = checkpoint.network.base.source == "caller"
+    module = f", module={checkpoint.notes.get('module')!r}" if brought else ""
+    call = f"gatepruner.load({path!r}{module})"
+    return f"to load it in Python:\n  import gatepruner\n  module = {call}.build()"
