@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatepruner.files.unpickling import Name, StandIn, filled, members
+from gatepruner.files.unpickling import Name, StandIn, encoded, filled, members, within
 from gatepruner.networks.weights import Unusable
 
 MOST_SHARED = 16  # times the bytes of the file in all of its tensors, which may share them
@@ -96,6 +96,8 @@ class Rebuilder:
             "torch.Size": tuple,
             "collections.OrderedDict": filled,
             "builtins.set": members,
+            "builtins.getattr": within,
+            "_codecs.encode": encoded,
         }
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:

@@ -359,6 +359,22 @@ def members(values: Iterable[Any] = ()) -> set[Any]:
     return set(map(_key, values))
 
 
+def encoded(*arguments: Any) -> Any:
+    """The bytes that a pickle of Python 2 spells as text, or else a stand-in."""
+    match arguments:
+        case str(text), ("latin1" | "latin-1"):
+            return text.encode("latin1")
+    return StandIn("_codecs.encode", arguments)
+
+
+def within(*arguments: Any) -> Any:
+    """What `getattr` gives: the name of a class within another, or else a stand-in."""
+    match arguments:
+        case Name(outer), str(name) if name.isidentifier():
+            return Name(f"{outer}.{name}")
+    return StandIn("builtins.getattr", arguments)
+
+
 def full_name(module: str, name: str) -> str:
     """`module.name`, with the names of Python 3."""
     if (module, name) in _compat_pickle.NAME_MAPPING:

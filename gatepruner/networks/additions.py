@@ -4,7 +4,8 @@ A residual block is an addition `f(x) + s(x)` of two values that both depend on 
 input; or of which one does and is computed from the other, as with class tokens that begin as
 parameters. Parameters, buffers, shapes, data types and devices in common make no block.
 The operand with more parameters between the common ancestors and the addition is the branch f, the
-other one the shortcut s.
+other one the shortcut s. A shortcut has the shape of the sum: where it would have to be repeated,
+as in a sum of relative positions along two axes, there is no block.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def find_additions(module: fx.GraphModule) -> list[Addition]:
         own = [_between(ancestors, order, *pair), _between(ancestors, order, *reversed(pair))]
         if _is_noise(module, own):
             continue
-        additions.append(_addition(module, node, own))
+        addition = _addition(module, node, own)
+        if not repeated(pair[1 - addition.branch], node):
+            additions.append(addition)
     return _named(additions, {key for key, _ in module.named_modules()})
 
 
@@ -87,6 +90,12 @@ def operands(node: fx.Node) -> tuple[fx.Node, ...]:
     pair = argument(node, 0, "input"), argument(node, 1, "other")
     distinct = pair[0] is not pair[1] and all(isinstance(value, fx.Node) for value in pair)
     return pair if distinct else ()
+
+
+def repeated(operand: fx.Node, node: fx.Node) -> bool:
+    """Whether an operand of an addition is repeated along an axis to have the shape of the sum."""
+    shapes = [value.meta.get("shape") for value in (operand, node)]
+    return None not in shapes and shapes[0] != shapes[1]
 
 
 def _residual(
