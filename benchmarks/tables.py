@@ -256,6 +256,14 @@ TABLES: dict[str, Table] = {
         Column("n", "{shared_seconds[n]}"),
         timed=True,
     ),
+    "trust": table(
+        Column("format", "format"),
+        Column("n", "{n:,}"),
+        Column("as before", lambda it: it.get("as before", 0)),
+        Column("another sound one", lambda it: it.get("another sound one", 0)),
+        Column("refused in one line", lambda it: it.get("refused", 0)),
+        Column("anything else", lambda it: len(it["failures"])),
+    ),
     **paper_tables.TABLES,
 }
 

@@ -26,8 +26,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from gatepruner.errors import CheckpointError
+from gatepruner.files.archives import read_archive
 from gatepruner.files.checkpoints import load
-from gatepruner.files.unpickling import StandIn, read_inert
+from gatepruner.files.unpickling import StandIn
 from gatepruner.pruning.surgery import remove
 
 CANARY = """
@@ -306,15 +307,11 @@ def test_weights_come_out_beside_whatever_a_training_loop_pickles(save, tmp_path
     found = load(tmp_path / "last.ckpt")
     assert str(found.network) == "resnet8"
     assert all(torch.equal(found.weights[key], it) for key, it in resnet8.weights.items())
-    read = read_inert(tmp_path / "last.ckpt")
+    read = read_archive(tmp_path / "last.ckpt").value
     assert read["args"].state["lr"] == 0.1
     assert isinstance(read["args"].state["out"], StandIn)
-    assert (read["history"], read["options"], read["row"], read["queue"]) == (
-        {"loss": [1.0]},
-        {"lr": 0.1},
-        [1, 2],
-        [1, 2],
-    )
+    assert [read[key].entries for key in ("history", "options")] == [{"loss": [1.0]}, {"lr": 0.1}]
+    assert [read[key].elements for key in ("row", "queue")] == [[1, 2], [1, 2]]
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
