@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gatepruner.errors import CheckpointError, first_line, listed, visible
 from gatepruner.files.rebuilding import Rebuilder, Storage, sides, storage_type
-from gatepruner.files.unpickling import LARGEST, Machine, Source, runs
+from gatepruner.files.unpickling import LARGEST, Machine, Source, runs, within
 
 MAGIC = 0x1950A86A20F9469CFC6C  # torch's, at the beginning of a file without zip
 LARGEST_DIRECTORY = 2**24  # bytes of the directory of a zip file, which has 80 for each tensor
@@ -221,7 +221,7 @@ def _read_pickles(path: Path, machine: Make) -> Any:
             return identity[1]
 
         content = Source(file, min(source.left, LARGEST))
-        machine({}, note).run(content)
+        machine({"builtins.getattr": within}, note).run(content)
         keys = machine({}, _no_id).run(Source(file, min(size - file.tell(), LARGEST)))
         storages = {key: _storage(file, size, noted[key]) for key in keys}
 
