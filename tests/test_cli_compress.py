@@ -424,7 +424,8 @@ def compress_command(folder: Path, *more: object) -> tuple:
 
 
 STEPS = ["whole", "gated", "removed", "folded", "chosen", "fine-tuned"]
-REPORT = {"report.json", "report.md", "steps.csv", "steps.json", "tradeoff.png", "tradeoff.svg"}
+REPORT = {"report.html", "report.json", "report.md", "steps.csv", "steps.json"}
+REPORT |= {f"tradeoff.{kind}" for kind in ("png", "svg", "pdf")}
 
 
 @pytest.fixture
@@ -708,8 +709,8 @@ BAD = {
         "it.onnx: expected a name",
     ),
     "compress, suffix of the export": (
-        f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.onnx",
-        "it.onnx: expected a name",
+        f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.tflite",
+        "it.tflite: expected a name",
     ),
     "compress, export": (
         f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.pth",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gatepruner.report.comparison import Curves, comparison_figure
-from gatepruner.report.style import COLORS, LINES
+from gatepruner.report.style import COLORS, LINES, MARKERS
 
 RUNS = [[1.0, 2.0, 4.0], [3.0, 2.0, 8.0]]
 KINDS = [Curves("with", [2, 10, 100], RUNS), Curves("without", [2, 10, 100], [[5.0, 6.0, 7.0]])]
@@ -52,7 +52,9 @@ def test_a_run_that_has_no_number_leaves_a_gap_and_not_an_error():
 
 
 def test_every_kind_has_a_colour_and_a_line_of_its_own():
-    assert len(set(COLORS)) == len(set(map(str, LINES))) == len(COLORS)
+    assert len(set(COLORS)) == len(set(map(str, LINES))) == len(set(MARKERS)) == len(COLORS)
+    assert [line.get_marker() for line in axes_of().get_lines()] == list(MARKERS[:2])
+    assert {line.get_marker() for line in axes_of(marked=False).get_lines()} == {"None"}
     too_many = KINDS * len(COLORS)
     with pytest.raises(ValueError, match="cannot draw 20 kinds: there are 10 colours"):
         comparison_figure(too_many, "x", "y")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import GATED, draw, images_for, logits, removable, subsets, with_gates_at
 from torch import fx, nn
 
+from gatepruner.errors import ArchitectureError
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import Gate, PlainGate, Scale
 from gatepruner.pruning.surgery import add_gates, fold_gates, remove, remove_shortcuts
@@ -279,6 +280,26 @@ def test_what_is_left_of_an_addition_keeps_its_factor(how, gate):
     ):
         torch.testing.assert_close(logits(found.build(), images), expected, rtol=1e-5, atol=1e-6)
     assert network.blocks[0].identity == ("alpha of s" not in how)
+
+
+@torch.no_grad()
+def test_a_branch_that_is_repeated_is_so_without_its_shortcut():
+    module = Weighted(lambda s, f: s + f.mean((2, 3), keepdim=True)).eval()
+    checkpoint = Checkpoint.of(module, (3, 8, 8))
+    images = images_for(checkpoint.network)
+    for small, factors in (
+        (remove(checkpoint, "root"), (0.0, 1.0)),
+        (remove_shortcuts(checkpoint, "root"), (1.0, 0.0)),
+        (remove_shortcuts(add_gates(checkpoint), "root"), (1.0, 0.0)),
+    ):
+        module.whole, module.half = factors
+        assert torch.equal(logits(small.build(), images), logits(module, images))
+
+
+def test_a_shortcut_that_would_have_to_be_repeated_makes_no_block():
+    module = Weighted(lambda s, f: s.mean((2, 3), keepdim=True) + f).eval()
+    with pytest.raises(ArchitectureError, match="no residual addition"):
+        Checkpoint.of(module, (3, 8, 8))
 
 
 def test_two_modules_built_of_one_network_share_nothing():

@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from gatepruner.measuring.latency import Latency
 from gatepruner.pruning.orders import compare
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import fold_gates
+from gatepruner.report.figures import gates_figure
 from gatepruner.report.files import FILES, Report, write_report
 from gatepruner.report.tables import accuracy_text
 
@@ -93,10 +95,10 @@ def test_the_text_shows_the_pictures_and_every_point(report, written):
     assert len(rows) == len(points)
     for index, (row, point) in enumerate(zip(rows, points, strict=True)):
         assert int(row[0]) == point.removed
-        assert float(row[2].split()[0]) == round(100 * point.accuracy.accuracy, 1)
+        assert float(row[2].split()[0]) == round(100 * point.accuracy.accuracy, 2)
         assert int(row[5].replace(",", "")) == point.cost.params
         accuracies = report.orders[1].accuracies(index)
-        assert f"{100 * sum(accuracies) / 2:.1f}" in row[3]
+        assert f"{100 * sum(accuracies) / 2:.2f}" in row[3]
         assert ("≈" in row[3]) == report.orders[1].within_noise(report.orders[0], index)
     assert ", ".join(report.removed) in text
     assert "median 2.00 ms" in text
@@ -113,10 +115,38 @@ def test_the_pictures_are_large_enough_for_print_and_well_formed(written, name):
     assert root.tag.endswith("}svg")
     said = " ".join("".join(root.itertext()).split())
     expected = {
-        "curve": ("blocks removed", "accuracy (%)", "MACs kept (%)", "2 removed", "n = 20"),
+        "curve": ("blocks removed", "accuracy (%)", "(MACs) kept (%)", "2 removed", "n = 20"),
         "gates": ("block, in order of depth", "kept (4)", "removed (2)"),
     }
     assert all(text in said for text in expected[name]), said
+
+
+def test_a_picture_is_also_a_pdf_in_which_text_can_be_selected(written):
+    for name in ("curve", "gates"):
+        content = (written / f"{name}.pdf").read_bytes()
+        assert content.startswith(b"%PDF-")
+        assert b"/FontFile2" in content  # TrueType
+        assert b"CreationDate" not in content
+
+
+@pytest.mark.parametrize("blocks", [6, 50])
+def test_a_number_above_each_bar_says_when_the_block_goes(blocks):
+    network = draw(f"gated-residual-fc{2 * blocks},width=8", input_shape=(1, 8, 8)).network
+    names = [block.name for block in network.blocks]
+    gates = {name: 0.1 * (1 + index % 7) for index, name in enumerate(names)}
+    order = sorted(names, key=gates.__getitem__)
+    figure = gates_figure(network.blocks, gates, order[:2], order)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    numbers = {one.xy[0]: one for one in axes.texts if one.get_text().isdigit()}
+    assert {x: int(one.get_text()) for x, one in numbers.items()} == {
+        x: order.index(name) + 1 for x, name in enumerate(names, start=1)
+    }
+    boxes = [one.get_window_extent() for _, one in sorted(numbers.items())]
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+    assert all(axes.bbox.y1 >= box.y1 for box in boxes)
+    unnumbered = gates_figure(network.blocks, gates, order[:2]).axes[0]
+    assert not [one for one in unnumbered.texts if one.get_text().isdigit()]
 
 
 def test_the_same_report_is_the_same_files(report, written, tmp_path):
@@ -158,6 +188,7 @@ def test_a_replaced_report_leaves_no_picture_of_the_one_before(report, tmp_path)
     write_report(made("resnet14", "depth"), tmp_path, force=True)
     assert not (tmp_path / "gates.png").exists()
     assert not (tmp_path / "gates.svg").exists()
+    assert not (tmp_path / "gates.pdf").exists()
 
 
 def test_gates_that_were_folded_are_shown(tmp_path):

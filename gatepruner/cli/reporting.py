@@ -15,6 +15,7 @@ from gatepruner.cli.looking import Criterion, criterion_images
 from gatepruner.cli.measuring import Timing, change, latencies
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.prune_command import prune_command
 from gatepruner.cli.signature import Group
 from gatepruner.errors import PlanError
 from gatepruner.pruning.criteria import CRITERIA
@@ -169,11 +170,12 @@ def sweep(
         "batch_size": data.batch_size,
         "seed": curves.seed,
     }
-    report = Report(checkpoint, list(orders), configuration=configuration)
+    commands = {name: prune_command(call.given, name) for name in curves.criteria}
+    report = Report(checkpoint, list(orders), configuration=configuration, commands=commands)
     write_report(report, target, force=call.force)
     call.record(target)
     call.terminal.say(curve_table(report.orders))
-    call.terminal.say(f"wrote {target / 'report.md'}, with its figures and tables")
+    call.terminal.say(f"wrote {target / 'report.md'} and report.html, with figures and tables")
     return call.finish(report.to_json() | {"output": str(target)})
 
 

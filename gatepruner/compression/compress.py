@@ -120,6 +120,7 @@ def compress(
         steps=records,
         removed=small.network.in_order(removed),
         configuration={**configuration, **_conditions(request, small)},
+        goal=goal,
         target=remeasured(goal, meter, small.network),
     )
 

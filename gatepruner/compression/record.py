@@ -12,7 +12,7 @@ from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-from gatepruner.pruning.goals import Remeasured
+from gatepruner.pruning.goals import Goal, Remeasured
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class Compressed:
         steps: a record of every step.
         removed: names of the removed blocks.
         configuration: what the numbers depend on, as plain JSON: goal, images, settings, device.
+        goal: what it was to reach.
         target: for a goal of latency, what was measured again at the end.
     """
 
@@ -153,4 +154,5 @@ class Compressed:
     steps: tuple[StepRecord, ...]
     removed: tuple[str, ...]
     configuration: Mapping[str, Any]
+    goal: Goal | None = None
     target: Remeasured | None = None

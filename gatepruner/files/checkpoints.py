@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed
 from gatepruner.files.folders import HUB, INDEX, Folder, local, read_folder, read_shards
-from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts
+from gatepruner.files.foreign import COUNTER, has_built, pickled_modules, state_dicts
 from gatepruner.files.huggingface import read_model
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
@@ -199,7 +199,8 @@ def is_named(path: str | Path) -> bool | None:
     Returns:
         `None` for any other file.
     """
-    header = _read(Path(path))[1] if Path(path).is_file() else None
+    path = local(path)
+    header = _read(path)[1] if path.is_file() else None
     if header is None:
         return None
     try:
@@ -303,7 +304,15 @@ def _foreign(
             raise CheckpointError(f"contains {_described(content)}: expected a state dict")
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
-    match = matched(dicts, str(path), wanted, weights)
+    try:
+        match = matched(dicts, str(path), wanted, weights)
+    except (ArchitectureError, CheckpointError):
+        if has_built(content):
+            raise CheckpointError(
+                f"{path} contains a network that gatepruner has built (a graph module), which does "
+                "not tell what was removed from it: expected the file that gatepruner.save wrote"
+            ) from None
+        raise
     _refuse_differing(path, match, content)
     expected = match.network.state()
     try:

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from gatepruner import __version__
-from gatepruner.errors import CheckpointError, EngineError
+from gatepruner.errors import CheckpointError, PlanError, listed
 from gatepruner.files import programs, standalone, timm
 from gatepruner.files.export import to_torchvision
 from gatepruner.files.storage import read_file, write_tensors
 from gatepruner.files.writing import Fill, refuse_existing, text_filling, write_files
 from gatepruner.images.preprocessing import preprocessing_of
 from gatepruner.measuring.engines import require
+from gatepruner.measuring.programs import check_same
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.surgery import fold_gates
 
-TOLERANCE = 1e-3  # greatest difference of a logit, relative to the greatest logit
 CHECKED = 3  # images; another number than the batch that a program was made from
 Loaded = Callable[[Tensor], Tensor]
 
@@ -134,6 +134,7 @@ FORMATS: dict[str, Format] = {
     ),
     "safetensors": Format((".safetensors",), standalone.write, standalone.read),
 }
+"""The formats of exports by name."""
 
 
 def format_of(path: Path, network: Network) -> str:
@@ -169,6 +170,21 @@ def check_format(to: str, path: Path, network: Network) -> None:
         raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
     require(f"the format {to}", format.packages, format.extra)
     format.check(network)
+
+
+def check_whole_blocks(to: str, network: Network) -> None:
+    """Refuse a format that needs blocks as a whole if blocks are removed part by part.
+
+    Raises:
+        PlanError: the network's modules have several residual additions each.
+    """
+    parts = [name for name in network.removable if ":" in name]
+    if FORMATS[to].identity_only and parts:
+        raise PlanError(
+            f"cannot promise a {to} export of {network}: its blocks have several parts, such as "
+            f"{listed(parts, 2)}, which are removed one by one; choose .onnx, .pt2 or .xml, or "
+            "remove whole blocks with prune --blocks"
+        )
 
 
 def export(
@@ -251,14 +267,4 @@ def _checked(checkpoint: Checkpoint, loaded: Loaded, what: str) -> float:
     images = torch.randn(CHECKED, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, logits = checkpoint.build()(images), loaded(images)
-    if logits.shape != expected.shape:
-        raise EngineError(
-            f"{what} gives logits {tuple(logits.shape)}, expected {tuple(expected.shape)}"
-        )
-    difference = float((logits - expected).abs().max() / expected.abs().max())
-    if not difference <= TOLERANCE:
-        raise EngineError(
-            f"{what} computes something else: a logit differs by {difference:.2g} of the greatest, "
-            f"expected at most {TOLERANCE:g}; choose another format"
-        )
-    return difference
+    return check_same(what, logits, expected)

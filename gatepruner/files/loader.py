@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from torch import fx
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+LIBRARIES = {"torchvision": ("torchvision.models", "get_model"), "timm": ("timm", "create_model")}
 
 
 def load(path):  # type: ignore[no-untyped-def]
     """The network in evaluation mode."""
     with open(f"{path}.config.json", encoding="utf-8") as file:
         how = json.load(file)["construct"]
-    construct = getattr(importlib.import_module(how["library"]), how["function"])
+    library, construct = LIBRARIES[how["library"]]
+    construct = getattr(importlib.import_module(library), construct)
     model = fx.symbolic_trace(construct(how["name"], **how["arguments"]).eval())
     additions = [node for node in model.graph.nodes if node.target in ADDITIONS]
     for index, operand in how["operands"]:  # of some additions, one operand is left

@@ -58,21 +58,15 @@ def _construction(network: Network) -> dict[str, Any] | None:
     operands = [(nodes.index(name), operand) for name, operand in left.items()]
     told: dict[str, Any] = {"name": base.name, "operands": operands}
     if base.source == "timm":
-        return {
-            "library": "timm",
-            "function": "create_model",
-            **told,
-            "arguments": arguments_of(network),
-        }
+        return {"library": "timm", **told, "arguments": arguments_of(network)}
     if base.source == "torchvision" and base.input_shape[0] == 3:
         sizes = {
             argument: base.input_shape[1:] if axes == 2 else base.input_shape[1]
             for prefix, (argument, axes) in SIZED.items()
             if base.name.startswith(prefix)
         }
-        given = {**dict(base.arguments), **sizes}
-        library = {"library": "torchvision.models", "function": "get_model"}
-        return {**library, **told, "arguments": given}
+        arguments = {**dict(base.arguments), **sizes}
+        return {"library": "torchvision", **told, "arguments": arguments}
     return None
 
 

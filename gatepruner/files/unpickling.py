@@ -12,6 +12,8 @@ Files of torch before 1.6 let a *persistent id* name a module's class, and those
 from __future__ import annotations
 
 import _compat_pickle
+import contextlib
+import functools
 import io
 import pickle
 import pickletools
@@ -58,6 +60,7 @@ STORAGES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
 }
+GETATTR = "builtins.getattr"  # by which a pickle names a class within another
 PERSISTENT = "gatepruner.persistent"  # the function that takes the place of a persistent id
 
 
@@ -111,9 +114,11 @@ def _load(
     mmap: bool | None = None,
 ) -> Any:
     """What torch's restricted unpickler makes of a file in which all names are bound."""
-    known: list[Any] = [_stand_in(name, operations) for name, operations in scanned.uses.items()]
-    known += [_class(name, function) for name, function in functions.items()]
-    with warnings.catch_warnings(), torch.serialization.safe_globals(known):
+    with contextlib.ExitStack() as bound, warnings.catch_warnings():
+        functions = {GETATTR: functools.partial(_within, bound), **functions}
+        known: list[Any] = [_class(name, function) for name, function in functions.items()]
+        known += [_stand_in(*use) for use in scanned.uses.items() if use[0] != GETATTR]
+        bound.enter_context(torch.serialization.safe_globals(known))
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
@@ -124,6 +129,8 @@ def _runs(name: str) -> bool:
 
 def _stand_in(name: str, operations: Iterable[str]) -> type:
     """The stand-in of a name; a plain container if its objects are filled as one."""
+    if name == GETATTR:
+        return _class(name, _within)
     for container, fills in CONTAINERS.items():
         if fills.intersection(operations):
             return _class(name, lambda *_, make=container: make())
@@ -133,6 +140,16 @@ def _stand_in(name: str, operations: Iterable[str]) -> type:
 def _class(name: str, make: Callable[..., Any]) -> type:
     """A class of this name whose objects `make` makes."""
     return _type(name, (), {"__new__": lambda _, *arguments: make(*arguments)})
+
+
+def _within(bound: contextlib.ExitStack, *arguments: Any) -> Any:
+    """The stand-in of a class within another; it is bound, too, until the stack is closed."""
+    match arguments:
+        case type() as outer, str(name) if issubclass(outer, StandIn) and name.isidentifier():
+            inner = _stand_in(f"{outer.__module__}.{outer.__name__}.{name}", ())
+            bound.enter_context(torch.serialization.safe_globals([inner]))
+            return inner
+    return StandIn(*arguments)
 
 
 def _type(name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> type:

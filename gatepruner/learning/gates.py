@@ -85,7 +85,7 @@ def learn_gates(
     (check_fit(gated, data) if recipe.labels else check_size(gated.network, data))
     removable = len(_candidates(gated.network, recipe))
     if not removable or (recipe.blocks is not None and recipe.blocks > removable):
-        kind = " with an identity shortcut" if recipe.identity_only else ""
+        kind = " for the library's own class" if recipe.identity_only else ""
         raise PlanError(
             f"cannot remove {recipe.blocks or 'any'} blocks: {gated.network} has only {removable} "
             f"removable ones{kind}"
@@ -290,5 +290,5 @@ class _Run(Learner[GateMoment]):
 
 def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
     """The gated blocks that the recipe may remove."""
-    blocks = [block for block in network.blocks if block.gated and block.removable]
-    return tuple(block.name for block in blocks if block.identity or not recipe.identity_only)
+    removable = network.stock_removable if recipe.identity_only else network.removable
+    return tuple(name for name in removable if name in network.edits.gated)

@@ -68,8 +68,8 @@ class GateRecipe(_Checked):
 
     Attributes:
         blocks: Blocks to remove along the path; by default all removable ones.
-        identity_only: Remove only blocks with an identity shortcut, so that torchvision's own
-            ResNet can load the result.
+        identity_only: Remove only blocks with an identity shortcut, and leave one in every stage,
+            so that torchvision's own ResNet or timm's own class can load the result.
         warmup: Steps before the first removal.
         steps: Steps after each removal, for the other blocks to adapt.
         batch_size: Images per step.

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from gatepruner.measuring.engines import device_of, ready, threads_of, torch_thr
 from gatepruner.measuring.programs import Program
 from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,11 @@ def named(module: nn.Module) -> str:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[Name, Callable[[], object]],
     runs: int,
     device: torch.device,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """The seconds of each call in every round, after three warm-up rounds.
 
     Args:
@@ -136,7 +138,7 @@ def in_turns(
         device: what to wait for before the clock is read.
         track: wraps the rounds, to show progress.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Name, list[float]] = {name: [] for name in calls}
     for turn in track(range(runs + 3)):
         for name, call in calls.items():
             start = time.perf_counter()
@@ -156,7 +158,7 @@ def _shape_of(modules: Iterable[nn.Module | Checkpoint]) -> Shape:
 
 
 def rounds_within(
-    seconds: float, calls: Mapping[str, Callable[[], object]], device: torch.device
+    seconds: float, calls: Mapping[Name, Callable[[], object]], device: torch.device
 ) -> int:
     """How many rounds take about so many seconds, but 10 at least and 300 at most."""
     once = in_turns(calls, 1, device)

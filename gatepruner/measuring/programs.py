@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from gatepruner.errors import EngineError
 from gatepruner.models import Shape
 
+TOLERANCE = 1e-3  # greatest difference of a logit, relative to the greatest logit
 INPUT, OUTPUT = "images", "logits"
 # How torch, ONNX Runtime and OpenVINO name an operation that one of them does not have.
 OPERATION = re.compile(
     r"op='(?P<torch>[\w.]+)'"
     r"|implementation for (?P<runtime>\w+\(\d+\))"
-    r"|Error: (?P<registered>\w+)\([\d-]+\) is not a registered"
+    r"|[Ee]rror: (?P<registered>\w+)\([\d-]+\) is not a registered"
     r"|rule found for operations: (?P<openvino>[\w.:]+)"
     r"|torch\.ops\.(?P<node>[\w.]+)"
 )
@@ -71,6 +72,30 @@ class Program:
             )
             assert program is not None  # it is, unless written to a file
             return program.model_proto
+
+
+def check_same(what: str, logits: Tensor, expected: Tensor) -> float:
+    """The greatest difference of a logit from the network's own, relative to the greatest logit.
+
+    Args:
+        what: has computed the logits, for error messages.
+        logits: `(N, C)`.
+        expected: `(N, C)`, the network's own.
+
+    Raises:
+        EngineError: it is more than rounding; says how much.
+    """
+    if logits.shape != expected.shape:
+        raise EngineError(
+            f"{what} gives logits {tuple(logits.shape)}, expected {tuple(expected.shape)}"
+        )
+    difference = float((logits - expected).abs().max() / expected.abs().max())
+    if not difference <= TOLERANCE:
+        raise EngineError(
+            f"{what} computes something else: a logit differs by {difference:.2g} of the greatest, "
+            f"expected at most {TOLERANCE:g}; choose another engine or format"
+        )
+    return difference
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gatepruner.networks.additions import ADDITIONS, Addition, operands
+from gatepruner.networks.additions import ADDITIONS, Addition, operands, repeated
 from gatepruner.networks.graph import Trace, forget_constants, identifier
 from gatepruner.networks.nodes import (
     OWNS_TENSORS,
@@ -128,6 +128,8 @@ class _Editor:
         if name in edits.scaled_shortcuts and not lone:
             s = self.insert(f"{addition.gate}_shortcut", Scale, s)
         f = self.gate(addition, f, s)
+        if lone and repeated(pair[addition.branch], node):
+            return self.graph.call_method("expand_as", (f, s))
         if lone or plain:
             return f
         # The order of the operands decides on the memory layout of the sum, and thus on rounding.

@@ -212,6 +212,8 @@ class _Tracing:
             run.value(next(iter(reversed(graph.nodes))))
         except NeedsDataError as error:
             raise UntraceableError({path_of(error.node): str(error)}) from error
+        for node, value in run.values.items():
+            node.meta["shape"] = getattr(value, "shape", None)
         pure = without_mutations(self.base, graph, run, self.overwriting)
         erase_unused(pure)
         return pure

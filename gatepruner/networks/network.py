@@ -226,6 +226,17 @@ class Network:
         return tuple(block.name for block in self.blocks if block.removable)
 
     @property
+    def stock_removable(self) -> tuple[str, ...]:
+        """The removable blocks that a library's own class can do without.
+
+        They have an identity shortcut, and one block stays in every stage.
+        """
+        blocks = self.blocks
+        first = {block.stage: block.name for block in reversed(blocks)}
+        inner = [block for block in blocks if block.identity and block.name != first[block.stage]]
+        return tuple(block.name for block in inner if block.removable)
+
+    @property
     def depth(self) -> int:
         """Number of blocks that have their branch."""
         return sum(block.branch for block in self.blocks)

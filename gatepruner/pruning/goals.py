@@ -111,7 +111,7 @@ def _unreadable(kind: str, text: str) -> PlanError:
 def amount_text(cost: str, amount: float) -> str:
     """A cost as text: `62.7 M MACs`, `8.52 ms`."""
     if cost == "latency":
-        return f"{1e3 * amount:.2f} ms"
+        return f"{1e3 * amount:.2f} ms" if amount >= 1e-3 else f"{1e3 * amount:.3g} ms"
     return f"{_scaled(amount)} {COSTS[cost]}"
 
 

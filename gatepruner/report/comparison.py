@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullLocator
 
-from gatepruner.report.style import COLORS, LINES, STYLE, WIDE
+from gatepruner.report.style import COLORS, LINES, MARKED, MARKERS, STYLE, WIDE
 
 
 @dataclass(frozen=True)
@@ -23,42 +23,39 @@ class Curves:
         label: for the legend.
         x: `(points,)`.
         runs: the measured values `(runs, points)`.
-        marker: matplotlib's name of the points' marker; `None` for no marker.
     """
 
     label: str
     x: Sequence[float]
     runs: Sequence[Sequence[float]]
-    marker: str | None = "o"
 
 
-def draw(
-    axes: Axes, curves: Curves, *, color: str, line: Any, band: Any = None, alpha: float = 0.15
-) -> None:
+def draw(axes: Axes, curves: Curves, number: int, *, band: Any = None, marked: bool = True) -> None:
     """Draw the mean of the runs, and a band: by default the range of several runs.
 
     Args:
         axes: where to draw.
         curves: the runs.
-        color: of line and band.
-        line: style of the line.
+        number: of the line among those of the figure: says its colour, dashes and marker.
         band: `(2, points)`, lower and upper end; replaces the range.
-        alpha: opacity of the band.
+        marked: whether points have markers, of many points every few.
     """
-    values = np.array(curves.runs, dtype=float)
+    step = max(1, round(len(curves.x) / MARKED))
+    values, color = np.array(curves.runs, dtype=float), COLORS[number]
     axes.plot(
         curves.x,
         values.mean(0),
         color=color,
-        ls=line,
-        marker=curves.marker,
-        ms=3,
+        ls=LINES[number],
+        marker=MARKERS[number] if marked else None,
+        markevery=(number % step, step),  # not above each other
+        ms=4,
         label=curves.label,
     )
     if band is None and len(values) > 1:
         band = (values.min(0), values.max(0))
     if band is not None:
-        axes.fill_between(curves.x, *band, color=color, alpha=alpha, linewidth=0)
+        axes.fill_between(curves.x, *band, color=color, alpha=0.15, linewidth=0)
 
 
 def comparison_figure(
@@ -78,7 +75,7 @@ def comparison_figure(
         kinds: at most one for each colour.
         x_label: of the x axis.
         y_label: of the y axis.
-        marked: whether every point has a marker.
+        marked: whether points have markers.
         logarithmic: the logarithmic axes: `""`, `"x"`, `"y"` or `"xy"`; a logarithmic x axis has
             its ticks at the measured points.
         height: of the figure, in inches.
@@ -91,11 +88,10 @@ def comparison_figure(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, height), layout="constrained")
         axes = figure.add_subplot()
-        for curves, color, line in zip(kinds, COLORS, LINES, strict=False):
+        for number, curves in enumerate(kinds):
             runs = len(curves.runs)
             label = curves.label if runs == 1 else f"{curves.label} (n = {runs})"
-            shown = replace(curves, label=label, marker=curves.marker if marked else None)
-            draw(axes, shown, color=color, line=line)
+            draw(axes, replace(curves, label=label), number, marked=marked)
         if "x" in logarithmic:
             axes.set_xscale("log")
             ticks = sorted({x for curves in kinds for x in curves.x})

@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.files.writing import text_filling, write_files
-from gatepruner.report.files import as_csv, condition_lines, literal, versions
+from gatepruner.pruning.goals import Goal, amount_text
+from gatepruner.report.compression_page import MEASURES, compression_page
+from gatepruner.report.files import as_csv, condition_lines, conditions_of, literal, versions
+from gatepruner.report.html.document import document as html_document
+from gatepruner.report.numbers import span
 from gatepruner.report.style import GONE, OURS, STYLE, WIDE, figure_fillings
 
-MEASURES = {"accuracy": "top-1 accuracy", "agreement": "agreement with the whole network"}
+
+@dataclass(frozen=True)
+class Axis:
+    """A cost as the x axis.
+
+    Attributes:
+        cost: name of the cost, which is that of a goal and of a step's field.
+        label: in words, with its unit.
+        scale: from the unit of the field to that of the axis.
+    """
+
+    cost: str
+    label: str
+    scale: float
+
+
+AXES = {
+    "latency": Axis("latency", "latency of one pass (ms)", 1e3),
+    "macs": Axis("macs", "multiply-accumulates (MACs) for one image (millions)", 1e-6),
+    "params": Axis("params", "parameters (millions)", 1e-6),
+}
 
 
 def write_compression(compressed: Compressed, directory: Path) -> Path:
-    """Write `steps.csv`, `report.json`, `report.md` and the figure `tradeoff` (png, svg).
+    """Write `steps.csv`, `report` (json, html, md) and the figure `tradeoff`.
 
     Args:
         compressed: the result of a compression.
@@ -38,47 +63,74 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
         "target": compressed.target and compressed.target.to_json(),
         "versions": versions(),
     }
+    page = compression_page(compressed, directory, conditions_of(document))
     texts = {
         "steps.csv": as_csv([asdict(step) for step in steps]),
         "report.json": json.dumps(document, indent=1) + "\n",
+        "report.html": html_document(page),
         "report.md": _markdown(compressed, document),
     }
-    fillings = figure_fillings(tradeoff_figure(steps), directory / "tradeoff")
+    fillings = figure_fillings(tradeoff_figure(steps, compressed.goal), directory / "tradeoff")
     write_files(fillings | {directory / name: text_filling(text) for name, text in texts.items()})
     return directory / "report.md"
 
 
-def tradeoff_figure(steps: Sequence[StepRecord]) -> Figure:
-    """Accuracy, or agreement without labels, against latency, from step to step."""
+def tradeoff_figure(steps: Sequence[StepRecord], goal: Goal | None = None) -> Figure:
+    """Accuracy, or agreement without labels, against the cost of the goal, from step to step.
+
+    Args:
+        steps: those with `shown` are drawn.
+        goal: its cost is the x axis, where a line marks what was to be reached; by default, and
+            for a goal in blocks or loss, the x axis is latency.
+    """
+    shown = [step for step in steps if step.shown]
+    axis = AXES[goal.kind if goal is not None and goal.kind in AXES else "latency"]
+    x = [axis.scale * (getattr(step, axis.cost) or 0.0) for step in shown]
+    y = [100 * step.share for step in shown]
+    errors = [[100 * (step.share - step.low) for step in shown]]
+    errors += [[100 * (step.high - step.share) for step in shown]]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, 3.4), layout="constrained")
         axes = figure.add_subplot()
-        shown = [step for step in steps if step.shown]
-        x = [1e3 * (step.latency or 0.0) for step in shown]
-        y = [100 * step.share for step in shown]
-        errors = [[100 * (step.share - step.low) for step in shown]]
-        errors += [[100 * (step.high - step.share) for step in shown]]
         axes.plot(x, y, color=GONE, linewidth=0.8, linestyle="--", zorder=1)
         label = f"95 % interval (n = {shown[0].images:,})"
         axes.errorbar(x, y, yerr=errors, fmt="o", color=OURS, markersize=4, capsize=2, label=label)
-        for index, step in enumerate(shown):
-            right = index % 2 == 1  # after folding, the steps differ only in height
-            axes.annotate(
-                step.name,
-                (x[index], y[index]),
-                xytext=(7 if right else -7, 0),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                va="center",
-                fontsize=8,
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-            )
+        if goal is not None and goal.kind == axis.cost:
+            limit = goal.limit(x[0] / axis.scale)
+            label = f"goal: at most {amount_text(goal.kind, limit)}"
+            axes.axvline(axis.scale * limit, color="black", lw=0.9, ls=":", label=label)
         axes.margins(x=0.25, y=0.2)
+        _name_points(axes, [step.name for step in shown], x, y)
         axes.set_ylim(top=min(axes.get_ylim()[1], 101.0))  # no share is above 100 %
-        axes.set_xlabel("latency (ms)")
+        axes.set_xlabel(axis.label)
         axes.set_ylabel(f"{MEASURES[shown[0].measure]} (%)")
-        figure.legend(loc="outside upper right")
+        figure.legend(loc="outside upper right", ncols=2)
     return figure
+
+
+def _name_points(axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
+    """Write the names beside their points, those of points that fall together in one label."""
+    joined: dict[tuple[float, float], list[str]] = {}
+    near = [0.03 * (high - low) for low, high in (axes.get_xlim(), axes.get_ylim())]
+    for name, place in zip(names, zip(x, y, strict=True), strict=True):
+        same = next((one for one in joined if _within(one, place, near)), place)
+        joined.setdefault(same, []).append(name)
+    for index, (place, together) in enumerate(joined.items()):
+        right = index % 2 == 1  # after folding, the steps differ only in height
+        axes.annotate(
+            ", ".join(together),
+            place,
+            xytext=(7 if right else -7, 0),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="center",
+            fontsize=8,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )
+
+
+def _within(one: Sequence[float], other: Sequence[float], near: Sequence[float]) -> bool:
+    return all(abs(a - b) <= far for a, b, far in zip(one, other, near, strict=True))
 
 
 def _markdown(compressed: Compressed, document: Mapping[str, Any]) -> str:
@@ -96,7 +148,7 @@ def _markdown(compressed: Compressed, document: Mapping[str, Any]) -> str:
         *([f"Latency {target}.", ""] if target is not None else []),
         f"Removed {len(document['removed'])} blocks: {literal(', '.join(document['removed']))}.",
         "",
-        f"![{last.measure} against latency](tradeoff.png)",
+        f"![{last.measure} against cost](tradeoff.png)",
         "",
         *_table(steps),
         "",
@@ -122,7 +174,7 @@ def _cells(step: StepRecord) -> list[tuple[str, str]]:
         ("step", step.name),
         ("blocks", str(step.blocks)),
         (f"{step.measure} (%)", f"{100 * step.share:.2f}"),
-        ("95 % interval", f"{100 * step.low:.1f} to {100 * step.high:.1f}"),
+        ("95 % interval", span(step.low, step.high)),
         *(agreement if step.accuracy is not None else []),
         ("distance", "" if step.distance is None else f"{step.distance:.3f}"),
         ("MACs", f"{step.macs:,}"),

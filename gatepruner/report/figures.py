@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,7 +14,7 @@ from gatepruner.networks.network import Block
 from gatepruner.pruning.curve import Point
 from gatepruner.pruning.orders import Order
 from gatepruner.report.comparison import Curves, draw
-from gatepruner.report.style import COLORS, GONE, LINES, OURS, STYLE, WIDE
+from gatepruner.report.style import COLORS, GONE, OURS, STYLE, WIDE
 
 
 def curve_figure(orders: Sequence[Order], removed: int | None = None) -> Figure:
@@ -34,8 +33,8 @@ def curve_figure(orders: Sequence[Order], removed: int | None = None) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, 3.6 + 0.17 * len(orders)), layout="constrained")
         axes = figure.add_subplot()
-        for order, color, line in zip(orders, COLORS, LINES, strict=False):
-            _draw_order(axes, order, color=color, line=line, interval=order is orders[0])
+        for number, order in enumerate(orders):
+            _draw_order(axes, order, number)
         points = orders[0].points
         if removed is not None:
             axes.axvline(removed, color=GONE, linestyle="--", linewidth=1)
@@ -58,15 +57,14 @@ def curve_figure(orders: Sequence[Order], removed: int | None = None) -> Figure:
     return figure
 
 
-def _draw_order(axes: Axes, order: Order, *, color: str, line: Any, interval: bool) -> None:
+def _draw_order(axes: Axes, order: Order, number: int) -> None:
     x = [point.removed for point in order.points]
     runs = 100 * np.array([order.accuracies(index) for index in range(len(x))]).T
     label, band = order.label, None
-    if len(order.runs) == 1 and interval:
+    if len(order.runs) == 1 and number == 0:
         band = 100 * np.array([point.accuracy.interval for point in order.points]).T
         label = f"{label}, 95 % interval"
-    curves = Curves(label, x, runs.tolist(), "o" if len(x) < 40 else None)
-    draw(axes, curves, color=color, line=line, band=band)
+    draw(axes, Curves(label, x, runs.tolist()), number, band=band)
 
 
 def _add_macs_axis(axes: Axes, points: Sequence[Point]) -> None:
@@ -79,13 +77,23 @@ def _add_macs_axis(axes: Axes, points: Sequence[Point]) -> None:
     ticks = [tick for tick in axes.get_xticks() if tick in kept]
     above.xaxis.set_major_locator(FixedLocator(ticks))
     above.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{kept[round(tick)]:.0f}"))
-    above.set_xlabel("MACs kept (%)")
+    above.set_xlabel("multiply-accumulates (MACs) kept (%)")
 
 
 def gates_figure(
-    blocks: Sequence[Block], gates: Mapping[str, float], removed: Sequence[str]
+    blocks: Sequence[Block],
+    gates: Mapping[str, float],
+    removed: Sequence[str],
+    order: Sequence[str] = (),
 ) -> Figure:
-    """The gate of every block in the order of depth, with stages and removed blocks marked."""
+    """The gate of every block in the order of depth, with stages and removed blocks marked.
+
+    Args:
+        blocks: in the order of depth.
+        gates: by block.
+        removed: blocks to mark as removed.
+        order: blocks in the order of removal; each bar has its block's number in it above it.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, 2.8), layout="constrained")
         axes = figure.add_subplot()
@@ -99,14 +107,35 @@ def gates_figure(
             label = f"removed ({len(gone)})" if x == gone[0] else None
             axes.axvspan(x - 0.5, x + 0.5, color=GONE, alpha=0.25, linewidth=0, label=label)
         _mark_stages(axes, blocks)
+        for x, block in enumerate(blocks, start=1):
+            if block.name in order:
+                place = (x, gates.get(block.name, 0.0))
+                _number(axes, order.index(block.name) + 1, place, len(blocks))
         axes.set_xlim(0.3, len(blocks) + 0.7)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.14 * max([*gates.values(), 1e-3]))
         axes.grid(axis="x", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("block, in order of depth")
-        axes.set_ylabel("gate g = ReLU(k)")
+        numbered = "; above: its number in the order of removal" if order else ""
+        axes.set_xlabel(f"block, in order of depth{numbered}")
+        axes.set_ylabel("gate: factor of the branch")
         figure.legend(loc="outside upper right", ncols=2)
     return figure
+
+
+def _number(axes: Axes, number: int, place: tuple[float, float], bars: int) -> None:
+    """Write a number above a bar, upright where bars are too narrow for it."""
+    width = 0.85 * 72 * WIDE / bars  # points
+    upright = width < 9
+    axes.annotate(
+        str(number),
+        place,
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=min(7.0, 0.85 * width if upright else 0.7 * width),
+        rotation=90 if upright else 0,
+    )
 
 
 def _mark_stages(axes: Axes, blocks: Sequence[Block]) -> None:

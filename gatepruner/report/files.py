@@ -22,12 +22,16 @@ from gatepruner.files.writing import Fill, text_filling, write_files
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.orders import NOISE, Order
+from gatepruner.report.curve_page import curve_page
 from gatepruner.report.figures import curve_figure, gates_figure
+from gatepruner.report.html.document import document as html_document
+from gatepruner.report.html.page import Page
+from gatepruner.report.numbers import kept, percent, span
 from gatepruner.report.style import figure_fillings
 
 FILES = (
-    *("curve.png", "curve.svg", "gates.png", "gates.svg"),
-    *("curve.csv", "report.json", "report.md"),
+    *("curve.png", "curve.svg", "curve.pdf", "gates.png", "gates.svg", "gates.pdf"),
+    *("curve.csv", "report.html", "report.json", "report.md"),
 )
 
 
@@ -41,6 +45,8 @@ class Report:
         removed: names of removed blocks, if any.
         latency: by name, the fields of each measured `Latency`.
         configuration: data, device, seed and all else that the numbers depend on.
+        commands: by criterion, the words of a command that removes blocks in its order, to which
+            `--drop N` is added.
     """
 
     checkpoint: Checkpoint
@@ -48,6 +54,7 @@ class Report:
     removed: Sequence[str] = ()
     latency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON; accuracies are fractions of 1, times seconds."""
@@ -75,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def write_report(report: Report, directory: str | Path, *, force: bool = False) -> Path:
-    """Write `curve` and `gates` (png, svg), `curve.csv`, `report.json` and `report.md`.
+    """Write `curve` and `gates` (png, svg, pdf), `curve.csv`, and `report` (json, html, md).
 
     Args:
         report: its content.
@@ -122,11 +129,13 @@ def _fillings(report: Report, directory: Path) -> dict[Path, Fill]:
     fillings = figure_fillings(curve, directory / "curve")
     if gates:
         blocks = [block for block in report.checkpoint.network.blocks if block.name in gates]
-        figure = gates_figure(blocks, gates, report.removed)
+        order = report.orders[0].rankings[0].names
+        figure = gates_figure(blocks, gates, report.removed, order)
         fillings |= figure_fillings(figure, directory / "gates")
     texts = {
         "curve.csv": as_csv(_rows(report)),
         "report.json": json.dumps(document, indent=1) + "\n",
+        "report.html": html_document(_page(report, conditions_of(document))),
         "report.md": _markdown(report, document),
     }
     return fillings | {directory / name: text_filling(text) for name, text in texts.items()}
@@ -139,6 +148,28 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _page(report: Report, conditions: Mapping[str, Any]) -> Page:
+    """The content of `report.html`; latencies are of the whole network and of the pruned one."""
+    removed = {"whole": 0, "pruned": len(report.removed)}
+    latency = {
+        removed[name]: {_measured_on(time): (time["low"], time["median"], time["high"])}
+        for name, time in report.latency.items()
+        if name in removed
+    }
+    return curve_page(
+        report.checkpoint,
+        report.orders,
+        len(report.removed) or None,
+        latency=latency,
+        commands=report.commands,
+        conditions=conditions,
+    )
+
+
+def _measured_on(time: Mapping[str, Any]) -> str:
+    return f"batch size {time['batch']}, {time['device']}"
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
@@ -159,8 +190,8 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
         f"# {literal(document['name'])}: accuracy against blocks removed",
         "",
         f"{whole.blocks} blocks, {whole.cost.params:,} parameters, {whole.cost.macs:,} MACs. "
-        f"Top-1 accuracy of the whole network {_percent(whole.accuracy.accuracy)} "
-        f"(95 % interval {_percent(low)} to {_percent(high)}, n = {whole.accuracy.images:,}).",
+        f"Top-1 accuracy of the whole network {percent(whole.accuracy.accuracy)} "
+        f"(95 % interval {span(low, high)}, n = {whole.accuracy.images:,}).",
         "",
         "![accuracy against blocks removed](curve.png)",
         "",
@@ -178,9 +209,14 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *condition_lines(document)]) + "\n"
 
 
+def conditions_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration and versions of a report's document: what its numbers depend on."""
+    return {**document["configuration"], **document["versions"]}
+
+
 def condition_lines(document: Mapping[str, Any]) -> list[str]:
     """Configuration and versions of a report's document, as lines of Markdown."""
-    conditions = {**document["configuration"], **document["versions"]}
+    conditions = conditions_of(document)
     return [
         "",
         "Computed with:",
@@ -205,7 +241,7 @@ def _table(orders: Sequence[Order]) -> list[str]:
     for index, point in enumerate(first):
         cells = [str(point.removed), str(point.blocks)]
         cells += [accuracy_cell(order, orders[0], index) for order in orders]
-        cells += [f"{point.cost.macs / first[0].cost.macs:.1%}", f"{point.cost.params:,}"]
+        cells += [kept(point.cost.macs, first[0].cost.macs), f"{point.cost.params:,}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -215,13 +251,13 @@ def accuracy_cell(order: Order, first: Order, index: int) -> str:
 
     Marked with ≈ if it is within noise of the first order's.
     """
-    accuracies = [100 * accuracy for accuracy in order.accuracies(index)]
-    mean = sum(accuracies) / len(accuracies)
+    accuracies = order.accuracies(index)
+    mean = 100 * sum(accuracies) / len(accuracies)
     low, high = min(accuracies), max(accuracies)
     if len(accuracies) == 1:
-        low, high = (100 * end for end in order.points[index].accuracy.interval)
+        low, high = order.points[index].accuracy.interval
     same = order is not first and order.within_noise(first, index)
-    return f"{'≈ ' if same else ''}{mean:.1f} ({low:.1f} to {high:.1f})"
+    return f"{'≈ ' if same else ''}{mean:.2f} ({span(low, high)})"
 
 
 def _plan_lines(report: Report) -> list[str]:
@@ -238,7 +274,3 @@ def _plan_lines(report: Report) -> list[str]:
             f"({Latency(**time).conditions}, {time['runs']} interleaved runs)"
         )
     return [*lines, ""] if report.latency else lines
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"

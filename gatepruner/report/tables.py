@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from gatepruner.errors import visible
+from gatepruner.report.numbers import kept, percent, span
 
 if TYPE_CHECKING:
     from gatepruner.compression.record import StepRecord
@@ -90,10 +91,9 @@ def curve_table(orders: Sequence[Order]) -> str:
         if index % step and index != last:
             continue
         low, high = point.accuracy.interval
-        kept = f"{point.cost.macs / first[0].cost.macs:.0%}"
+        left = kept(point.cost.macs, first[0].cost.macs)
         compared = [_compared(order, orders[0], index) for order in orders]
-        interval = f"{100 * low:.1f} to {100 * high:.1f}"
-        rows.append((str(point.removed), *compared, interval, kept))
+        rows.append((str(point.removed), *compared, span(low, high), left))
     rows.append(("ranking", *(f"{order.seconds:.1f} s" for order in orders), "", ""))
     names = [order.criterion for order in orders]
     text = table(("removed", *names, f"95 % of {names[0]}", "MACs kept"), rows)
@@ -104,14 +104,14 @@ def curve_table(orders: Sequence[Order]) -> str:
 def _compared(order: Order, first: Order, index: int) -> str:
     """Mean accuracy of an order's runs, marked if it is within noise of the first order's."""
     mark = "~" if order is not first and order.within_noise(first, index) else ""
-    return f"{mark}{100 * fmean(order.accuracies(index)):.1f} %"
+    return f"{mark}{percent(fmean(order.accuracies(index)))}"
 
 
 def accuracy_text(measured: Accuracy) -> str:
     """`91.50 % (95 % interval 89.60 to 93.08, 915 of 1,000 images), loss 0.3842`."""
     low, high = measured.interval
     return (
-        f"{100 * measured.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}, "
+        f"{percent(measured.accuracy)} (95 % interval {span(low, high)}, "
         f"{measured.correct:,} of {measured.images:,} images), loss {measured.loss:.4f}"
     )
 
@@ -120,7 +120,7 @@ def agreement_text(measured: Agreement) -> str:
     """`93.00 % (95 % interval 88.61 to 95.78, 186 of 200 images), distance of features 0.112`."""
     low, high = measured.interval
     text = (
-        f"{100 * measured.agreement:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}, "
+        f"{percent(measured.agreement)} (95 % interval {span(low, high)}, "
         f"{measured.agreeing:,} of {measured.images:,} images)"
     )
     known = measured.distance is not None
@@ -156,7 +156,7 @@ def step_text(step: StepRecord) -> str:
     """The record of a step of a compression in one line."""
     return (
         f"{step.name}: {step.blocks} blocks, {step.macs:,} MACs, {step.measure} "
-        f"{100 * step.share:.2f} % ({100 * step.low:.1f} to {100 * step.high:.1f}), "
+        f"{percent(step.share)} ({span(step.low, step.high)}), "
         f"{step.seconds:.1f} s"
     )
 
@@ -181,9 +181,14 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
     )
 
 
-def loading_text(path: str, checkpoint: Checkpoint) -> str:
-    """How to load a written network in Python."""
+def loading_call(path: str, checkpoint: Checkpoint) -> str:
+    """The call that loads and builds a written network in Python."""
     brought = checkpoint.network.base.source == "caller"
     module = f", module={checkpoint.notes.get('module')!r}" if brought else ""
-    call = f"gatepruner.load({path!r}{module})"
-    return f"to load it in Python:\n  import gatepruner\n  module = {call}.build()"
+    return f"gatepruner.load({path!r}{module}).build()"
+
+
+def loading_text(path: str, checkpoint: Checkpoint) -> str:
+    """How to load a written network in Python."""
+    call = loading_call(path, checkpoint)
+    return f"to load it in Python:\n  import gatepruner\n  module = {call}"

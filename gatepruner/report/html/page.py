@@ -1,0 +1,114 @@
+"""The content of `report.html`, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gatepruner.networks.network import Block
+from gatepruner.report.numbers import kept, milliseconds, percent, span
+
+
+@dataclass(frozen=True)
+class State:
+    """A network that was measured.
+
+    Attributes:
+        title: what was done, as `10 blocks removed`.
+        removed: how many blocks of its curve's order are gone.
+        share: accuracy or agreement, as a fraction of 1.
+        low: lower end of its interval.
+        high: upper end.
+        macs: multiply-accumulates for one image.
+        params: number of parameters.
+        latency: quartiles in seconds, by what they depend on; may be empty.
+        command: how to get the network; may be empty.
+    """
+
+    title: str
+    removed: int
+    share: float
+    low: float
+    high: float
+    macs: int
+    params: int
+    latency: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The states of networks that follow from each other.
+
+    Attributes:
+        name: in one word, for tables.
+        label: for the legend.
+        spread: what `low` and `high` are.
+        order: names of blocks in the order of removal.
+        states: in order, as many as those of every other curve.
+    """
+
+    name: str
+    label: str
+    spread: str
+    order: Sequence[str]
+    states: Sequence[State]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The content of `report.html`.
+
+    Attributes:
+        title: the heading.
+        lead: sentences below it.
+        measure: what `share` is, as `top-1 accuracy`.
+        axis: label of the x axis, and of the slider.
+        ticks: what is written below the x axis, by the index of a state.
+        blocks: all blocks of the whole network, in the order of depth.
+        gates: the known gates by block.
+        curves: at least one.
+        start: index of the state that is shown first.
+        ranked: whether blocks go one after another.
+        how: what `command` is, as `In a shell`.
+        conditions: what the numbers depend on.
+    """
+
+    title: str
+    lead: Sequence[str]
+    measure: str
+    axis: str
+    ticks: Mapping[int, str]
+    blocks: Sequence[Block]
+    gates: Mapping[str, float]
+    curves: Sequence[Curve]
+    start: int
+    ranked: bool
+    how: str
+    conditions: Mapping[str, object]
+
+    @property
+    def engines(self) -> list[str]:
+        """What latencies depend on, each once."""
+        states = (state for curve in self.curves for state in curve.states)
+        return list(dict.fromkeys(engine for state in states for engine in state.latency))
+
+
+def readings(page: Page, curve: Curve, state: State) -> list[tuple[str, str]]:
+    """The numbers of a state, each with what it is."""
+    whole = curve.states[0]
+    timed = [(f"latency ({engine})", _latency(state, engine)) for engine in page.engines]
+    return [
+        (page.measure, percent(state.share)),
+        ("interval", f"{span(state.low, state.high)} ({curve.spread})"),
+        ("MACs", f"{state.macs:,} ({kept(state.macs, whole.macs)})"),
+        ("parameters", f"{state.params:,} ({kept(state.params, whole.params)})"),
+        *timed,
+    ]
+
+
+def _latency(state: State, engine: str) -> str:
+    if engine not in state.latency:
+        return "not measured"
+    low, median, high = state.latency[engine]
+    return f"{milliseconds(median)} ({1e3 * low:.2f} to {1e3 * high:.2f})"
