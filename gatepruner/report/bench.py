@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+from gatepruner.files.writing import text_filling, write_files
 from gatepruner.measuring.bench import Measured
 from gatepruner.report.files import versions
-from gatepruner.report.style import COLORS, STYLE, WIDE, save_figure
+from gatepruner.report.style import COLORS, STYLE, WIDE, figure_fillings
 from gatepruner.report.tables import table
 
 MARKERS = ("o", "s", "^", "D", "v")
@@ -61,8 +62,9 @@ def write_bench(
         "versions": versions(),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
-    save_figure(bench_figure(measured, accuracies), directory / "bench")
+    fillings = figure_fillings(bench_figure(measured, accuracies), directory / "bench")
+    text = json.dumps(document, indent=1) + "\n"
+    write_files({**fillings, directory / "bench.json": text_filling(text)})
     return document
 
 
