@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from gatepruner.files.checkpoints import load as load
     from gatepruner.files.checkpoints import save as save
     from gatepruner.files.export import to_torchvision as to_torchvision
+    from gatepruner.files.formats import FORMATS as FORMATS
+    from gatepruner.files.formats import export as export
     from gatepruner.images.classes import map_classes as map_classes
     from gatepruner.images.dataset import examples_of as examples_of
     from gatepruner.images.examples import Examples as Examples
@@ -51,8 +53,11 @@ if TYPE_CHECKING:
     from gatepruner.measuring.accuracy import accuracy as accuracy
     from gatepruner.measuring.agreement import Agreement as Agreement
     from gatepruner.measuring.agreement import agreement as agreement
+    from gatepruner.measuring.bench import Measured as Measured
+    from gatepruner.measuring.bench import bench as bench
     from gatepruner.measuring.cost import Cost as Cost
     from gatepruner.measuring.cost import count as count
+    from gatepruner.measuring.engines import ENGINES as ENGINES
     from gatepruner.measuring.latency import latency as latency
     from gatepruner.measuring.recalibration import recalibrate as recalibrate
     from gatepruner.networks.checkpoint import Checkpoint as Checkpoint
@@ -91,6 +96,7 @@ _PUBLIC = {
     "errors": "GatePrunerError",
     "files.checkpoints": "load save",
     "files.export": "to_torchvision",
+    "files.formats": "FORMATS export",
     "images.classes": "map_classes",
     "images.dataset": "examples_of",
     "images.examples": "Examples",
@@ -105,6 +111,8 @@ _PUBLIC = {
     "measuring.accuracy": "Accuracy accuracy",
     "measuring.agreement": "Agreement agreement",
     "measuring.cost": "Cost count",
+    "measuring.bench": "bench Measured",
+    "measuring.engines": "ENGINES",
     "measuring.latency": "latency",
     "measuring.recalibration": "recalibrate",
     "networks.checkpoint": "Checkpoint",

@@ -260,7 +260,7 @@ def test_a_file_of_classes_is_read(run, tmp_path, whole):
     assert "of which resnet8 does not know Hund, Katze" in refused.err
     assert refused.err.endswith("; pass --classes FILE\n")
     without = run("recalibrate", whole, "--data", f"pictures:{tmp_path}/few", *file)
-    assert f"error: --classes names folders of classes: pictures:{tmp_path}/few" in without.err
+    assert f"error: --classes names classes of images: pictures:{tmp_path}/few" in without.err
     done = run(*asked, *file)
     assert "2 of the 10 classes, found by name" in done.out + done.err
 

@@ -74,7 +74,7 @@ def clock(monkeypatch) -> list[list[str]]:
     """A clock that tells a network by its parameters; what it was asked is kept."""
     asked: list[list[str]] = []
 
-    def latency(modules, shape, *, batch=1, device="cpu", runs=30, track=iter):
+    def latency(modules, shape, *, batch=1, device="cpu", runs=30, **others):
         asked.append(list(modules))
         sizes = {name: sum(p.numel() for p in one.parameters()) for name, one in modules.items()}
         return {
@@ -100,7 +100,7 @@ def kept(whole, train, test, tmp_path_factory) -> tuple[Compressed, Path, list]:
     return result, folder, seen
 
 
-def _still(modules, shape, *, batch=1, device="cpu", runs=30, track=iter):
+def _still(modules, shape, *, batch=1, device="cpu", runs=30, **others):
     sizes = {name: sum(p.numel() for p in one.parameters()) for name, one in modules.items()}
     return {name: Latency(size, size, size, runs, batch, "cpu") for name, size in sizes.items()}
 

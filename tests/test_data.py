@@ -671,7 +671,7 @@ def test_data_of_another_split_size_or_channel_count_are_refused(tmp_path):
         load_images(spec, (3, 28, 28))
     with pytest.raises(DataError, match=r"has images of 1x28x28.*: the network takes 1x32x32"):
         load_images(spec, (1, 32, 32))
-    with pytest.raises(DataError, match="only images of an imagefolder or of pictures can"):
+    with pytest.raises(DataError, match="only pictures of any size can be"):
         load_images(spec, GREY, resize=32)
 
 

@@ -1,18 +1,26 @@
-"""The documents: their links lead somewhere, and `docs/cli.md` has the options that there are."""
+"""The documents: links lead somewhere, options, API and notebook are those that there are."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+import gatepruner
 from gatepruner.cli import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
-PAGES += [*sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [*sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "gatepruner" / "demo" / "README.md"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SHARED = "What the commands share"
@@ -86,3 +94,70 @@ def test_the_defaults_in_the_tables_are_those_of_the_command(name):
     told = {option: re.search(r"\(([\d,.]+)\)", text) for option, text in rows}
     numbers = {option: float(found[1].replace(",", "")) for option, found in told.items() if found}
     assert numbers == {option: defaults[option] for option in numbers}
+
+
+PUBLIC = [name for name in gatepruner.__all__ if name != "__version__"]
+FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(getattr(gatepruner, name))]
+
+
+def test_the_reference_has_every_public_name_once():
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    named = re.findall(r"^::: gatepruner\.(\w+)$", pages, re.MULTILINE)
+    assert sorted(named) == sorted(PUBLIC)
+
+
+def undocumented(function: Any) -> set[str]:
+    """Arguments that a function takes or that its docstring describes, but not both."""
+    text = inspect.getdoc(function) or ""
+    section = re.search(r"^Args:\n((?:    .*\n?)*)", text, re.MULTILINE)
+    told = re.findall(r"^    (\w+): ", section[1], re.MULTILINE) if section else []
+    return set(told) ^ set(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_public_function_documents_its_arguments(name):
+    assert undocumented(getattr(gatepruner, name)) == set()
+
+
+def test_an_argument_without_a_description_is_seen():
+    def scaled(image, *, factor):
+        """Scale.
+
+        Args:
+            image: what to scale.
+            by: how much.
+        """
+
+    assert undocumented(scaled) == {"factor", "by"}
+    assert undocumented(lambda image: image) == {"image"}
+
+
+def test_every_page_has_its_place_in_the_site():
+    places = re.findall(r"[\w/-]+\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    docs = ROOT / "docs"
+    assert {str(page.relative_to(docs)) for page in docs.rglob("*.md")} - {*places} == set()
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings_handlers.python")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def shape_of(text: str) -> str:
+    """A text without the differences that another machine may make."""
+    return " ".join(re.sub(r"\d+(\.\d+)?", "0", text).split())
+
+
+def test_the_notebook_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    cells = json.loads((ROOT / "docs" / "session.ipynb").read_text())["cells"]
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec("".join(cell["source"]), names)
+        shown = "".join("".join(output.get("text", "")) for output in cell["outputs"])
+        assert shape_of(printed.getvalue()) == shape_of(shown)
+    assert names["small"].network.depth == 7

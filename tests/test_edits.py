@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import GATED, draw, images_for, logits, removable, subsets, with_gates_at
 from torch import fx, nn
 
+from gatepruner.errors import ArchitectureError
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import Gate, PlainGate, Scale
 from gatepruner.pruning.surgery import add_gates, fold_gates, remove, remove_shortcuts
@@ -181,6 +182,26 @@ def test_what_overwrites_its_input_does_not_overwrite_what_a_shortcut_is_a_view_
     assert torch.equal(logits(small, images), logits(masked, images))
 
 
+class Viewing(nn.Module):
+    """Views a sum whose shortcut lies transposed in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3 * 36, 5)
+
+    def forward(self, x):
+        turned = x.transpose(2, 3)
+        return self.head((self.conv(x) + turned).view(-1, 3 * 36))
+
+
+def test_a_view_holds_whatever_lies_in_an_additions_place():
+    module, images = Viewing().eval(), torch.randn(2, 3, 6, 6)
+    checkpoint = Checkpoint.of(module, (3, 6, 6))
+    assert torch.equal(checkpoint.build()(images), module(images))
+    alone = module.head(images.transpose(2, 3).reshape(2, -1))
+    assert torch.equal(remove(checkpoint, "root").build()(images), alone)
+
+
 class Weighted(nn.Module):
     """A block whose addition is written in some way, between a stem and a head."""
 
@@ -259,6 +280,26 @@ def test_what_is_left_of_an_addition_keeps_its_factor(how, gate):
     ):
         torch.testing.assert_close(logits(found.build(), images), expected, rtol=1e-5, atol=1e-6)
     assert network.blocks[0].identity == ("alpha of s" not in how)
+
+
+@torch.no_grad()
+def test_a_branch_that_is_repeated_is_so_without_its_shortcut():
+    module = Weighted(lambda s, f: s + f.mean((2, 3), keepdim=True)).eval()
+    checkpoint = Checkpoint.of(module, (3, 8, 8))
+    images = images_for(checkpoint.network)
+    for small, factors in (
+        (remove(checkpoint, "root"), (0.0, 1.0)),
+        (remove_shortcuts(checkpoint, "root"), (1.0, 0.0)),
+        (remove_shortcuts(add_gates(checkpoint), "root"), (1.0, 0.0)),
+    ):
+        module.whole, module.half = factors
+        assert torch.equal(logits(small.build(), images), logits(module, images))
+
+
+def test_a_shortcut_that_would_have_to_be_repeated_makes_no_block():
+    module = Weighted(lambda s, f: s.mean((2, 3), keepdim=True) + f).eval()
+    with pytest.raises(ArchitectureError, match="no residual addition"):
+        Checkpoint.of(module, (3, 8, 8))
 
 
 def test_two_modules_built_of_one_network_share_nothing():

@@ -46,7 +46,7 @@ def _short(monkeypatch) -> None:
 def _clock(monkeypatch) -> None:
     """A clock that tells a network by its parameters."""
 
-    def latency(modules, shape, *, batch=1, device="cpu", runs=30, track=iter):
+    def latency(modules, shape, *, batch=1, device="cpu", runs=30, **others):
         sizes = {name: sum(p.numel() for p in one.parameters()) for name, one in modules.items()}
         return {name: Latency(size, size, size, runs, batch, "cpu") for name, size in sizes.items()}
 

@@ -106,13 +106,13 @@ def test_folder_of_timm_says_what_it_is(tmp_path):
 
 REFUSED = {
     "no configuration": ("", "expected a file, or a folder with config.json"),
-    "a model of transformers": (
-        '{"architectures": ["ViTForImageClassification"], "model_type": "vit"}',
-        r"transformers \(ViTForImageClassification\), .* module=",
+    "an architecture of timm in a hub": (
+        '{"model_type": "timm_wrapper", "architecture": "hf-hub:someone/something"}',
+        "hf-hub:.*expected timm's",
     ),
     "an address": ('{"architecture": "hf-hub:someone/something"}', "hf-hub:.*expected timm's"),
     "a path": ('{"architecture": "local-dir:/etc"}', "local-dir:.*expected timm's"),
-    "another type": ('{"architecture": ["resnet18"]}', r"transformers \(None\)"),
+    "another type": ('{"architecture": ["resnet18"]}', "neither model_type nor architecture"),
 }
 
 

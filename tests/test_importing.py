@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -123,11 +124,18 @@ def test_two_files_of_one_name_are_two_modules(nets):
     assert type(imported("net.py:Net")) is type(other)
 
 
-def test_a_file_does_not_take_the_place_of_a_library(nets):
+def test_a_file_does_not_take_the_place_of_a_library(nets, monkeypatch):
     (nets / "torch.py").write_text("class Net:\n    pass\n")
     with pytest.raises(ArchitectureError, match="returns a Net: expected an nn"):
         imported("torch.py:Net")
     assert sys.modules["torch"] is torch
+    (nets / "antigravity.py").write_text("from torch import nn\nready = nn.Identity()\n")
+    assert isinstance(imported("antigravity.py:ready"), torch.nn.Identity)
+    assert "antigravity" not in sys.modules
+    made = ModuleType("net")  # without a file, as some make
+    monkeypatch.setitem(sys.modules, "net", made)
+    assert len(imported("nets/net.py:Net").blocks) == 3
+    assert sys.modules["net"] is made
 
 
 REFUSED = {
@@ -182,6 +190,7 @@ def test_a_recorded_name_is_text_that_nothing_imports(nets, weights):
     with pytest.raises(ArchitectureError, match=r"module='canary\.py:Net'"):
         load("own.pt")
     assert not (nets / "sung").exists()
+    assert load("own.pt", module="nets/net.py:Net").notes["module"] == "nets/net.py:Net"
 
 
 @pytest.mark.parametrize(
@@ -267,6 +276,7 @@ def test_training_begins_with_a_module_too(run, nets):
     assert done.document["name"] == "gated-Net"
     trained = load("t.pt", module="nets/net.py:Net")
     assert len(trained.gates) == 3
+    assert run("inspect", "t.pt").err.endswith("pass --module nets/net.py:Net\n")
     for wrong in (
         (),
         ("resnet8", *BROUGHT),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -16,6 +17,7 @@ ROOT = Path(gatepruner.__file__).parent
 ORDER = (
     *(
         "errors",
+        "documents",
         "signals",
         "models",
         "networks",
@@ -105,6 +107,12 @@ def test_the_library_is_silent_and_never_runs_pickled_code(path):
     source = path.read_text()
     assert parts(path)[0] in ("cli", "report") or not calls_print(source)
     assert not runs_pickled_code(source)
+
+
+def test_the_design_lists_the_folders_in_their_order():
+    design = Path(__file__).parents[1] / "docs" / "design.md"
+    section = design.read_text().partition("## Folders")[2].partition("\n## ")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == ORDER
 
 
 def test_relative_imports_are_not_used():

@@ -376,6 +376,26 @@ class Attending(nn.Module):
         return self.head((x + f).mean(1))
 
 
+def drop_path(x, rate, training):
+    """Stochastic depth as a function, as many networks have it."""
+    if not training or rate == 0:
+        return x
+    return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - rate) / (1 - rate)
+
+
+class Switching(nn.Module):
+    """Computes different things, and passes different words, in training and in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = x + drop_path(self.conv(x), 0.5, self.training)
+        mode = "nearest" if self.training else "bicubic"
+        return self.head(F.interpolate(x, 20, mode=mode).mean((2, 3)))
+
+
 WITHOUT_GATEPRUNER = """
 import sys, torch
 sys.modules["gatepruner"] = None  # importing it fails
@@ -395,6 +415,7 @@ def test_a_built_module_is_unpickled_without_gatepruner(callers, tmp_path):
     checkpoints = {
         "functional dropout": Checkpoint.of(callers, (3, 16, 16)),
         "attention": Checkpoint.of(Attending(), (1, 8, 16)),
+        "modes": Checkpoint.of(Switching(), (3, 16, 16)),
         "gates": draw("gated-resnet8"),
         "plain gates": draw("gated-plain-fc6"),
         "constants": fold_gates(draw("gated-plain-fc6")),
@@ -410,7 +431,8 @@ def test_a_built_module_is_unpickled_without_gatepruner(callers, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*jit.trace.*")
 def test_a_built_module_is_exported_and_traced(callers):
-    for checkpoint in (Checkpoint.of(callers, (3, 16, 16)), draw("gated-resnet8")):
+    brought = (Checkpoint.of(module, (3, 16, 16)) for module in (callers, Switching()))
+    for checkpoint in (*brought, draw("gated-resnet8")):
         module, images = checkpoint.build(), images_for(checkpoint.network)
         expected = logits(module, images)
         for other in (

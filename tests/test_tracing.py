@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.video import swin3d_t
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
-from gatepruner import Checkpoint
+from gatepruner import Checkpoint, load, remove, save
 from gatepruner.errors import ArchitectureError
 
 SHAPE = (4, 6, 6)
@@ -188,6 +188,29 @@ def test_what_is_overwritten_is_what_the_author_overwrites(written):
     assert_same(Written(written, act=lambda: nn.ReLU(inplace=True)))
 
 
+def chunked(self, x):
+    first, _ = x.chunk(2, 1)
+    first += 1
+    return x
+
+
+def turned(self, x):
+    x.transpose(1, 2).mul_(1.5)
+    return x
+
+
+@pytest.mark.parametrize("written", [chunked, turned])
+def test_a_block_whose_shortcut_a_view_overwrites_is_a_block(written):
+    class Block(WrittenBlock):
+        def forward(self, x):
+            x = written(self, x)
+            return x + self.conv2(self.conv1(x))
+
+    module = Written(lambda self, x: x)
+    module.blocks = nn.ModuleList(Block(None) for _ in range(2))
+    assert_same(module)
+
+
 def test_an_overwritten_value_stays_as_it_was_for_others():
     def reads_both(self, x):
         before = x + 0
@@ -285,6 +308,10 @@ def noise_in_training(self, x):
     return x
 
 
+def noise_or_nothing(self, x):
+    return x + (torch.randn_like(x) if self.training else 0)
+
+
 def other_activation_in_training(self, x):
     return x.relu() if self.training else x.clamp(0, 6)
 
@@ -298,6 +325,7 @@ def dropout_by_a_function(self, x):
 
 
 AS_WRITTEN = (
+    noise_or_nothing,
     *(activations_made_inside, flags, asserts_on_shapes, factories, loops_over_sizes),
     tensors_made_inside,
     *(integers_of_sizes, data_types, drop_path_by_a_function, noise_in_training),
@@ -324,7 +352,14 @@ class Counting(nn.Module):
         return torch.cat([image[None] * 2 for image in x])
 
 
-@pytest.mark.parametrize("inner", [Asking, Counting])
+class Scaling(nn.Module):
+    """Takes a number out of its input, where no answer is asked for."""
+
+    def forward(self, x):
+        return x * x.abs().max().item()
+
+
+@pytest.mark.parametrize("inner", [Asking, Counting, Scaling])
 def test_the_innermost_module_that_cannot_be_followed_is_kept_whole(inner):
     checkpoint = assert_same(Written(lambda self, x: self.act(x), act=inner))
     assert {block.layers for block in checkpoint.network.blocks} == {
@@ -459,6 +494,34 @@ def test_the_length_of_a_batch_is_traced(how):
     assert "len" not in globals()
 
 
+class Transformer(nn.Module):
+    """Has torch's own transformer layers, without dropout."""
+
+    def __init__(self, first):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True, norm_first=first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@torch.no_grad()
+def test_blocks_of_torchs_own_transformer_layers_are_blocks(first):
+    module, images = Transformer(first).eval(), torch.randn(2, *SHAPE)
+    checkpoint = Checkpoint.of(module, SHAPE)
+    blocks = [f"encoder.layers.{layer}:{number}" for layer in (0, 1) for number in (1, 2)]
+    assert [block.name for block in checkpoint.network.blocks] == blocks
+    torch.testing.assert_close(checkpoint.build()(images), module(images))
+    small = remove(checkpoint, blocks[1::2]).build()(images)
+    for layer in module.encoder.layers:  # without its second linear layer, nothing is added
+        layer.linear2.weight.zero_()
+        layer.linear2.bias.zero_()
+    torch.testing.assert_close(small, module(images))
+
+
 class Assigning(Written):
     """Remembers sizes in its attributes."""
 
@@ -569,14 +632,40 @@ def test_wrappers_are_taken_off(wrapper):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_scripted_modules_and_reserved_names_are_refused():
+def test_scripted_modules_are_refused():
     module = nn.Sequential(torch.jit.script(nn.ReLU()))
     with pytest.raises(ArchitectureError, match="0 is a TorchScript module"):
         Checkpoint.of(module, SHAPE)
-    module = Written(lambda self, x: x)
-    module.graph = nn.ReLU()
-    with pytest.raises(ArchitectureError, match="Written has a submodule named graph"):
-        Checkpoint.of(module, SHAPE)
+
+
+class Reserved(nn.Module):
+    """Has submodules named as attributes of every graph module."""
+
+    def __init__(self):
+        super().__init__()
+        self.graph, self.meta = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.code, self.recompile = nn.Linear(4, 5), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = x + self.meta(self.graph(x))
+        x = x + self.recompile(x)
+        return self.code(x.mean((2, 3)))
+
+
+def test_reserved_names_get_an_underscore_and_the_authors_files_still_fit(tmp_path):
+    module, images = Reserved().eval(), torch.randn(2, *SHAPE)
+    expected, keys = module(images), set(module.state_dict())
+    checkpoint = Checkpoint.of(module, SHAPE)
+    assert set(module.state_dict()) == keys
+    save(checkpoint, tmp_path / "own.pt")
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "author.pth")
+    for read in (
+        checkpoint,
+        load(tmp_path / "own.pt", module=module),
+        load(tmp_path / "author.pth", module=module, input_shape=SHAPE),
+    ):
+        assert torch.equal(read.build()(images), expected)
+        assert {"graph_.weight", "meta_.bias", "code_.bias"} < read.weights.keys()
 
 
 REPARAMETRIZED = {

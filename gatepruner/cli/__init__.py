@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from gatepruner.cli import problems
+from gatepruner.cli.benching import bench
 from gatepruner.cli.changing import export, recalibrate
 from gatepruner.cli.compressing import compress
 from gatepruner.cli.gating import gate
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(demo, compress, inspect, rank, gate, prune, sweep),
-    *(recalibrate, finetune, evaluate, train, export),
+    *(recalibrate, finetune, evaluate, bench, train, export),
 )
 for command in COMMANDS:
     app.command()(stopping()(flat(command)))

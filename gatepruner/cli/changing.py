@@ -13,7 +13,7 @@ from gatepruner.cli.learning import read
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
-from gatepruner.errors import CheckpointError, DataError, PlanError
+from gatepruner.errors import DataError, PlanError
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
@@ -72,60 +72,59 @@ def recalibrate(
 
 
 @dataclass(frozen=True)
-class Format:
+class Target:
     """Format.
 
     Attributes:
-        to: format to write.
+        to: format to write; by default what the name of the file says.
     """
 
-    to: Annotated[Literal["torchvision", "safetensors"], typer.Option(rich_help_panel=COMMON)]
+    to: Annotated[
+        Literal["onnx", "torch", "openvino", "torchvision", "timm", "safetensors"] | None,
+        typer.Option(rich_help_panel=COMMON),
+    ] = None
 
 
 def export(
     source: Source,
     *,
-    form: Format,
+    form: Target,
     call: Annotated[Writing, Group(needs=("output",), leave_out=("quiet",))],
 ) -> None:
-    """Write a network for other software.
+    """Write a network for other software, gates folded, and check what was written.
 
-    `torchvision` writes a state dict that the stock ResNet loads strictly, `safetensors` the
-    weights, gates folded.
+    ONNX (.onnx), torch.export (.pt2), OpenVINO (.xml), a state dict for the stock classes of
+    torchvision or timm (.pth), or safetensors. FILE.config.json says how to prepare images.
+
+    Example: `gatepruner export small.pt -o small.onnx`
 
     Example: `gatepruner export resnet50-drop4.pt --to torchvision -o small.pth`
     """
+    from gatepruner.files.formats import check_format, format_of
+    from gatepruner.files.writing import refuse_existing
+
     target = call.target(source.ckpt, "")
     problems = Problems()
-    call.check([target], problems)
     with problems:
-        if form.to == "safetensors" and target.suffix != ".safetensors":
-            raise CheckpointError(f"cannot write {target}: expected a name ending in .safetensors")
+        refuse_existing(target, force=call.force)
     with problems:
         checkpoint = source.read()
     problems.refuse()
+    to = form.to or format_of(target, checkpoint.network)
+    check_format(to, target, checkpoint.network)
     if call.dry_run:
         return foretell(call, checkpoint, [target], [], Data())
-    document = write_export(checkpoint, target, form.to, call)
+    document = write_export(checkpoint, target, to, call)
     call.record(target)
-    call.terminal.say(f"wrote {target}")
-    return call.finish(
-        {"input": str(source.ckpt), "output": str(target), "to": form.to, **document}
-    )
+    return call.finish({"input": str(source.ckpt), "output": str(target), "to": to, **document})
 
 
 def write_export(checkpoint: Checkpoint, target: Path, to: str, call: Writing) -> dict[str, Any]:
-    """Write a network for other software; what torchvision's ResNet takes to load it."""
-    from gatepruner.files.checkpoints import save
-    from gatepruner.files.export import to_torchvision
-    from gatepruner.files.storage import write_tensors
-    from gatepruner.pruning.surgery import fold_gates
+    """Write a network for other software and say how to load it; what there is to know of it."""
+    from gatepruner.files.formats import export as exported
 
-    if to == "safetensors":
-        gated = checkpoint.network.edits.gated
-        save(fold_gates(checkpoint) if gated else checkpoint, target, force=call.force)
-        return {}
-    stock = to_torchvision(checkpoint)
-    write_tensors(stock.state, target, force=call.force)
-    call.terminal.say(stock.recipe(str(target)))
-    return {"block": stock.block, "layers": stock.layers, "arguments": dict(stock.arguments)}
+    written = exported(checkpoint, target, to, force=call.force)
+    call.terminal.say(f"{written.recipe}\nwrote {target} and {written.sidecar}")
+    call.terminal.say(f"its logits differ by {written.difference:.1e} of the greatest one")
+    files = {"sidecar": str(written.sidecar), "difference": written.difference}
+    return {**files, **written.details}

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from gatepruner.pruning.criteria import CRITERIA
 
-KINDS = ("imagefolder:", "pictures:", "mnist:", "fashion-mnist:", "cifar10:", "cifar100:")
+KINDS = (
+    *("imagefolder:", "pictures:", "hf:", "parquet:"),
+    *("mnist:", "fashion-mnist:", "cifar10:", "cifar100:"),
+)
 
 
 def device_words(incomplete: str) -> list[str]:

@@ -14,7 +14,6 @@ from gatepruner.cli.foretelling import LEARNING, Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.keeping import stopping
 from gatepruner.cli.learning import gating_work, held_out_fifth, read, training_work
-from gatepruner.cli.measuring import meter_of
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -25,6 +24,7 @@ from gatepruner.learning.recipes import CHOICES, FINE_TUNING, GateRecipe, Recipe
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
     from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.networks.network import Network
     from gatepruner.pruning.goals import Goal
     from gatepruner.report.terminal import Terminal
 
@@ -38,7 +38,8 @@ class Steps:
         recalibrate: training images to estimate batch-norm statistics from; 0 leaves this out.
         epochs: epochs of fine-tuning; by default 10, or as many as take 400 steps if there are few
             images; 0 leaves this out.
-        export: also write this file, .safetensors or .pth for stock torchvision.
+        export: also write this file for other software: .onnx, .pt2, .xml for OpenVINO,
+            .safetensors, or .pth for the stock class of torchvision or timm.
     """
 
     gate_images: Annotated[int, typer.Option(min=2)] = CompressionRecipe.gate_images
@@ -46,14 +47,27 @@ class Steps:
     epochs: Annotated[int | None, typer.Option(min=0)] = None
     export: Path | None = None
 
-    @property
-    def stock(self) -> bool:
-        """Whether stock torchvision is to load the result."""
-        return self.export is not None and self.export.suffix != ".safetensors"
+    def format(self, network: Network) -> str | None:
+        """The format to export to, if any."""
+        from gatepruner.files.formats import format_of
 
-    def recipe(self, gating: GateRecipe, tuning: Recipe) -> CompressionRecipe:
+        return format_of(self.export, network) if self.export is not None else None
+
+    def check(self, network: Network) -> None:
+        """Refuse an export that cannot be made, before any work is done."""
+        from gatepruner.files.formats import check_format, check_whole_blocks
+
+        to = self.format(network)
+        if self.export is not None and to is not None:
+            check_format(to, self.export, network)
+            check_whole_blocks(to, network)
+
+    def recipe(self, gating: GateRecipe, tuning: Recipe, network: Network) -> CompressionRecipe:
         """How to compress."""
-        gating = replace(gating, identity_only=self.stock)
+        from gatepruner.files.formats import FORMATS
+
+        to = self.format(network)
+        gating = replace(gating, identity_only=to is not None and FORMATS[to].identity_only)
         batch = min(tuning.batch_size, gating.batch_size)
         tuned = replace(tuning, epochs=self.epochs, batch_size=batch) if self.epochs != 0 else None
         trial = CompressionRecipe.trial if tuning.learning_rate is None else 0
@@ -66,6 +80,8 @@ GATING = {
     "learning_rate": "gate_learning_rate",
     "norm_learning_rate": "norm_learning_rate",
     "latency_batch": "latency_batch",
+    "engine": "engine",
+    "threads": "threads",
     "batch_size": "batch_size",
     "seed": "seed",
 }
@@ -79,7 +95,7 @@ def compress(
     call: Annotated[Resumable, Group(needs=("output",))],
     data: Annotated[Data, Group(needs=("data",))],
     steps: Steps,
-    gating: Annotated[GateRecipe, Group(only=GATING)],
+    gating: Annotated[GateRecipe, Group(only=GATING, words=CHOICES)],
     tuning: Annotated[Recipe, Group(only=TUNING, words=CHOICES)] = FINE_TUNING,
     held: HoldOut,
 ) -> None:
@@ -94,6 +110,10 @@ def compress(
     from gatepruner.compression.compress import compress as compressed
     from gatepruner.compression.compress import refuse
     from gatepruner.files.checkpoints import save
+    from gatepruner.files.formats import format_of
+    from gatepruner.files.writing import refuse_existing
+    from gatepruner.learning.gates import meter_of
+    from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.goals import check_reachable
     from gatepruner.report.compression import write_compression
     from gatepruner.report.tables import loading_text, steps_table
@@ -104,20 +124,23 @@ def compress(
     if goal.kind == "loss" and not held.hold_out:
         raise typer.BadParameter("--max-loss is measured on held-out images: --hold-out above 0")
     output = call.target(source.ckpt, "")
-    outputs = [output, *([steps.export] if steps.export else [])]
+    exports = [steps.export] if steps.export else []
     folder = output.with_name(f"{output.stem}-compress")
     problems = Problems()
     begun = call.resume and (folder / "steps.json").exists()
-    call.check(outputs, problems, resume=begun)
+    call.check([output], problems, resume=begun)
+    for export in exports:
+        with problems:
+            refuse_existing(export, force=call.force or begun)
     whole = read(source, data, problems)
     train, held_out, test = _images(whole, data, held, steps, call.terminal, problems)
-    recipe = steps.recipe(gating, tuning).fitted(len(train))
+    recipe = steps.recipe(gating, tuning, whole.network).fitted(len(train))
     if call.dry_run:
         refuse(whole, train, goal, recipe, test, held_out)
-        meter = meter_of(whole.network, data, recipe.gating.latency_batch, call.terminal)
+        meter = meter_of(whole.network, recipe.gating, pick_device(data.device))
         check_reachable(goal, whole.network, whole.network.removable, meter)
         works = _works(whole, train, test, goal, recipe)
-        return foretell(call, whole, [output, folder, *outputs[1:]], works, data)
+        return foretell(call, whole, [output, folder, *exports], works, data)
     for line in _remarks(whole, train, recipe):
         call.terminal.say(line)
     with stopping(folder / "steps.json"), call.terminal.watching() as watch:
@@ -138,17 +161,20 @@ def compress(
             on_stop=call.terminal.stopping,
         )
     save(result.checkpoint, output, force=True)
-    if steps.export is not None:
-        to = "torchvision" if steps.stock else "safetensors"
-        write_export(result.checkpoint, steps.export, to, replace(call, force=True))
-        call.terminal.say(f"wrote {steps.export}")
+    for export in exports:
+        to = format_of(export, whole.network)
+        write_export(result.checkpoint, export, to, replace(call, force=True))
     report = write_compression(result, folder)
     call.record(output)
     call.terminal.say(steps_table(result.steps))
+    if result.target is not None:
+        call.terminal.say(str(result.target))
     call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output), whole)}")
     done = {"output": str(output), "removed": list(result.removed)}
     records = [asdict(record) for record in result.steps]
-    return call.finish({**done, "steps": records, "configuration": dict(result.configuration)})
+    target = {"target": result.target.to_json()} if result.target is not None else {}
+    configuration = dict(result.configuration)
+    return call.finish({**done, "steps": records, "configuration": configuration, **target})
 
 
 def _images(
@@ -160,12 +186,10 @@ def _images(
     problems: Problems,
 ) -> tuple[Images, Images | None, Images]:
     """Images to learn from, those held out, and those that accuracy is measured on."""
-    from gatepruner.files.export import to_torchvision
     from gatepruner.images.readers import has_split
 
     with problems:
-        if steps.stock:
-            to_torchvision(whole)  # refuses a network that torchvision does not have
+        steps.check(whole.network)
     with problems:
         train = data.training(whole, terminal)
         if train is None:

@@ -88,6 +88,6 @@ def write_configuration(given: Mapping[str, Any], output: Path) -> Path:
 
 def configuration_path(output: Path) -> Path:
     """Where the options are written that made this output."""
-    if output.suffix in (".pt", ".pth", ".safetensors"):
+    if output.suffix in (".pt", ".pth", ".safetensors", ".onnx", ".pt2", ".xml"):
         return output.with_name(f"{output.name}.yaml")
     return output / "config.yaml"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.learning import read
+from gatepruner.cli.measuring import Timing
 from gatepruner.cli.options import COMMON, Call, Data, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
 from gatepruner.errors import DataError
+from gatepruner.learning.recipes import CHOICES
 from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
@@ -139,20 +141,34 @@ def rank(
     call.finish({"input": str(source.ckpt), **asked, "blocks": blocks})
 
 
-def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("data",))]) -> None:
-    """Measure top-1 accuracy, with its 95 % interval, and mean loss.
+def evaluate(
+    source: Source,
+    *,
+    call: Call,
+    data: Annotated[Data, Group(needs=("data",))],
+    timing: Annotated[Timing, Group(words=CHOICES)],
+) -> None:
+    """Measure top-1 accuracy, with its 95 % interval, and mean loss; with `--latency` that, too.
 
     Example: `gatepruner evaluate resnet56.th --data imagefolder:cifar10`
     """
     from gatepruner.measuring.accuracy import accuracy
-    from gatepruner.report.tables import accuracy_text
+    from gatepruner.report.tables import accuracy_text, latency_text
 
     problems = Problems()
+    timing.check(data, problems)
     checkpoint = read(source, data, problems)
     images = data.images(checkpoint, call.terminal)
     normalization = data.normalization(checkpoint, images, call.terminal)
     counted = accuracy(checkpoint, images, **data.how, track=call.terminal.track("evaluating"))
     call.terminal.say(accuracy_text(counted))
+    times: dict[str, Any] = {}
+    if timing.latency:
+        (time,) = timing.meter(checkpoint.network, data, call.terminal).latencies(
+            [checkpoint.network]
+        )
+        times = {"latency": asdict(time)}
+        call.terminal.say(latency_text({str(source.ckpt): times["latency"]}))
     chosen = {
         "mean": normalization.mean,
         "std": normalization.std,
@@ -165,5 +181,6 @@ def evaluate(source: Source, *, call: Call, data: Annotated[Data, Group(needs=("
             "normalize": chosen,
             "scaling": images.resize.to_json() if images.resize is not None else None,
             **counted.to_json(),
+            **times,
         }
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from gatepruner.cli.options import Data
+from gatepruner.cli.problems import Problems
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
@@ -14,13 +17,39 @@ if TYPE_CHECKING:
     from gatepruner.report.terminal import Terminal
 
 
-def meter_of(whole: Network, how: Data, batch: int, terminal: Terminal) -> Meter:
-    """What tells the costs of a network and of what is left of it."""
-    from gatepruner.measuring.device import pick_device
-    from gatepruner.pruning.meter import Meter
+@dataclass(frozen=True)
+class Timing:
+    """Latency.
 
-    device, track = pick_device(how.device), terminal.track("measuring latency")
-    return Meter(whole, device, batch, track=track)
+    Attributes:
+        latency: measure latency, too.
+        latency_batch: images in a timed pass.
+        engine: what runs the network in a timed pass.
+        threads: CPU threads of a timed pass; by default as many as PyTorch uses.
+    """
+
+    latency: bool = False
+    latency_batch: Annotated[int, typer.Option(min=1)] = 1
+    engine: str = "eager"
+    threads: Annotated[int | None, typer.Option(min=1)] = None
+
+    def meter(self, whole: Network, how: Data, terminal: Terminal) -> Meter:
+        """What tells the costs of a network and of what is left of it."""
+        from gatepruner.measuring.device import pick_device
+        from gatepruner.pruning.meter import Meter
+
+        device, track = pick_device(how.device), terminal.track("measuring latency")
+        engine, threads = self.engine, self.threads
+        return Meter(whole, device, self.latency_batch, engine=engine, threads=threads, track=track)
+
+    def check(self, how: Data, problems: Problems) -> None:
+        """Collect why latency cannot be measured."""
+        from gatepruner.measuring.engines import device_of, threads_of
+
+        with problems:
+            device_of(self.engine, how.device)
+        with problems:
+            threads_of(self.threads)
 
 
 def latencies(meter: Meter, small: Checkpoint) -> dict[str, dict[str, Any]]:

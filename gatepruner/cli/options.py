@@ -22,6 +22,7 @@ from gatepruner.cli.configuration import (
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import EVERYTHING
 from gatepruner.errors import DataError, visible
+from gatepruner.files.folders import local
 from gatepruner.files.locks import held, held_folder
 from gatepruner.files.writing import refuse_existing, refuse_name
 
@@ -42,8 +43,9 @@ class Source:
     """Files without the project's header.
 
     Attributes:
-        ckpt: checkpoint: .pt, .pth, .th, .ckpt or .safetensors.
-        arch: architecture, as in torchvision:resnet50.
+        ckpt: checkpoint: .pt, .pth, .th, .ckpt or .safetensors, or a folder of timm or of
+            transformers.
+        arch: architecture, as in torchvision:resnet50, or hf:DIR with a folder of transformers.
         num_classes: number of logits, where the file does not tell.
         input_size: side of the images, or CxHxW.
         weights: which of several states to take, as in state_dict or model_ema.
@@ -52,7 +54,7 @@ class Source:
         leaves: classes of its parts to keep whole where they cannot be traced.
     """
 
-    ckpt: Annotated[Path, typer.Argument(metavar="CKPT")]
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", callback=local)]
     arch: str | None = None
     num_classes: Annotated[int | None, typer.Option(min=1)] = None
     input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
@@ -113,7 +115,7 @@ class Data:
 
     Attributes:
         data: images, as mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR or imagefolder:DIR;
-            pictures:DIR without labels.
+            pictures:DIR without labels; hf:DIR (saved by datasets) or parquet:DIR.
         split: which of them: train, val or test; by default test, or val where there is no test.
         limit: at most this many images, spread evenly over the set.
         classes: file with the names of the network's classes, one a line in the order of its
@@ -146,14 +148,14 @@ class Data:
 
         Where labels are not needed, images of other classes go without.
         """
-        from gatepruner.images.classes import map_classes, read_classes
+        from gatepruner.images.classes import NAMED, map_classes, read_classes
 
         names = read_classes(self.classes) if self.classes is not None else ()
         shape, scaling = whole.network.base.input_shape, self.scaling(whole)
         images = self.read(shape, terminal, scaling)
-        if not images.source.startswith("imagefolder:"):
+        if self.data.partition(":")[0] not in NAMED or not images.labelled:
             if names:
-                raise DataError(f"--classes names folders of classes: {self.data} has none")
+                raise DataError(f"--classes names classes of images: {self.data} has none")
             return images
         try:
             mapped, how = map_classes(images, whole, names)
@@ -197,11 +199,11 @@ class Data:
     def scaling(self, whole: Checkpoint | None = None) -> Scaling | None:
         """How to scale: as chosen, or else as the network's author did, if these are files."""
         from gatepruner.images.preprocessing import preprocessing_of
-        from gatepruner.images.readers import FOLDERS
+        from gatepruner.images.readers import PICTURES
         from gatepruner.images.scaling import Scaling
 
         authors = preprocessing_of(whole).scaling if whole is not None else None
-        scaling = authors if self.data.partition(":")[0] in FOLDERS else None
+        scaling = authors if self.data.partition(":")[0] in PICTURES else None
         if self.resize is not None:
             scaling = Scaling(self.resize) if self.resize else None
         if self.interpolation is None:

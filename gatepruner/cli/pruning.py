@@ -13,10 +13,12 @@ from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion
-from gatepruner.cli.measuring import change, latencies, meter_of
+from gatepruner.cli.measuring import Timing, change, latencies
 from gatepruner.cli.options import Data, HoldOut, Source, Writing, words_of
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.signature import Group
 from gatepruner.errors import DataError, PlanError
+from gatepruner.learning.recipes import CHOICES
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -79,13 +81,9 @@ class Afterwards:
 
     Attributes:
         recalibrate: training images to estimate batch-norm statistics from; 0 keeps them.
-        latency: measure latency, too.
-        latency_batch: images in a timed pass.
     """
 
     recalibrate: Annotated[int, typer.Option(min=0)] = 2000
-    latency: bool = False
-    latency_batch: Annotated[int, typer.Option(min=1)] = 1
 
 
 def prune(
@@ -98,6 +96,7 @@ def prune(
     data: Data,
     held: HoldOut,
     after: Afterwards,
+    timing: Annotated[Timing, Group(words=CHOICES)],
 ) -> None:
     """Remove blocks and write the smaller network.
 
@@ -107,20 +106,22 @@ def prune(
 
     Example: `gatepruner prune gated.pt --drop 10`
 
-    Example: `gatepruner prune gated.pt --target-latency 50% --data imagefolder:cifar10`
+    Example: `gatepruner prune gated.pt --target-latency 50% --engine onnxruntime --threads 1`
 
     Example: `gatepruner prune resnet56.th --blocks layer1.2,layer1.5 --data imagefolder:cifar10`
     """
     from gatepruner.files.checkpoints import save
+    from gatepruner.pruning.goals import remeasured
     from gatepruner.report.tables import loading_text
 
     name, terminal = _name(goals, choice, criterion, data), call.terminal
     target = call.target(source.ckpt, name, seed=criterion.seed)
     problems = Problems()
     call.check([target], problems)
+    timing.check(data, problems)
     whole = read(source, data, problems)
     sets = _Sets.read(whole, data, held, goals, after, terminal)
-    request = _Request(whole, goals, choice, criterion, data, sets, after.latency_batch, terminal)
+    request = _Request(whole, goals, choice, criterion, data, sets, timing, terminal)
     plan = request.plan()
     if call.dry_run:
         return foretell(call, whole, [target], _works(whole, plan, choice.shortcuts, sets), data)
@@ -130,11 +131,16 @@ def prune(
     if sets.test is not None:
         measured = _accuracies if sets.test.labelled else _agreement
         document |= measured(whole, small, sets.test, data, terminal)
-    if after.latency:
+    if timing.latency:
         document["latency"] = latencies(request.meter, small)
+    again = remeasured(goals.goal, request.meter, small.network) if goals.goal else None
+    if again is not None:
+        document["target"] = again.to_json()
     save(small, target, force=call.force)
     call.record(target)
     _show(document, terminal)
+    if again is not None:
+        terminal.say(str(again))
     terminal.say(f"wrote {target}\n{loading_text(str(target), whole)}")
     return call.finish({"input": str(source.ckpt), "output": str(target), **document})
 
@@ -215,14 +221,14 @@ class _Request:
     criterion: Criterion
     data: Data
     sets: _Sets
-    latency_batch: int
+    timing: Timing
     terminal: Terminal
 
     @functools.cached_property
     def meter(self) -> Meter:
         """What tells costs, each found out once."""
         network = self.whole.network.without_gates() if self.choice.fold else self.whole.network
-        return meter_of(network, self.data, self.latency_batch, self.terminal)
+        return self.timing.meter(network, self.data, self.terminal)
 
     @functools.cached_property
     def ranking(self) -> Ranking | None:

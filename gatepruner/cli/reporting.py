@@ -12,7 +12,7 @@ from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read
 from gatepruner.cli.looking import Criterion, criterion_images
-from gatepruner.cli.measuring import change, latencies, meter_of
+from gatepruner.cli.measuring import Timing, change, latencies
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.prune_command import prune_command
@@ -244,7 +244,7 @@ def demo(*, place: Place, call: Annotated[Writing, Group(leave_out=("output", "d
 
     small = fold_gates(remove(whole, plan))
     counted = accuracy(small, images, **how.how, track=terminal.track("evaluating"))
-    times = latencies(meter_of(whole.network, how, 1, terminal), small)
+    times = latencies(Timing().meter(whole.network, how, terminal), small)
     terminal.say("\nwithout these ten, the other gates folded into the weights")
     terminal.say(tables.change_table(change(whole, small)))
     terminal.say(f"accuracy before: {tables.accuracy_text(orders[0].points[0].accuracy)}")

@@ -17,12 +17,12 @@ class CompressionRecipe:
     Attributes:
         gating: how gates are learned; the goal replaces the number of blocks and their cost.
         tuning: how the smaller network is fine-tuned; `None` skips fine-tuning.
-        gate_images: most training images to learn gates from.
+        gate_images: greatest number of training images to learn gates from.
         recalibrate: training images to recalibrate batch norm on; 0 skips recalibration.
-        hold_out: most training images to hold out where none are given, and at most a fifth of
-            them; 0 holds none out, and then nothing is chosen and the last state is kept.
-        trial: steps of a trial on held-out images of `tuning` and `tuning.careful`, the better of
-            which is carried out; 0 skips the trial.
+        hold_out: greatest number of training images to hold out if none are given, at most a fifth
+            of them; with 0, nothing is chosen and the last state is kept.
+        trial: steps for which `tuning` and `tuning.careful` are both tried before the better one on
+            the held-out images is carried out; 0 skips the trial.
     """
 
     gating: GateRecipe = field(default_factory=GateRecipe)
@@ -38,11 +38,11 @@ class CompressionRecipe:
         return max(self.gating.batch_size, self.tuning.batch_size if self.tuning else 0)
 
     def held_out_of(self, images: int) -> int:
-        """How many of so many training images are held out where none are given."""
+        """The number of images to hold out of this many training images if none are given."""
         return min(self.hold_out, images // 5)
 
     def fitted(self, images: int) -> CompressionRecipe:
-        """The recipe with batches that are small enough for so many training images."""
+        """The recipe with batches small enough for this many training images."""
         most = max(images // BATCHES, LEAST_BATCH)
         gating = replace(self.gating, batch_size=min(self.gating.batch_size, most))
         if self.tuning is None:

@@ -12,7 +12,7 @@ from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-from gatepruner.pruning.goals import Goal
+from gatepruner.pruning.goals import Goal, Remeasured
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class StepRecord:
     """The network after a step of a compression, in numbers.
 
     Attributes:
-        name: of the step.
+        name: name of the step.
         accuracy: fraction of the test images classified correctly; `None` without labels.
         agreement: fraction of the test images, or of some of them, that the whole network assigns
             to the same class.
-        distance: of the features from the whole network's, see `Agreement`.
-        low: lower end of the 95 % interval of the accuracy, or else of the agreement.
+        distance: distance of the features from the whole network's, see `Agreement`.
+        low: lower end of the 95 % interval of the accuracy, or of the agreement without labels.
         high: upper end of the interval.
         images: number of test images that the interval is for.
         blocks: number of blocks with a branch.
@@ -86,7 +86,7 @@ class StepRecord:
 
     @property
     def measure(self) -> str:
-        """What tells how good the network is: its accuracy, or its agreement without labels."""
+        """The measure of how good the network is: `"accuracy"`, or `"agreement"` without labels."""
         return "agreement" if self.accuracy is None else "accuracy"
 
     @property
@@ -147,6 +147,7 @@ class Compressed:
         removed: names of the removed blocks.
         configuration: what the numbers depend on, as plain JSON: goal, images, settings, device.
         goal: what it was to reach.
+        target: for a goal of latency, what was measured again at the end.
     """
 
     checkpoint: Checkpoint
@@ -154,3 +155,4 @@ class Compressed:
     removed: tuple[str, ...]
     configuration: Mapping[str, Any]
     goal: Goal | None = None
+    target: Remeasured | None = None

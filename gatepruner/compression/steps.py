@@ -66,9 +66,8 @@ class Request:
     @property
     def candidates(self) -> tuple[str, ...]:
         """Names of the blocks that may be removed."""
-        blocks = [block for block in self.whole.network.blocks if block.removable]
-        identity_only = self.recipe.gating.identity_only
-        return tuple(block.name for block in blocks if block.identity or not identity_only)
+        network = self.whole.network
+        return network.stock_removable if self.recipe.gating.identity_only else network.removable
 
     def learning(self, step: str) -> dict[str, Any]:
         """Arguments of the learning run of a step."""

@@ -7,33 +7,69 @@ state dict is recognised by `gatepruner.files.recognition`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed
-from gatepruner.files.folders import INDEX, read_folder, read_shards
-from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts
+from gatepruner.documents import checked, parsed
+from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed, visible
+from gatepruner.files.folders import HUB, INDEX, Folder, local, read_folder, read_shards
+from gatepruner.files.foreign import COUNTER, has_built, pickled_modules, state_dicts
+from gatepruner.files.huggingface import read_model
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
-from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.base import BaseDocument
+from gatepruner.networks.checkpoint import Checkpoint, Notes
+from gatepruner.networks.edits import EditsDocument
 from gatepruner.networks.graph import remarks_on
 from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
+from gatepruner.networks.path import RemovalDocument
 from gatepruner.networks.weights import cast, refuse_unusable
 
+
+class NetworkDocument(msgspec.Struct):
+    """A network as JSON."""
+
+    base: BaseDocument
+    edits: EditsDocument
+
+
+class Header1(msgspec.Struct):
+    """The header of a file of format 1."""
+
+    format: int
+    network: NetworkDocument
+    notes: Notes
+
+
+class Header2(Header1):
+    """The header of a file of format 2."""
+
+    path: list[str]
+
+
+class Header3(Header1):
+    """The header of a file of format 3."""
+
+    path: list[RemovalDocument]
+
+
+HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3}
 FORMAT = 3  # format 2 added the path, format 3 its records in the header
-READS = (1, 2, 3)
+READS = tuple(HEADERS)
 
 
 def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Path:
@@ -51,6 +87,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
         CheckpointError: the file exists, has another suffix or cannot be written.
     """
     path = Path(path)
+    checked(dict(checkpoint.notes), Notes, f"cannot write {path}: its notes")
     header = {
         "format": FORMAT,
         "network": checkpoint.network.to_json(),
@@ -129,9 +166,10 @@ def load(
 
     Args:
         path: a `.pt`, `.pth`, `.th`, `.ckpt`, `.bin` or `.safetensors` file, the index of a sharded
-            one (`.index.json`), or a folder with the `config.json` of timm.
-        arch: for a foreign file: its architecture, a name for `Network.named`; by default
-            recognised from the weights.
+            one (`.index.json`), or a folder with the `config.json` of timm or transformers, also
+            written `hf:DIR`.
+        arch: for a foreign file: its architecture, a name for `Network.named`, or `hf:DIR` with
+            a folder of transformers; by default recognised from the weights.
         num_classes: for a foreign file: number of logits; by default taken from the weights.
         input_shape: for a foreign file: `(C, H, W)` of one image.
         module: the caller's module, if the file has the weights of one; or its name as
@@ -152,7 +190,7 @@ def load(
         ArchitectureError: the architecture is unknown or not recognised, or the module is missing
             or cannot be imported.
     """
-    path, brought = Path(path), Brought(module, tuple(leaves))
+    path, brought = local(path), Brought(module, tuple(leaves))
     wanted = Wanted(arch, num_classes, input_shape)
     if path.is_dir():
         if module is not None:
@@ -160,20 +198,16 @@ def load(
         return _load_folder(path, wanted, weights)
     content, header = _read(path)
     if header is None:
-        return _foreign(path, content, _with(brought, wanted), weights, brought.notes)
-    if header.get("format") not in READS:
-        raise CheckpointError(
-            f"{path} has format {header.get('format')}: this version of gatepruner reads "
-            f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
-        )
-    if arch is not None:
-        raise CheckpointError(
-            f"{path} contains its own architecture: leave out the architecture {arch}"
-        )
+        wanted = _with(brought, wanted)
+        if arch is not None and arch.startswith(HUB):
+            return _load_model(path, content, read_folder(local(arch)), wanted)
+        return _foreign(path, content, wanted, weights, brought.notes)
+    _check_header(path, header, arch)
     try:
         header = _upgraded(header)
         _check_brought(path, header, brought)
-        network = Network.from_json(header["network"], brought.module, brought.leaves)
+        with _naming(path):
+            network = Network.from_json(header["network"], brought.module, brought.leaves)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged: its header does not describe a network and notes "
@@ -188,13 +222,39 @@ def load(
     return replace(checkpoint, path=_path_of(path, network, header["path"], learned))
 
 
+def _check_header(path: Path, header: Mapping[str, Any], arch: str | None) -> None:
+    """Raise a `CheckpointError` unless a header is of a known format and of its schema."""
+    if type(header.get("format")) is not int or header["format"] not in READS:
+        raise CheckpointError(
+            f"{path} has format {header.get('format')}: this version of gatepruner reads "
+            f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
+        )
+    if arch is not None:
+        raise CheckpointError(
+            f"{path} contains its own architecture: leave out the architecture {arch}"
+        )
+    checked(header, HEADERS[header["format"]], f"the header of {path}")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin what is said of an architecture with the name of its file."""
+    try:
+        yield
+    except ArchitectureError as error:
+        if str(path) in str(error):
+            raise
+        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
+
+
 def is_named(path: str | Path) -> bool | None:
     """Whether a gatepruner file has a network that a name constructs, and none of a caller's.
 
     Returns:
         `None` for any other file.
     """
-    header = _read(Path(path))[1] if Path(path).is_file() else None
+    path = local(path)
+    header = _read(path)[1] if path.is_file() else None
     if header is None:
         return None
     try:
@@ -217,12 +277,7 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     content, text = read_file(path)
     if text is None:
         return content, None
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is damaged: its header is not valid JSON ({error})"
-        ) from None
+    header = parsed(text, f"the header of {path}")
     if not (isinstance(header, dict) and isinstance(content, dict)):
         raise CheckpointError(f"{path} is damaged: expected a header and weights")
     return content, header
@@ -258,11 +313,13 @@ def _with(brought: Brought, wanted: Wanted) -> Wanted:
 
 
 def _load_folder(path: Path, wanted: Wanted, weights: str | None) -> Checkpoint:
-    """The checkpoint in a folder as timm writes it for a hub; the caller's words come first."""
+    """The checkpoint in a folder as it is written for a hub; the caller's words come first."""
     folder = read_folder(path)
     content, header = _read(folder.weights)
     if header is not None:
         return load(folder.weights)
+    if not (folder.arch or wanted.arch):
+        return _load_model(path, content, folder, wanted)
     wanted = Wanted(
         wanted.arch or folder.arch,
         wanted.num_classes or folder.num_classes,
@@ -271,6 +328,19 @@ def _load_folder(path: Path, wanted: Wanted, weights: str | None) -> Checkpoint:
     checkpoint = _foreign(folder.weights, content, wanted, weights, {})
     notes = {**folder.notes, **checkpoint.notes, "source": path.name}
     return replace(checkpoint, notes=notes)
+
+
+def _load_model(path: Path, content: Any, folder: Folder, wanted: Wanted) -> Checkpoint:
+    """The checkpoint of a model of transformers, whose weights a file has."""
+    tensors = isinstance(content, dict) and all(isinstance(it, Tensor) for it in content.values())
+    if not tensors:
+        raise CheckpointError(f"{path} has something else than tensors: expected a state dict")
+    try:
+        model = read_model(folder.config, folder.processor, content, wanted)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    notes = {"source": path.name, **model.notes}
+    return _fitted(path, Network(model.base), model.weights, notes)
 
 
 def _foreign(
@@ -283,7 +353,16 @@ def _foreign(
             raise CheckpointError(f"contains {_described(content)}: expected a state dict")
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
-    match = matched(dicts, str(path), wanted, weights)
+    try:
+        with _naming(path):
+            match = matched(dicts, str(path), wanted, weights)
+    except (ArchitectureError, CheckpointError):
+        if has_built(content):
+            raise CheckpointError(
+                f"{path} contains a network that gatepruner has built (a graph module), which does "
+                "not tell what was removed from it: expected the file that gatepruner.save wrote"
+            ) from None
+        raise
     _refuse_differing(path, match, content)
     expected = match.network.state()
     try:
@@ -291,7 +370,7 @@ def _foreign(
         state, casts = cast(match.weights, expected)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    notes: dict[str, Any] = {"source": path.name, **known}
+    notes: dict[str, Any] = {"source": visible(path.name), **known}
     if match.others:
         notes["weights"] = match.name
     remarks = [*match.remarks, *casts, *remarks_on(match.network.kept)]

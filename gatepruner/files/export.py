@@ -71,6 +71,9 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
     Args:
         checkpoint: a network of torchvision's ResNet family with whole blocks removed.
 
+    Returns:
+        The arguments of `torchvision.models.ResNet` and the state dict that it loads strictly.
+
     Raises:
         PlanError: the network is of another family, a remaining block lacks its branch or its
             shortcut or has a constant factor, or a stage has no block left.

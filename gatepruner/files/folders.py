@@ -2,6 +2,7 @@
 
 An index (`*.index.json`) names the file of every tensor. A folder of timm has the name of its
 architecture in `config.json`; see https://huggingface.co/docs/timm and `timm.models.save_for_hf`.
+What a folder of transformers has is read by `gatepruner.files.huggingface`.
 """
 
 from __future__ import annotations
@@ -16,33 +17,45 @@ from typing import Any
 from gatepruner.errors import CheckpointError, listed
 
 INDEX = ".index.json"
-CONFIG = "config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # Names of the weights in such a folder, in the order in which they are looked for.
 FILES = (
     *("model.safetensors", f"model.safetensors{INDEX}", "diffusion_pytorch_model.safetensors"),
     *("pytorch_model.bin", f"pytorch_model.bin{INDEX}"),
 )
 NAME = re.compile(r"[a-z][a-z0-9_]*")  # of an architecture of timm: no path, no address
+HUB = "hf:"  # before a folder, as models of a hub are called
+TIMM = "timm_wrapper"  # what transformers calls a network of timm
 LARGEST = 2**26  # bytes of an index or a configuration
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder with a configuration.
+    """A folder of timm, or one of transformers.
 
     Attributes:
         weights: the file with its weights, or their index.
-        arch: its architecture.
+        arch: its architecture; empty for a folder of transformers.
+        config: what its `config.json` says.
+        processor: what its `preprocessor_config.json` says, if it has one.
         num_classes: number of logits, if the configuration has it.
         input_shape: `(C, H, W)` of one image, if the configuration has it.
         notes: what else the configuration says that is of use.
     """
 
     weights: Path
-    arch: str
+    arch: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, Any] = field(default_factory=dict)
     num_classes: int | None = None
     input_shape: tuple[int, int, int] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def local(path: str | Path) -> Path:
+    """The path of a file or folder, without `hf:` before it."""
+    text = str(path)
+    return Path(text.removeprefix(HUB)).expanduser() if text.startswith(HUB) else Path(path)
 
 
 def read_shards(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
@@ -78,7 +91,7 @@ def read_folder(path: Path) -> Folder:
     """What a folder with a `config.json` holds.
 
     Raises:
-        CheckpointError: it has none, or its architecture is not one of timm.
+        CheckpointError: it has none, or its architecture is not named as timm's are.
     """
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} is a folder: expected a file, or a folder with {CONFIG}")
@@ -87,11 +100,13 @@ def read_folder(path: Path) -> Folder:
         raise CheckpointError(f"{path} has no weights: expected one of {', '.join(FILES)}")
     config = _json(path / CONFIG)
     name = config.get("architecture")
+    if "model_type" in config and config["model_type"] != TIMM:
+        settings = _json(path / PREPROCESSOR) if (path / PREPROCESSOR).is_file() else {}
+        return Folder(weights, config=config, processor=settings)
     if not isinstance(name, str):
-        kind = listed(map(str, config.get("architectures") or [config.get("model_type")]))
         raise CheckpointError(
-            f"{path} has a model of transformers ({kind}), which gatepruner cannot construct by "
-            "name: construct it in Python and pass it with load(FILE, module=...)"
+            f"{path / CONFIG} says neither model_type nor architecture: expected a folder as "
+            "transformers or timm write it"
         )
     if not NAME.fullmatch(name):
         raise CheckpointError(f"{path / CONFIG} has the architecture {name!r}: expected timm's")
@@ -102,9 +117,10 @@ def read_folder(path: Path) -> Folder:
     return Folder(
         weights,
         f"timm:{name}",
-        classes if type(classes) is int and classes > 0 else None,
-        (shape[0], shape[1], shape[2]) if sized and shape is not None else None,
-        _normalization(about),
+        config,
+        num_classes=classes if type(classes) is int and classes > 0 else None,
+        input_shape=(shape[0], shape[1], shape[2]) if sized and shape is not None else None,
+        notes=_normalization(about),
     )
 
 

@@ -6,10 +6,12 @@ by its place, the keys that lead to it, such as `state_dict_ema` or `checkpoint.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError
@@ -24,6 +26,7 @@ WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 BESIDE = re.compile(
     r"(^|\.)(total_ops|total_params|n_averaged)$|^(loss|loss_fn|loss_func|criterion)\."
 )
+NUMPY = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i8": torch.int64}
 COUNTER = "num_batches_tracked"  # of batch norm; missing in files of PyTorch before 0.4.1
 DEEPEST, MOST = 64, 200_000  # nested values in a file, and all of them
 
@@ -31,26 +34,61 @@ DEEPEST, MOST = 64, 200_000  # nested values in a file, and all of them
 def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
     """The tensors in a file by their place, preferred places first; a bare state dict is at `""`.
 
-    The tensors of a pickled module have the keys that its state dict would have.
+    The tensors of a pickled module have the keys that its state dict would have. Arrays of numpy
+    are tensors in a file that has no others.
 
     Raises:
         CheckpointError: values are nested deeper, or are more, than in any file of weights.
     """
+    found = _dicts(content, lambda value: value if isinstance(value, Tensor) else None)
+    found = found or _dicts(content, array)
+    return dict(sorted(found.items(), key=lambda item: rank(item[0])))
+
+
+def _dicts(content: Any, tensor_of: Callable[[Any], Tensor | None]) -> dict[str, dict[str, Tensor]]:
+    """The tensors in a file by their place; the function tells what is one."""
     found: dict[str, dict[str, Tensor]] = {}
     for count, (place, key, value) in enumerate(_values(content, "", 0)):
         if count > MOST:
             raise CheckpointError(f"holds more than {MOST:,} values: expected weights")
-        if isinstance(value, Tensor):
-            plain = type(value) in (Tensor, nn.Parameter)  # a file may give it attributes
-            found.setdefault(place, {})[key] = Tensor.detach(value) if plain else value
-    return dict(sorted(found.items(), key=lambda item: rank(item[0])))
+        tensor = tensor_of(value)
+        if tensor is not None:
+            plain = type(tensor) in (Tensor, nn.Parameter)  # a file may give it attributes
+            found.setdefault(place, {})[key] = Tensor.detach(tensor) if plain else tensor
+    return found
+
+
+def array(value: Any) -> Tensor | None:
+    """The tensor of the same numbers as the numpy array of a stand-in; `None` if it is of none."""
+    match value:
+        case StandIn(state=(_, tuple(shape), StandIn() as dtype, fortran, bytes(data))):
+            kind = _little_endian(dtype)
+            sides = all(type(side) is int and side >= 0 for side in shape)
+        case _:
+            return None
+    if kind not in NUMPY or not sides or math.prod(shape) * NUMPY[kind].itemsize != len(data):
+        return None
+    flat = torch.frombuffer(bytearray(data), dtype=NUMPY[kind]) if data else torch.empty(0)
+    return (
+        flat.reshape(shape[::-1]).permute(*range(len(shape))[::-1])
+        if fortran
+        else flat.reshape(shape)
+    )
+
+
+def _little_endian(dtype: StandIn) -> str:
+    """What numpy calls a type of numbers of several bytes, the lowest first; empty for others."""
+    match dtype:
+        case StandIn(arguments=(str(kind), *_), state=(_, "<", *_)):
+            return kind
+    return ""
 
 
 def pickled_modules(content: Any) -> dict[str, dict[str, StandIn]]:
     """The parts of the pickled modules in a file, by their place and path without wrappers."""
     found: dict[str, dict[str, StandIn]] = {}
     for place, path, value in _values(content, "", 0):
-        if isinstance(value, StandIn):
+        if _module_of(value) is not None:
             found.setdefault(place, {})[_without_wrappers(path)] = value
     return found
 
@@ -78,7 +116,7 @@ def is_usual(place: str) -> bool:
 
 
 def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]]:
-    """Place, key and value of all tensors and pickled layers; `None` for every other value."""
+    """Place, key and value of all tensors and stand-ins; `None` for every other value."""
     if depth > DEEPEST:
         raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
     module = _module_of(value)
@@ -87,7 +125,7 @@ def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]
             yield place, key, part
         return
     for key, item in _items(value):
-        yield place, key, item if isinstance(item, Tensor) else None
+        yield place, key, item if isinstance(item, (Tensor, StandIn)) else None
         if not isinstance(item, Tensor):
             yield from _values(item, f"{place}.{key}" if place else key, depth + 1)
 
@@ -95,8 +133,8 @@ def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
     """The values in a container or a stand-in, by name."""
     if isinstance(value, StandIn):
-        for part in (*value.arguments, value.state):
-            if isinstance(part, (dict, tuple)):
+        for part in (*value.arguments, value.state, value.entries, value.elements):
+            if isinstance(part, (dict, tuple)) or part is value.elements:
                 yield from _items(part)
     elif isinstance(value, dict):  # by dict's own method: a file may set attributes of OrderedDict
         yield from ((str(key), item) for key, item in dict.items(value))
@@ -105,9 +143,21 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _module_of(value: Any) -> dict[Any, Any] | None:
-    """The attributes of a pickled module."""
+    """The attributes of a pickled module, which a graph module is made from."""
     state = value.state if isinstance(value, StandIn) else None
+    if is_built(value):
+        state = next(iter(value.arguments), None)
     return state if isinstance(state, dict) and isinstance(state.get("_modules"), dict) else None
+
+
+def is_built(value: Any) -> bool:
+    """Whether a value is a pickled graph module, as networks are that gatepruner has built."""
+    return isinstance(value, StandIn) and value.name.endswith(".reduce_graph_module")
+
+
+def has_built(content: Any) -> bool:
+    """Whether a file has a pickled graph module."""
+    return is_built(content) or any(is_built(value) for _, _, value in _values(content, "", 0))
 
 
 def _module_values(state: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -184,7 +234,8 @@ def left_over(
     for keys in heads.values():
         if _is_head([state[key] for key in keys], head):
             out += keys
-    return out, [key for key in unused if key not in out]
+    known = set(out)
+    return out, [key for key in unused if key not in known]
 
 
 def _is_head(tensors: Sequence[Tensor], head: Tensor | None) -> bool:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gatepruner.networks.wrappers import RESERVED
+
 NUMBER = "#"  # in a key of a file: the number of the block, counted through all stages
 
 
@@ -57,6 +59,9 @@ def _replaced(key: str, replacements: Mapping[str, str]) -> str:
 
 LAYOUTS: dict[str, Layout] = {
     "": Layout(),  # the network's own
+    "a module with submodules of names that torch.fx reserves": Layout(
+        {rf"^({'|'.join(sorted(RESERVED))})\.": r"\1_."}
+    ),
     "a head in a Sequential": Layout({r"^fc\.\d+\.": "fc."}),
     "kuangliu/pytorch-cifar": Layout({r"^linear\.": "fc.", r"\.shortcut\.": ".downsample."}),
     "weiaicunzai/pytorch-cifar100": Layout(

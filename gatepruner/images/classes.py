@@ -16,6 +16,7 @@ from gatepruner.images.images import Images
 from gatepruner.images.readers import NUMBERED
 from gatepruner.networks.checkpoint import Checkpoint
 
+NAMED = ("imagefolder", "hf", "parquet")  # kinds of data with classes of their own
 IMAGENET_CLASSES = 1000
 SYNSET = re.compile(r"(n\d{8})\b[\s,:]*(.*)")  # a WordNet id, and perhaps names after it
 
@@ -23,12 +24,12 @@ SYNSET = re.compile(r"(n\d{8})\b[\s,:]*(.*)")  # a WordNet id, and perhaps names
 def map_classes(
     images: Images, checkpoint: Checkpoint, classes: Sequence[str] | Path = ()
 ) -> tuple[Images, str]:
-    """Images whose labels are the network's classes, and how these were found.
+    """Map the labels of images to the network's classes, and say how these were found.
 
-    A class of the images is the network's class of the same name; of ImageNet's thousand classes
-    the WordNet ids are names, too. Where names are not known, a number that a name begins with is
-    the index of the class. Where there are no such numbers either, as many classes as the network
-    has are taken in their order.
+    A class of the images is the network's class of the same name; for ImageNet's thousand classes,
+    WordNet ids are names, too. If the names do not match, the number that a name begins with is the
+    index of the class. If there is no such number either, the classes are taken in their order,
+    provided that there are as many as the network has.
 
     Args:
         images: labelled images, perhaps of some of the classes only.
@@ -40,7 +41,7 @@ def map_classes(
         The images with the network's classes, and in words how these were found.
 
     Raises:
-        DataError: the classes of the images are not those of the network.
+        DataError: the classes of the images cannot be mapped to those of the network.
     """
     own, count = images.classes, checkpoint.network.num_classes
     known = _known(checkpoint, classes)

@@ -32,23 +32,23 @@ def examples_of(
     workers: int = 0,
     source: str | None = None,
 ) -> Examples:
-    """The examples of any map-style data set, for every verb that takes `Images`.
+    """Make a map-style data set serve wherever `Images` do.
 
     Inputs of a floating type go into the network as they are: the data set normalises and augments
     them itself. Inputs of type uint8 are pixels, which are treated like those of `Images`. What is
-    random in the data set, by torch's, NumPy's or Python's own numbers, depends on the seed of a
-    run, its epoch and the index of the example only, so a resumed run goes on as it would have.
+    random in the data set (torch's, NumPy's or Python's generator) depends only on the seed of the
+    run, the epoch and the index of the example, so a resumed run continues exactly.
 
     Args:
-        dataset: has a length, and gives for an index an input `(C, H, W)` and its target, or only
-            the input.
+        dataset: has a length, and for every index an input `(C, H, W)` with its target, or the
+            input alone.
         task: what the targets are; by default indices of classes.
         classes: names of the classes, or how many there are; by default `dataset.classes`.
         workers: processes that read examples; 0 reads them in this one.
         source: what to call the data set in messages and reports; by default its class.
 
     Raises:
-        DataError: the data set is empty, or gives something else.
+        DataError: the data set is empty, or an example is something else.
     """
     source = source or type(dataset).__name__
     count = _length(dataset, source)

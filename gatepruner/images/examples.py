@@ -27,10 +27,10 @@ class Examples(ABC):
         classes: name of each class, if the targets are classes.
         task: what the targets are.
         labelled: whether there are targets.
-        prepared: whether inputs are as the network takes them; else they are uint8 pixels, which
-            are augmented and normalised when they are used.
-        in_memory: whether to look at every example costs nothing.
-        resize: how the pictures were scaled, as far as it is known.
+        prepared: whether inputs go into the network as they are; if not, they are uint8 pixels,
+            which are augmented and normalised when they are used.
+        in_memory: whether every example is in memory, so that looking at it costs nothing.
+        resize: how the pictures were scaled; `None` if they were not, or if it is not known.
         fingerprint: equal for equal examples.
     """
 
@@ -62,7 +62,7 @@ class Examples(ABC):
 
     @abstractmethod
     def to(self: Kind, device: torch.device) -> Kind:
-        """The examples, whose batches are on the device."""
+        """The examples with their batches on the device."""
 
     @abstractmethod
     def batches(self, indices: Tensor, size: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,7 +71,7 @@ class Examples(ABC):
         Args:
             indices: `(M,)`.
             size: examples per batch.
-            seed: of what is random in the examples themselves.
+            seed: seed of what is random in the examples themselves.
         """
 
     @property
@@ -86,7 +86,7 @@ class Examples(ABC):
         """At most `limit` examples, evenly spaced over the whole set."""
         if limit is None or limit >= len(self):
             return self
-        return self.take(torch.arange(limit) * len(self) // limit)
+        return self.take(spread_over(len(self), limit))
 
     def held_out(self: Kind, count: int, seed: int) -> tuple[Kind, Kind | None]:
         """Split at random: all examples but `count`, and those `count` examples, if any.
@@ -102,6 +102,13 @@ class Examples(ABC):
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
+
+
+def spread_over(count: int, limit: int | None) -> Tensor:
+    """The indices `(M,)` of at most `limit` of `count` examples, evenly spaced."""
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.arange(limit) * count // limit
 
 
 def mixed(seed: int, index: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError
-from gatepruner.images.decoding import decode
+from gatepruner.images.decoding import Encoded, decode
 from gatepruner.images.examples import Examples
 from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
@@ -31,11 +31,11 @@ class Images(Examples):
         shape: `(C, H, W)` of every image.
         source: where the images come from, for messages and reports.
         pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
-        files: of the images, if they are decoded when they are used.
+        files: paths of the images, or encoded images, if they are decoded when they are used.
         resize: how they are scaled, or were when they were decoded; `None` if they are not.
 
     Raises:
-        DataError: the pixels are no uint8 `(N, C, H, W)`, the labels do not fit the classes, or
+        DataError: the pixels are not uint8 `(N, C, H, W)`, the labels do not fit the classes, or
             there are not as many labels as images.
     """
 
@@ -44,7 +44,7 @@ class Images(Examples):
     shape: Shape
     source: str
     pixels: Tensor | None = None
-    files: tuple[str, ...] = ()
+    files: tuple[str | Encoded, ...] = ()
     resize: Scaling | None = None
 
     def __post_init__(self) -> None:
@@ -61,12 +61,12 @@ class Images(Examples):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of pixels and labels, or of labels and file names: whether two sets are equal."""
+        """A hash of pixels and labels, or of labels and file names; equal for equal sets."""
         resize = self.resize if self.pixels is None else None  # else the pixels tell
         digest = hashlib.sha256(repr((self.shape, self.classes, resize)).encode())
         digest.update(self.labels.cpu().numpy().tobytes())
         if self.pixels is None:
-            digest.update("\n".join(self.files).encode())
+            digest.update("\n".join(map(str, self.files)).encode())
         else:
             digest.update(self.pixels.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]

@@ -18,7 +18,7 @@ class Normalization:
     Attributes:
         mean: subtracted from the scaled pixels.
         std: divides the difference.
-        source: whose normalisation it is, for error messages.
+        source: whose normalisation it is, for messages.
     """
 
     mean: tuple[float, ...]

@@ -18,8 +18,8 @@ class Preprocessing:
     """How pictures become what a network takes.
 
     Attributes:
-        normalization: of their pixels.
-        scaling: of pictures of any size; `None` if it is not known.
+        normalization: normalisation of the pixels.
+        scaling: how pictures are scaled and cropped; `None` if it is not known.
         source: whose preprocessing it is.
     """
 
@@ -39,9 +39,9 @@ class Preprocessing:
 def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
     """The preprocessing of a checkpoint: the recorded one, or else that of its author.
 
-    Of an architecture by name, torchvision and timm know the preprocessing of published weights;
-    nothing is downloaded. The scaling is assumed only of a network with as many classes as these
-    weights, and images of their size.
+    torchvision and timm know the preprocessing of the weights that they publish for a named
+    architecture; nothing is downloaded. Their scaling is assumed only if the network has as many
+    classes as these weights and takes images of their size.
 
     Where neither is known, it is ImageNet's normalisation without scaling.
 

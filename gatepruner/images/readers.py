@@ -1,4 +1,4 @@
-"""Reading images: torchvision's layouts with labels, and folders of pictures without."""
+"""Reading images: torchvision's layouts, folders of pictures, and tables of encoded ones."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from gatepruner.images.decoding import decode
 from gatepruner.images.examples import Track
 from gatepruner.images.images import Images
 from gatepruner.images.scaling import Scaling
+from gatepruner.images.splits import WORDS, parquet_splits, saved_splits
+from gatepruner.images.tables import read_table
 from gatepruner.models import Shape
 
 NUMBERED = re.compile(r"(\d+)([-_. ]|$)")  # a name that begins with the index of a class
@@ -33,18 +35,20 @@ def load_images(
     limit: int | None = None,
     track: Track = iter,
 ) -> Images:
-    """Read images.
+    """Read images from a folder or a data set on the disk; nothing is downloaded.
 
     Args:
         spec: `mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR` or `cifar100:DIR` (torchvision's
-            layouts, nothing is downloaded), `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`, or
-            `DIR/SPLIT/INDEX-*.png` with the index of the class before the name), or
-            `pictures:DIR` (images without labels, at any depth of `DIR/SPLIT`).
+            layouts), `imagefolder:DIR` (`DIR/SPLIT/CLASS/*.png`, or
+            `DIR/SPLIT/INDEX-*.png` with the index of the class before the name),
+            `pictures:DIR` (images without labels, at any depth of `DIR/SPLIT`), `hf:DIR` (what
+            `save_to_disk` of `datasets` wrote), or `parquet:DIR` or `parquet:FILE` (encoded images
+            with or without labels; the names of files say which split they belong to).
         shape: `(C, H, W)` of the network's input.
         split: `train`, `val`, `test` or another folder of `DIR`; by default `test`, or `val` if
-            there is no `test`. Of a folder without splits, all images are read, also as `train`.
+            there is no `test`. A folder without splits is read as a whole, also as `train`.
         resize: pixels to scale the shorter side to, or another scaling, before the centre `(H, W)`
-            is cropped; only for an image folder and for pictures.
+            is cropped; not for the sets of torchvision, whose images have one size.
         limit: most images to read, evenly spaced over the set.
         track: wraps the decoding of files, to show progress.
 
@@ -66,10 +70,10 @@ def load_images(
 
 
 def located(spec: str) -> tuple[str, Path]:
-    """The layout and the folder of a set of images.
+    """The layout and the folder of a set of images, or its file.
 
     Raises:
-        DataError: the layout is unknown, or there is no such folder.
+        DataError: the layout is unknown, or there is no such folder or file.
     """
     kind, _, directory = spec.partition(":")
     if kind not in READERS or not directory:
@@ -79,20 +83,20 @@ def located(spec: str) -> tuple[str, Path]:
             hint = f"; for the folder {spec}: imagefolder:{spec}, or without labels pictures:{spec}"
         raise DataError(f"unknown data {spec!r}: expected {known}{hint}")
     root = Path(directory).expanduser()
-    if not root.is_dir():
+    if not (root.is_dir() or (kind == "parquet" and root.is_file())):
         raise DataError(f"there is no folder {root} for {spec!r}: expected {LAYOUTS[kind]}")
     return kind, root
 
 
 def has_split(spec: str, split: str) -> bool:
-    """Whether a set has a split: torchvision's sets have train and test, folders their own.
+    """Whether a set has a split: torchvision's sets have train and test, others their own.
 
-    The images in a folder without splits count as training images.
+    The images of a set without splits count as training images.
     """
     kind, _, directory = spec.partition(":")
-    if kind not in FOLDERS:
+    if kind in SETS:
         return split in ("train", "test")
-    splits = _splits(Path(directory).expanduser())
+    splits = SPLITS[kind](Path(directory).expanduser())
     return split in splits or (split == "train" and not splits)
 
 
@@ -111,6 +115,8 @@ LAYOUTS = {
     "cifar100": "DIR/cifar-100-python, as torchvision lays it out",
     "imagefolder": "DIR, or DIR/train, DIR/val or DIR/test, with a folder of images for each class",
     "pictures": "DIR, or DIR/train, DIR/val or DIR/test, with images at any depth",
+    "hf": "DIR as save_to_disk of datasets writes it, with state.json or a folder for each split",
+    "parquet": "a file, or DIR with files such as train-00000-of-00001.parquet",
 }
 
 
@@ -138,7 +144,7 @@ def _set_reader(kind: str) -> Callable[..., Images]:
             raise DataError(f"{kind} has no split {split!r}: expected train or test")
         if resize is not None:
             raise DataError(
-                f"cannot resize {kind}: only images of an imagefolder or of pictures can be resized"
+                f"cannot resize {kind}: only pictures of any size can be, as in an imagefolder"
             )
         try:
             dataset = getattr(torchvision.datasets, SETS[kind])(root, train=split == "train")
@@ -219,6 +225,38 @@ def _read_pictures(
     return _in_memory(Images(labels, (), shape, source, None, files, resize).spread(limit), track)
 
 
+TABLES = {"hf": saved_splits, "parquet": parquet_splits}
+
+
+def _table_splits(kind: str) -> Callable[[Path], list[str]]:
+    return lambda root: [name for name in TABLES[kind](root) if name]
+
+
+def _table_reader(kind: str) -> Callable[..., Images]:
+    def read(
+        root: Path,
+        split: str | None,
+        shape: Shape,
+        resize: Scaling | None,
+        limit: int | None,
+        track: Track,
+    ) -> Images:
+        splits = TABLES[kind](root)
+        asked = split or next((name for name in ("test", "val", "") if name in splits), "test")
+        asked = "" if asked == "train" and "" in splits else WORDS.get(asked, asked)
+        source = f"{kind}:{root} {asked}".strip()
+        if asked not in splits:
+            known = listed(name for name in splits if name) or "none"
+            raise DataError(
+                f"{kind}:{root} has no split {asked!r}: found {known}, expected {LAYOUTS[kind]}"
+            )
+        table = read_table(splits[asked], source, limit)
+        images = Images(table.labels, table.classes, shape, source, None, table.pictures, resize)
+        return _in_memory(images, track)
+
+    return read
+
+
 def _image_files(folder: Path, *, below: bool) -> list[str]:
     """The image files of a folder and of those below it, in the order of `ImageFolder`.
 
@@ -274,13 +312,20 @@ def _in_memory(images: Images, track: Track) -> Images:
     return replace(images, pixels=pixels, files=())
 
 
-FOLDERS: dict[str, Callable[..., Images]] = {
+# Kinds whose pictures have any size.
+PICTURES: dict[str, Callable[..., Images]] = {
     "imagefolder": _read_folder,
     "pictures": _read_pictures,
+    **{kind: _table_reader(kind) for kind in TABLES},
+}
+SPLITS: dict[str, Callable[[Path], list[str]]] = {
+    "imagefolder": _splits,
+    "pictures": _splits,
+    **{kind: _table_splits(kind) for kind in TABLES},
 }
 READERS: dict[str, Callable[..., Images]] = {
     **{kind: _set_reader(kind) for kind in SETS},
-    **FOLDERS,
+    **PICTURES,
 }
 
 

@@ -15,14 +15,14 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 
 @dataclass(frozen=True)
 class Scaling:
-    """The scaling of a picture, of which the centre is then cropped.
+    """How a picture is scaled before its centre is cropped.
 
-    Equal to torchvision's `Resize` and `CenterCrop` of an image, which is always antialiased.
+    Equal to torchvision's `Resize` (antialiased) and `CenterCrop`.
 
     Attributes:
-        side: pixels of the shorter side afterwards; of both sides if they are squashed.
+        side: length of the shorter side in pixels; of both sides if they are squashed.
         interpolation: one of `INTERPOLATIONS`.
-        squash: whether both sides are scaled, whatever their ratio.
+        squash: whether both sides get that length, whatever their ratio.
     """
 
     side: int

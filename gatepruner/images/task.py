@@ -14,14 +14,14 @@ class Task:
     """What a network's outputs are for.
 
     Attributes:
-        name: of the task, for messages and reports.
+        name: name of the task, for messages and reports.
         loss: a loss of `torch.nn.functional`, or one that takes the same arguments: outputs
             `(N, ...)`, targets, and `reduction`, "mean" by default or "none".
         score: how right each output is, `(N,)` from 0 (or False) to 1 (or True).
-        decide: the targets that outputs stand for; two networks agree as far as the outputs of one
-            are right by those of the other.
-        distance: the mean distance of outputs from those of a teacher, which are softened by a
-            temperature where that makes sense.
+        decide: turns outputs into targets; the agreement of two networks is the score of the
+            outputs of one by the decisions of the other.
+        distance: maps outputs, those of a teacher, and a temperature to their mean distance; the
+            temperature softens both where that makes sense.
         classes: whether targets are indices of classes, `(N,)` int64.
     """
 
@@ -57,3 +57,4 @@ CLASSIFICATION = Task(
     distance=distance,
     classes=True,
 )
+"""One class for each input: cross-entropy, top-1, and the divergence of softened logits."""

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.views import mirrored
-from gatepruner.learning.learner import Learner
+from gatepruner.learning.learner import Learner, State
 from gatepruner.learning.moments import GateMoment
 from gatepruner.learning.recipes import GateRecipe
 from gatepruner.learning.running import carry_out
@@ -35,7 +36,7 @@ from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
 from gatepruner.networks.path import Path, Removal
-from gatepruner.pruning.meter import savings
+from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.surgery import add_gates
 
 Savings = Mapping[str, float] | None
@@ -85,15 +86,23 @@ def learn_gates(
     (check_fit(gated, data) if recipe.labels else check_size(gated.network, data))
     removable = len(_candidates(gated.network, recipe))
     if not removable or (recipe.blocks is not None and recipe.blocks > removable):
-        kind = " with an identity shortcut" if recipe.identity_only else ""
+        kind = " for the library's own class" if recipe.identity_only else ""
         raise PlanError(
             f"cannot remove {recipe.blocks or 'any'} blocks: {gated.network} has only {removable} "
             f"removable ones{kind}"
         )
+    if recipe.cost == "latency" and savings is None:
+        meter_of(gated.network, recipe, device).check()
     recipe = replace(recipe, blocks=recipe.blocks or removable)
     run = _Run(gated, data, recipe, savings, normalization=normalization, device=device)
     carry_out(run, state=state, resume=resume, watch=watch, on_stop=on_stop)
     return run.result()
+
+
+def meter_of(network: Network, recipe: GateRecipe, device: str | torch.device) -> Meter:
+    """What measures the costs of a network's blocks as a recipe says."""
+    batch, engine, threads = recipe.latency_batch, recipe.engine, recipe.threads
+    return Meter(network, device, batch, engine=engine, threads=threads)
 
 
 def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, float]:
@@ -113,9 +122,29 @@ def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, 
     return index, scores[index]
 
 
+class RemovalState(TypedDict):
+    """A removal in the state of a run."""
+
+    block: str
+    gate: float
+    score: float
+    loss: float
+    step: int
+    weights: dict[str, Tensor]
+
+
+class GateState(State):
+    """The state of a run that learns gates."""
+
+    slopes: Tensor
+    costs: dict[str, float]
+    removals: list[RemovalState]
+
+
 class _Run(Learner[GateMoment]):
     """A run that learns gates."""
 
+    state = GateState
     recipe: GateRecipe
 
     def __init__(
@@ -149,7 +178,7 @@ class _Run(Learner[GateMoment]):
         network, recipe = self.start.network, self.recipe
         if recipe.cost == "none":
             return dict.fromkeys(network.edits.gated, 1.0)
-        saved = self.saved or savings(network, recipe.cost, self.device, recipe.latency_batch)
+        saved = self.saved or meter_of(network, recipe, self.device).savings(recipe.cost)
         mean = sum(max(saving, 0.0) for saving in saved.values()) / max(len(saved), 1)
         return {
             name: max(saved.get(name, mean) / mean, 0.05) if mean else 1.0
@@ -282,5 +311,5 @@ class _Run(Learner[GateMoment]):
 
 def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
     """The gated blocks that the recipe may remove."""
-    blocks = [block for block in network.blocks if block.gated and block.removable]
-    return tuple(block.name for block in blocks if block.identity or not recipe.identity_only)
+    removable = network.stock_removable if recipe.identity_only else network.removable
+    return tuple(name for name in removable if name in network.edits.gated)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gatepruner.errors import TrainingError
+from gatepruner.measuring.engines import ENGINES
 
 COSTS = ("none", "params", "macs", "latency")
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}  # of fresh weights
@@ -21,12 +22,13 @@ STATISTICS = ("batch", "kept")
 
 CHOICES = {
     "cost": COSTS,
+    "engine": tuple(ENGINES),
     "match": MATCHES,
     "optimizer": tuple(LEARNING_RATES),
     "schedule": SCHEDULES,
     "statistics": STATISTICS,
 }
-LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1}
+LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1, "threads": 1}
 LEAST["batch_size"] = 2  # batch norm needs at least two images
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
@@ -66,8 +68,8 @@ class GateRecipe(_Checked):
 
     Attributes:
         blocks: Blocks to remove along the path; by default all removable ones.
-        identity_only: Remove only blocks with an identity shortcut, so that torchvision's own
-            ResNet can load the result.
+        identity_only: Remove only blocks with an identity shortcut, and leave one in every stage,
+            so that torchvision's own ResNet or timm's own class can load the result.
         warmup: Steps before the first removal.
         steps: Steps after each removal, for the other blocks to adapt.
         batch_size: Images per step.
@@ -77,6 +79,8 @@ class GateRecipe(_Checked):
         penalty: Weight of the sum of all open gates in the loss.
         cost: Cost of a block: none, params, macs or latency; weights the penalty and the order.
         latency_batch: Images per pass when latency is measured.
+        engine: What runs the network when latency is measured.
+        threads: CPU threads when latency is measured; by default as many as PyTorch uses.
         labels: Learn from labels instead of the whole network's answers.
         match: What to match of the whole network: features (of the last map), logits or both.
         temperature: Temperature that softens the logits for distillation.
@@ -94,6 +98,8 @@ class GateRecipe(_Checked):
     penalty: float = 0.01
     cost: str = "none"
     latency_batch: int = 1
+    engine: str = "eager"
+    threads: int | None = None
     labels: bool = False
     match: str = "logits"
     temperature: float = 4.0
@@ -155,19 +161,20 @@ class Recipe(_Checked):
     seed: int = 0
 
     def peak(self, *, fresh: bool) -> float:
-        """The peak learning rate of the weights, which are fresh or are fine-tuned."""
+        """The peak learning rate of the weights, fresh ones or ones to fine-tune."""
         rates = LEARNING_RATES if fresh else FINE_TUNING_RATES
         return self.learning_rate or rates[self.optimizer]
 
     @property
     def careful(self) -> Recipe:
-        """The same for networks that steps of SGD lead astray: large ones, and transformers."""
+        """The recipe for networks that SGD leads astray, such as large ones and transformers."""
         careful = replace(self, optimizer="adam", statistics="kept")
         return replace(careful, learning_rate=None, weight_decay=0.0)
 
     def passes(self, images: int) -> int:
-        """How many passes over so many images are made."""
+        """The number of passes over this many training images."""
         return self.epochs or max(EPOCHS, math.ceil(STEPS / max(images // self.batch_size, 1)))
 
 
 FINE_TUNING = Recipe(batch_size=64, schedule="cosine", gate_learning_rate=0.001)
+"""The default recipe of `finetune` and of `compress`."""

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+from typing_extensions import TypedDict
 
 from gatepruner.errors import TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import varied
-from gatepruner.learning.learner import Learner, check_learnable, matched, matches
+from gatepruner.learning.learner import Learner, State, check_learnable, matched, matches
 from gatepruner.learning.moments import Moment
 from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.running import carry_out
@@ -117,7 +118,13 @@ def finetune(
             images is kept, and the run ends when no better one comes; without, accuracy is
             measured on them after every epoch.
         normalization: replaces those that checkpoint and teacher record.
-        device, state, resume, watch, on_stop: see `train`.
+        device: where to compute; uses bf16 where that is faster.
+        state: file for the run's state, so that the run can be resumed; delete it when the result
+            has been saved.
+        resume: whether to continue from that state.
+        watch: called after every epoch, and regularly in between.
+        on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
+            raises `KeyboardInterrupt`.
 
     Returns:
         The network with new weights and without a path; with a teacher and held-out images, its
@@ -165,9 +172,28 @@ def check_teacher(network: Network, teacher: Checkpoint, match: str) -> None:
     matches(match, network, teacher)
 
 
+class BestState(TypedDict, total=False):
+    """The best of the states that were compared with the teacher."""
+
+    least: float
+    gap: float
+    rounds: int
+    step: int
+    tensors: dict[str, Tensor]
+
+
+class TrainingState(State):
+    """The state of a run that trains weights and gates."""
+
+    history: list[dict[str, Any]]
+    scheduler: dict[str, Any]
+    best: BestState
+
+
 class _Run(Learner[Moment]):
     """A run that trains weights and gates."""
 
+    state = TrainingState
     recipe: Recipe
     module: fx.GraphModule
 
@@ -318,6 +344,8 @@ class _Run(Learner[Moment]):
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         super().restore(snapshot)
+        if "tensors" in snapshot["best"]:
+            self.refuse_misfits(snapshot["best"]["tensors"])
         self.history, self.best = snapshot["history"], snapshot["best"]
         self.scheduler.load_state_dict(snapshot["scheduler"])
 

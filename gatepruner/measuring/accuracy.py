@@ -22,14 +22,14 @@ Z95 = 1.959963984540054  # quantile of the normal distribution for 95 %
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy and loss on a set of images; for another task its mean score, see `Task`.
+    """Top-1 accuracy and loss on a set of images; for other tasks the mean score, see `Task`.
 
     Attributes:
-        correct: number of images classified correctly, or the sum of their scores.
+        correct: number of images classified correctly; for other tasks the sum of the scores.
         images: number of images.
         loss: mean loss; cross-entropy in nats.
-        right: `(images,)` on the CPU, whether each is classified correctly, or its score; not
-            compared.
+        right: `(images,)` on the CPU: whether each image is classified correctly, or its score;
+            ignored by `==`.
     """
 
     correct: float

@@ -27,14 +27,14 @@ Answers = tuple[Tensor, Tensor | None]  # logits `(N, K)` and features `(N, ...)
 
 @dataclass(frozen=True)
 class Agreement:
-    """How nearly a network answers as the whole one does.
+    """How closely the answers of a network agree with those of the whole one.
 
     Attributes:
-        agreeing: number of images that both assign to the same class; for another task than
-            classification the sum of scores, see `Task`.
+        agreeing: number of images that both assign to the same class; for other tasks the sum of
+            the scores, see `Task`.
         images: number of images.
-        divergence: mean Kullback-Leibler divergence of its classes' probabilities from the whole
-            network's, in nats; for another task its own distance.
+        divergence: mean Kullback-Leibler divergence of its class probabilities from those of the
+            whole network, in nats; for other tasks the task's own distance.
         distance: mean squared difference of the features, relative to the mean square of the whole
             network's; `None` if they cannot be compared.
         correct: number of images classified correctly; `None` without labels.
@@ -58,7 +58,7 @@ class Agreement:
 
     @property
     def gap(self) -> float:
-        """What choices go by: the distance of the features, or else the divergence.
+        """The number that choices are based on: the distance of the features, else the divergence.
 
         On a hundred pictures the distance tells which of two states is better on thousands; the
         divergence, and the agreement even more, scatter too much.
@@ -93,7 +93,7 @@ def agreement(
     normalization: Normalization | None = None,
     track: Track = iter,
 ) -> Agreement:
-    """The agreement of a network with the whole one.
+    """Measure how closely a network agrees with the whole one.
 
     Args:
         checkpoint: a network with its weights.

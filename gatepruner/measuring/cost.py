@@ -14,6 +14,7 @@ from torch import fx, nn
 from gatepruner.networks.base import Base, traced
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.nodes import OWNS_TENSORS, kind, tensors_of
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,13 @@ class Cost:
 
 
 def count(subject: Network | Checkpoint) -> Cost:
-    """Parameters and MACs of a network, or of a checkpoint's, from its graph alone.
+    """Count the parameters and MACs of a network from its graph alone.
 
     No edit changes a shape: each node of the base is counted once, and the MACs of a pruned
     network are the sum over its remaining nodes.
+
+    Args:
+        subject: a network, or a checkpoint, whose network is counted.
     """
     network = subject.network if isinstance(subject, Checkpoint) else subject
     macs = _macs_of_nodes(network.base)
@@ -42,6 +46,27 @@ def count(subject: Network | Checkpoint) -> Cost:
     distinct = {id(tensor): tensor for tensor in network.state().values()}.values()
     params = sum(tensor.numel() for tensor in distinct if isinstance(tensor, nn.Parameter))
     return Cost(params, sum(macs.get(node, 0) for node in nodes))
+
+
+def alike(network: Network) -> tuple[tuple[str, ...], ...]:
+    """The removable blocks in groups: those of a group do the same operations on as many numbers.
+
+    So each of a group takes as long as any other.
+    """
+    module, macs = traced(network.base).module, _macs_of_nodes(network.base)
+
+    def work_of(node: fx.Node) -> tuple[Any, int, int]:
+        owned = tensors_of(module, str(node.target)) if node.op in OWNS_TENSORS else {}
+        params = sum(tensor.numel() for tensor in owned.values())
+        return kind(module, node), params, macs.get(node.meta["base"], 0)
+
+    nodes = [node for node in network.graph().nodes if "base" in node.meta]
+    groups: dict[Any, list[str]] = {}
+    for name in network.removable:
+        left = {node.meta.get("base") for node in network.without([name]).graph().nodes}
+        work = tuple(work_of(node) for node in nodes if node.meta["base"] not in left)
+        groups.setdefault(work, []).append(name)
+    return tuple(map(tuple, groups.values()))
 
 
 @functools.lru_cache(maxsize=32)

@@ -4,7 +4,8 @@ A residual block is an addition `f(x) + s(x)` of two values that both depend on 
 input; or of which one does and is computed from the other, as with class tokens that begin as
 parameters. Parameters, buffers, shapes, data types and devices in common make no block.
 The operand with more parameters between the common ancestors and the addition is the branch f, the
-other one the shortcut s.
+other one the shortcut s. A shortcut has the shape of the sum: where it would have to be repeated,
+as in a sum of relative positions along two axes, there is no block.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
+from gatepruner.networks.modes import only_in_training
 from gatepruner.networks.nodes import OWNS_TENSORS, argument, function_name, tensors_of
 
 CALLS = ("call_function", "call_method")
@@ -76,7 +78,9 @@ def find_additions(module: fx.GraphModule) -> list[Addition]:
         own = [_between(ancestors, order, *pair), _between(ancestors, order, *reversed(pair))]
         if _is_noise(module, own):
             continue
-        additions.append(_addition(module, node, own))
+        addition = _addition(module, node, own)
+        if not repeated(pair[1 - addition.branch], node):
+            additions.append(addition)
     return _named(additions, {key for key, _ in module.named_modules()})
 
 
@@ -87,6 +91,12 @@ def operands(node: fx.Node) -> tuple[fx.Node, ...]:
     pair = argument(node, 0, "input"), argument(node, 1, "other")
     distinct = pair[0] is not pair[1] and all(isinstance(value, fx.Node) for value in pair)
     return pair if distinct else ()
+
+
+def repeated(operand: fx.Node, node: fx.Node) -> bool:
+    """Whether an operand of an addition is repeated along an axis to have the shape of the sum."""
+    shapes = [value.meta.get("shape") for value in (operand, node)]
+    return None not in shapes and shapes[0] != shapes[1]
 
 
 def _residual(
@@ -105,7 +115,10 @@ def _residual(
 
 
 def _is_noise(module: fx.GraphModule, own: list[list[fx.Node]]) -> bool:
-    """Whether one operand is noise: without parameters, and drawn at random."""
+    """Whether one operand is noise: without parameters, and drawn at random or in training only."""
+    last = [nodes[-1] for nodes in own if nodes and nodes[-1].op == "call_module"]
+    if any(only_in_training(module.get_submodule(str(node.target))) for node in last):
+        return True
     nodes = [node for nodes in own for node in nodes]
     names = {str(function_name(node.target) or node.target) for node in nodes if node.op in CALLS}
     return not RANDOM.isdisjoint(names) and not _weight(module, nodes)[0]

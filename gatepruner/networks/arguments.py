@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gatepruner.errors import ArchitectureError, listed, nearest
+from gatepruner.networks.options import check_option, is_option
 
 MOST_CLASSES = 1_000_000
 MOST_CHANNELS = 4096
@@ -75,13 +76,18 @@ ALLOWED: dict[str, Mapping[str, Callable[[Any], bool]]] = {
         "global_pool": _word("", "avg", "max", "avgmax", "catavgmax", "fast", "token", "map"),
         "dynamic_img_size": _truth,
     },
+    "transformers": {**CLASSES, "architecture": lambda value: _is_name(value)},
     "caller": {},
 }
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and NAME.fullmatch(value) is not None
+
+
 def check_name(source: str, name: Any) -> None:
     """Raise an `ArchitectureError` unless a name is one word, and no path or address."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not _is_name(name):
         raise ArchitectureError(
             f"{name!r} is no name of a network of {source}: expected letters, digits, '.', '_', '-'"
         )
@@ -91,6 +97,9 @@ def check_arguments(source: str, name: str, arguments: Iterable[tuple[str, Any]]
     """Raise an `ArchitectureError` unless all arguments are known and of their kind."""
     allowed = ALLOWED[source]
     for key, value in arguments:
+        if source == "transformers" and key not in allowed and is_option(key):
+            check_option(name, key, value)
+            continue
         if key not in allowed:
             raise ArchitectureError(
                 f"{name} takes no argument {key!r}{nearest(str(key), sorted(allowed))}: expected "

@@ -7,19 +7,31 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gatepruner import models as own
-from gatepruner.errors import ArchitectureError, nearest
+from gatepruner.errors import ArchitectureError, first_line, nearest
 from gatepruner.models import Shape
 from gatepruner.models.variants import VARIANTS, vary
 from gatepruner.networks.arguments import check_arguments, check_name, check_shape
+from gatepruner.networks.caches import caches_of
 from gatepruner.networks.graph import Trace, trace
+from gatepruner.networks.huggingface import class_of, construct_classifier
 from gatepruner.networks.wrappers import unwrapped
+
+
+class BaseDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """A base as JSON."""
+
+    source: Literal["gatepruner", "torchvision", "timm", "transformers", "caller"]
+    name: str
+    input_shape: list[int]
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,8 +39,10 @@ class Base:
     """What constructs a network, and from which arguments.
 
     Attributes:
-        source: `"gatepruner"`, `"torchvision"`, `"timm"`, or `"caller"` for a caller's module.
-        name: the source's name for the network; for a caller's module, the name of its class.
+        source: `"gatepruner"`, `"torchvision"`, `"timm"`, `"transformers"`, or `"caller"` for a
+            caller's module.
+        name: the source's name for the network; transformers' type of model, such as `vit`; for a
+            caller's module, the name of its class.
         input_shape: `(C, H, W)` of one image.
         arguments: other arguments of the constructor, such as `num_classes`.
         module: a caller's module without its weights; not part of the JSON.
@@ -68,6 +82,11 @@ def _construct_own(base: Base) -> nn.Module:
     return own.construct(base.name, base.input_shape, **dict(base.arguments))
 
 
+# What constructors and layers raise on arguments and images that they cannot take.
+REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, IndexError, KeyError),
+    *(RuntimeError, TypeError, ValueError),
+)
 LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 
 
@@ -100,8 +119,20 @@ def _construct_torchvision(base: Base) -> nn.Module:
         module: nn.Module = models.get_model(base.name, weights=None, **arguments)
         channels = base.input_shape[0]
         return vary(module, channels, **varied) if varied or channels != 3 else module
-    except (TypeError, ValueError) as error:
-        raise ArchitectureError(f"{base}: {error}") from None
+    except NotImplementedError:  # of a constructor that computes with tensors; see `blank`
+        raise
+    except REFUSALS as error:
+        raise ArchitectureError(f"{base}: {first_line(error)}") from None
+
+
+def published_shape(name: str) -> Shape:
+    """`(C, H, W)` of one image as timm publishes it for a name; 3 x 224 x 224 if it does not."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError:
+        return 3, 224, 224
+    cfg = timm.get_pretrained_cfg(name)
+    return (3, 224, 224) if cfg is None else cfg.input_size
 
 
 def _construct_timm(base: Base) -> nn.Module:
@@ -109,17 +140,22 @@ def _construct_timm(base: Base) -> nn.Module:
     channels, *size = base.input_shape
     given = dict(base.arguments) | ({} if channels == 3 else {"in_chans": channels})
     # Transformers need the image size; other networks do not accept the argument.
-    attempts = [given] if size == [224, 224] else [{"img_size": tuple(size), **given}, given]
+    usual = size == [*published_shape(base.name)[1:]]
+    attempts = [given] if usual else [{"img_size": tuple(size), **given}, given]
     for arguments in attempts:
         try:
             module: nn.Module = timm.create_model(base.name, pretrained=False, **arguments)
             return module
         except TypeError as error:
             reason: Exception = error
-        except (RuntimeError, ValueError) as error:
+        except REFUSALS as error:
             reason = error
             break
-    raise ArchitectureError(f"{base}: {reason}{nearest(base.name, timm.list_models())}")
+    raise ArchitectureError(f"{base}: {first_line(reason)}{nearest(base.name, timm.list_models())}")
+
+
+def _construct_transformers(base: Base) -> nn.Module:
+    return construct_classifier(base.name, dict(base.arguments))
 
 
 def _construct_caller(base: Base) -> nn.Module:
@@ -162,6 +198,7 @@ SOURCES: dict[str, Callable[[Base], nn.Module]] = {
     "gatepruner": _construct_own,
     "torchvision": _construct_torchvision,
     "timm": _construct_timm,
+    "transformers": _construct_transformers,
     "caller": _construct_caller,
 }
 
@@ -186,10 +223,14 @@ def blank(base: Base) -> nn.Module:
         return copy.deepcopy(base.module)
     if base.source in LIBRARIES:
         _library(base)  # import it before the modes below are active
+    if base.source == "transformers":
+        class_of(base.name)  # the same
     with _WithoutInitialising():
         try:
             with torch.device("meta"):
                 module = base.construct()
+            for cache in caches_of(module):
+                cache.cache_clear()
         except NotImplementedError:  # the constructor computes with tensors, as regnet's does
             return without_weights(base.construct())
         if {key for key, _ in module.named_buffers()} <= set(module.state_dict()):
@@ -228,4 +269,15 @@ def _single(dtype: torch.dtype) -> torch.dtype:
 @functools.lru_cache(maxsize=32)
 def traced(base: Base) -> Trace:
     """The base's trace; cached, so it must not be changed."""
-    return trace(blank(base), str(base), base.input_shape, base.leaves)
+    try:
+        return trace(blank(base), str(base), base.input_shape, base.leaves)
+    except REFUSALS as error:
+        raise refusal(base, error) from None
+
+
+def refusal(base: Base, error: BaseException) -> ArchitectureError:
+    """What is said of a base that does not take images of its size."""
+    size = "x".join(map(str, base.input_shape))
+    return ArchitectureError(
+        f"{base} cannot take images of {size} (channels, height, width): {first_line(error)}"
+    )

@@ -8,10 +8,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor, fx, nn
+from typing_extensions import TypedDict
 
 from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
@@ -25,6 +27,40 @@ EXTRA_STATE = "_extra_state"  # of modules that save more than tensors
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+Size = Annotated[int, msgspec.Meta(gt=0, le=2**16)]
+
+
+class NormalizationNote(TypedDict):
+    """The normalisation of pixels."""
+
+    mean: list[Finite]
+    std: list[Positive]
+
+
+class ScalingNote(TypedDict):
+    """The scaling of pictures."""
+
+    side: Size
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
+    squash: bool
+
+
+class Notes(TypedDict, total=False):
+    """The notes that have a meaning; any other JSON may stand beside them."""
+
+    normalize: NormalizationNote
+    scaling: ScalingNote
+    classes: list[str]
+    gates: dict[str, float]
+    history: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
+    source: str
+    weights: str
+    remarks: list[str]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A network with its weights.
@@ -34,7 +70,7 @@ class Checkpoint:
         weights: tensors by state-dict key; do not modify them.
         notes: plain JSON: `normalize` (`mean` and `std` per channel), `classes` (names),
             `history` (what was done, oldest first) and anything else worth recording.
-        path: the removals learned with the gates; see `gatepruner.learning.gates`.
+        path: the removals learned with the gates; see `learn_gates`.
     """
 
     network: Network
@@ -52,19 +88,19 @@ class Checkpoint:
     ) -> Checkpoint:
         """A checkpoint of the caller's module, which is not changed.
 
-        Weights of other precision are cast to float32. The notes say so under `remarks`, and which
-        modules were kept whole.
+        Weights of another precision are cast to float32. The notes say so under `remarks`, and name
+        the modules that were kept whole.
 
         Args:
             module: any residual network that `torch.fx` can trace, on any device.
             input_shape: `(C, H, W)` of one image.
-            notes: what to record.
+            notes: plain JSON to record.
             leaves: module classes, or names of them, to keep whole because they cannot be traced.
 
         Raises:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
-                something else than its traced graph.
-            CheckpointError: weights are not finite, or have no values or no dense ones; names them.
+                something other than its traced graph.
+            CheckpointError: weights are not finite, are sparse or have no values; all are named.
         """
         state = {
             key: value

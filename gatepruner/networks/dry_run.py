@@ -11,10 +11,25 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gatepruner.models import Shape
-from gatepruner.networks.nodes import arguments_of, attribute
+from gatepruner.networks.caches import caches_of, emptied
+from gatepruner.networks.nodes import arguments_of, attribute, function_name
 
 # Without data, PyTorch takes a hundred times as long for them as for a convolution.
 KEEP_SHAPE = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+
+
+class NeedsDataError(Exception):
+    """A node computes nothing from tensors without data.
+
+    Args:
+        node: in a graph.
+    """
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__(
+            f"{function_name(node.target) or node.target} needs the values of a tensor"
+        )
+        self.node = node
 
 
 class DryRun:
@@ -50,6 +65,7 @@ class DryRun:
         self.values: dict[fx.Node, Any] = {}
         self.overwritten: dict[fx.Node, tuple[fx.Node, ...]] = {}
         self.tensors: dict[str, Any] = {}
+        self.caches = caches_of(self.root)
 
     def value(self, node: fx.Node) -> Any:
         """What a node computes, once all nodes before it have been run."""
@@ -64,9 +80,12 @@ class DryRun:
         inputs = {value: self.values[value] for value in node.all_input_nodes}
         versions = {value: _versions(inputs[value]) for value in inputs}
         args, kwargs = arguments_of(node, inputs.__getitem__)
-        with torch.no_grad(), torch.device("meta"):
-            result = self._result(node, args, kwargs)
-            self.values[node] = tree_map(_without_data, result, is_leaf=_is_size)
+        try:
+            with torch.no_grad(), torch.device("meta"), emptied(self.caches):
+                result = self._result(node, args, kwargs)
+        except Exception as error:  # functions of others may raise anything on what has no data
+            raise NeedsDataError(node) from error
+        self.values[node] = tree_map(_without_data, result, is_leaf=_is_size)
         changed = [value for value in inputs if _versions(inputs[value]) != versions[value]]
         if changed:
             self.overwritten[node] = tuple(changed)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gatepruner.networks.additions import ADDITIONS, Addition, operands
+from gatepruner.networks.additions import ADDITIONS, Addition, operands, repeated
 from gatepruner.networks.graph import Trace, forget_constants, identifier
 from gatepruner.networks.nodes import (
     OWNS_TENSORS,
@@ -67,6 +69,17 @@ class Scale(nn.Module):
 GATES = ("residual", "plain")
 
 
+class EditsDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """Edits as JSON."""
+
+    gate: Literal["", "residual", "plain"]
+    gated: list[str]
+    removed: list[str]
+    shortcuts_removed: list[str]
+    scaled_branches: list[str]
+    scaled_shortcuts: list[str]
+
+
 @dataclass(frozen=True)
 class Edits:
     """All edits of a network, by block name.
@@ -86,6 +99,27 @@ class Edits:
     shortcuts_removed: tuple[str, ...] = ()
     scaled_branches: tuple[str, ...] = ()
     scaled_shortcuts: tuple[str, ...] = ()
+
+    def contradictions(self) -> list[str]:
+        """Blocks that the edits name twice, or in lists that exclude each other."""
+        twice = [
+            f"{name} is {edit} twice"
+            for edit in (field.name for field in fields(self) if field.name != "gate")
+            for name, count in Counter(getattr(self, edit)).items()
+            if count > 1
+        ]
+        pairs = [
+            *(("removed", other) for other in ("gated", "scaled_branches", "scaled_shortcuts")),
+            ("removed", "shortcuts_removed"),
+            ("shortcuts_removed", "scaled_shortcuts"),
+        ]
+        both = [
+            f"{name} is both {one} and {other}"
+            for one, other in pairs
+            for name in sorted({*getattr(self, one)} & {*getattr(self, other)})
+        ]
+        kind = ["there are gates of no kind"] if self.gated and not self.gate else []
+        return twice + both + kind
 
     def forgetting(self, names: Collection[str]) -> Edits:
         """The edits without the gates and factors of these blocks."""
@@ -128,6 +162,8 @@ class _Editor:
         if name in edits.scaled_shortcuts and not lone:
             s = self.insert(f"{addition.gate}_shortcut", Scale, s)
         f = self.gate(addition, f, s)
+        if lone and repeated(pair[addition.branch], node):
+            return self.graph.call_method("expand_as", (f, s))
         if lone or plain:
             return f
         # The order of the operands decides on the memory layout of the sum, and thus on rounding.
@@ -179,6 +215,7 @@ def edited(traced: Trace, edits: Edits) -> Edited:
         else:
             env[node] = editor.graph.node_copy(node, env.__getitem__)
             env[node].meta = {**node.meta, "base": node.name}
+            _allow_copy(env[node])
     erase_unused(editor.graph)
     kept = set(editor.graph.nodes)
     used = {node.target for node in kept if node.op == "call_module"}
@@ -188,6 +225,13 @@ def edited(traced: Trace, edits: Edits) -> Edited:
         {name: (s.name, joined.name) for name, (s, joined) in joins.items() if joined in kept},
         {node.name: value.name for node, value in env.items() if value in kept},
     )
+
+
+def _allow_copy(node: fx.Node) -> None:
+    """Let `view` copy where the memory layout of what took an addition's place needs that."""
+    of_type = any(isinstance(value, torch.dtype) for value in (*node.args, *node.kwargs.values()))
+    if (node.op, node.target) == ("call_method", "view") and not of_type:
+        node.target = "reshape"
 
 
 ACTIVATIONS: dict[Any, str] = {

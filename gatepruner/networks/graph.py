@@ -12,11 +12,12 @@ from torch import fx, nn
 from gatepruner.errors import ArchitectureError, listed, nearest
 from gatepruner.models import Shape
 from gatepruner.networks.additions import Addition, find_additions
+from gatepruner.networks.dry_run import NeedsDataError
 from gatepruner.networks.logits import return_logits
 from gatepruner.networks.modes import joined
 from gatepruner.networks.mutations import Overwriting, without_mutations
-from gatepruner.networks.nodes import erase_unused, kind
-from gatepruner.networks.tracer import Tracer, UntraceableError, images_argument, reason
+from gatepruner.networks.nodes import erase_unused, kind, path_of
+from gatepruner.networks.tracer import Tracer, UntraceableError, images_argument
 
 PLAIN = {nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict}
 CHOSEN = "its class is among the leaves"
@@ -209,10 +210,10 @@ class _Tracing:
         try:
             return_logits(graph, run, self.name)
             run.value(next(iter(reversed(graph.nodes))))
-        except ArchitectureError:
-            raise
-        except Exception as error:  # of the module's own code, on tensors without data
-            raise UntraceableError({"": reason(error)}) from error
+        except NeedsDataError as error:
+            raise UntraceableError({path_of(error.node): str(error)}) from error
+        for node, value in run.values.items():
+            node.meta["shape"] = getattr(value, "shape", None)
         pure = without_mutations(self.base, graph, run, self.overwriting)
         erase_unused(pure)
         return pure

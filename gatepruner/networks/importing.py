@@ -80,8 +80,9 @@ def imported(name: str) -> nn.Module:
     place, _, attribute = name.rpartition(":")
     if not (place and attribute):
         raise _unreadable(name)
+    unused = _unused_name(_path(place))  # before the file's folder is searched
     with _importable(place), torch.random.fork_rng(devices=[]), redirect_stdout(sys.stderr):
-        source = _by_file(place) if place.endswith(".py") else _by_package(place, name)
+        source = _by_file(place, unused) if place.endswith(".py") else _by_package(place, name)
         value = _attribute(source, attribute, place)
         return value if isinstance(value, nn.Module) else _built(value, name)
 
@@ -112,8 +113,8 @@ def _path(place: str) -> Path:
     return Path(place).expanduser().resolve()
 
 
-def _by_file(place: str) -> ModuleType:
-    """The Python module of a file, executed if it is not yet."""
+def _by_file(place: str, name: str) -> ModuleType:
+    """The Python module of a file, executed under this name if it is not yet."""
     path = _path(place)
     if not path.is_file():
         names = sorted(file.name for file in path.parent.glob("*.py"))
@@ -122,9 +123,6 @@ def _by_file(place: str) -> ModuleType:
     for known in list(sys.modules.values()):
         if getattr(known, "__dict__", {}).get("__file__") == str(path):
             return known
-    name = path.stem
-    if not name.isidentifier() or name in sys.modules or _is_of_another(name, path):
-        name = f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # the name ends in .py
     assert spec.loader is not None
@@ -138,10 +136,14 @@ def _by_file(place: str) -> ModuleType:
     return module
 
 
-def _is_of_another(name: str, path: Path) -> bool:
-    """Whether another file than this one is imported by a name."""
-    spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin != str(path)
+def _unused_name(path: Path) -> str:
+    """The name of a file, if Python imports nothing else by it, or else a longer one."""
+    name = path.stem
+    if name.isidentifier() and name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin == str(path):
+            return name
+    return f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def _by_package(place: str, name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import fx, nn
@@ -19,54 +19,58 @@ from gatepruner.networks.tracer import UntraceableError
 ONE_MODE = "some of its layers are used in training only, or in evaluation only"
 
 
-class Mode(nn.Module):
-    """A constant of the graph with one value in training and another in evaluation."""
+def calling(module: nn.Module, function: Callable[..., Any], *arguments: Any) -> nn.Module:
+    """The module, with a function of the standard library as its `forward`.
 
-    def __init__(self, training: Any, evaluation: Any) -> None:
-        super().__init__()
-        self.values = (evaluation, training)
+    It has no class of ours, so that a network with it is unpickled without gatepruner.
 
-    def forward(self) -> Any:
-        return self.values[self.training]
+    Args:
+        module: a container of PyTorch's.
+        function: what `forward` calls.
+        arguments: the first arguments of the function.
+    """
+    setattr(module, "forward", functools.partial(function, *arguments))  # noqa: B010
+    return module
 
 
 def by_mode(training: Any, evaluation: Any) -> nn.Module:
-    """A module that returns one value in training and another in evaluation.
-
-    For truth values and numbers it is made of PyTorch's classes alone, so that a network with it
-    can be unpickled where gatepruner is not installed.
-    """
-    if not all(isinstance(value, (bool, int, float)) for value in (training, evaluation)):
-        return Mode(training, evaluation)
+    """A module that returns one value in training and another in evaluation."""
     flag = nn.Module()
-    setattr(flag, "forward", functools.partial(getattr, flag, "training"))  # noqa: B010
+    calling(flag, getattr, flag, "training")
     if training is True and evaluation is False:
         return flag
+    values = calling(nn.Module(), operator.getitem, (evaluation, training))
     graph = fx.Graph()
-    read = graph.call_module("flag")
-    if training is False and evaluation is True:
-        result = graph.call_function(operator.eq, (read, False))
-    else:
-        other = graph.call_function(operator.sub, (1, read))
-        parts = [
-            graph.call_function(operator.mul, pair)
-            for pair in ((read, training), (other, evaluation))
-        ]
-        result = graph.call_function(operator.add, tuple(parts))
-    graph.output(result)
-    return fx.GraphModule({"flag": flag}, graph, class_name="Mode")
+    graph.output(graph.call_module("values", (graph.call_module("flag"),)))
+    return fx.GraphModule({"flag": flag, "values": values}, graph, class_name="Mode")
 
 
-class Switch(nn.Module):
-    """A part of the graph that computes one thing in training and another in evaluation."""
+def switch(training: nn.Module, evaluation: nn.Module, inputs: int) -> nn.Module:
+    """A module that computes one thing in training and another in evaluation.
 
-    def __init__(self, training: nn.Module, evaluation: nn.Module) -> None:
-        super().__init__()
-        self.in_training = training
-        self.in_evaluation = evaluation
+    Args:
+        training: computes it in training.
+        evaluation: computes it in evaluation, from the same inputs.
+        inputs: how many there are.
+    """
+    parts = nn.ModuleList([evaluation, training])
+    calling(parts, operator.getitem, parts)
+    graph = fx.Graph()
+    values = [graph.placeholder(f"value_{index}") for index in range(inputs)]
+    part = graph.call_module("parts", (graph.call_module("mode"),))
+    graph.output(graph.call_method("forward", (part, *values)))
+    return fx.GraphModule(
+        {"mode": by_mode(True, False), "parts": parts}, graph, class_name="Switch"
+    )
 
-    def forward(self, *inputs: Any) -> Any:
-        return (self.in_training if self.training else self.in_evaluation)(*inputs)
+
+def only_in_training(module: nn.Module) -> bool:
+    """Whether a module is a switch that gives a constant in evaluation."""
+    parts = dict(module.named_children()).get("parts")
+    if not isinstance(parts, nn.ModuleList) or not isinstance(parts[0], fx.GraphModule):
+        return False
+    (output,) = (node for node in parts[0].graph.nodes if node.op == "output")
+    return not isinstance(output.args[0], fx.Node)
 
 
 def joined(
@@ -156,8 +160,8 @@ class _Joining:
         inputs = list(dict.fromkeys([*above_b, *map(self.inverse.__getitem__, above_a)]))
         names = {node: f"value_{index}" for index, node in enumerate(inputs)}
         names |= {self.partner[node]: name for node, name in names.items()}
-        parts = [self._part(names, own, value) for own, value in ((own_a, a), (own_b, b))]
-        return self._call(Switch(*parts), *map(self.env.__getitem__, inputs))
+        part_a, part_b = self._part(names, own_a, a), self._part(names, own_b, b)
+        return self._call(switch(part_a, part_b, len(inputs)), *map(self.env.__getitem__, inputs))
 
     def _between(
         self, value: Any, common: dict[fx.Node, fx.Node]

@@ -8,7 +8,7 @@ from typing import Any
 from gatepruner import models
 from gatepruner.errors import ArchitectureError
 from gatepruner.models import Shape
-from gatepruner.networks.base import SOURCES, Base
+from gatepruner.networks.base import SOURCES, Base, published_shape
 
 
 def parse(
@@ -31,8 +31,8 @@ def parse(
     source = source or "gatepruner"
     if source not in SOURCES or source == "caller":
         raise ArchitectureError(
-            f"unknown source {source!r} in {text!r}: expected torchvision:NAME, timm:NAME "
-            f"or a name like {', '.join(models.EXAMPLES)}"
+            f"unknown source {source!r} in {text!r}: expected torchvision:NAME, timm:NAME, "
+            f"transformers:TYPE or a name like {', '.join(models.EXAMPLES)}"
         )
     plain = source == "gatepruner" and name.startswith("plain-fc")
     if plain:
@@ -58,5 +58,7 @@ def _argument(pair: str, text: str) -> tuple[str, Any]:
 
 
 def _usual_shape(source: str, name: str) -> Shape:
-    """The usual `(C, H, W)`: that of the family for gatepruner's own networks, else 224 x 224."""
-    return models.family_of(name)[0].input_shape if source == "gatepruner" else (3, 224, 224)
+    """The usual `(C, H, W)`: that of the family, as timm publishes it, or else 224 x 224."""
+    if source == "gatepruner":
+        return models.family_of(name)[0].input_shape
+    return published_shape(name) if source == "timm" else (3, 224, 224)

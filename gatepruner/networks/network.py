@@ -7,6 +7,7 @@ can be checked before anything is computed.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
 from gatepruner.models import Shape
-from gatepruner.networks.base import SOURCES, Base, traced, without_weights
+from gatepruner.networks.base import REFUSALS, SOURCES, Base, refusal, traced, without_weights
 from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
@@ -64,7 +65,7 @@ def listed_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Network:
-    """A base and the edits made to it."""
+    """A base, which says who constructs the network, and the edits made to it."""
 
     base: Base
     edits: Edits = NO_EDITS
@@ -85,6 +86,8 @@ class Network:
         """
         base, gate, shortcuts = parse(text, num_classes=num_classes, input_shape=input_shape)
         traced(base)  # raises if the source does not know the name or an argument
+        if input_shape is not None:
+            _first_pass(base)  # raises if images of this size are too small, for example
         network = cls(base)
         if gate:
             return network.with_gates(gate)
@@ -105,7 +108,7 @@ class Network:
 
         Raises:
             ArchitectureError: the module cannot be traced, has no residual addition, or computes
-                something else than its graph.
+                something other than its graph.
         """
         module = unwrapped(module)
         blank, name = without_weights(module), type(module).__name__
@@ -155,7 +158,7 @@ class Network:
 
         Raises:
             ArchitectureError: the base is unknown, or the module is missing, cannot be traced or
-                computes something else than its graph.
+                computes something other than its graph.
             KeyError, TypeError, ValueError: `data` does not describe a network.
         """
         fields, edits = dict(data["base"]), dict(data["edits"])
@@ -178,6 +181,8 @@ class Network:
         unknown = sorted({name for names in blocks.values() for name in names} - known.keys())
         if unknown:
             raise ValueError(f"{network.base} has no block {listed(unknown)}")
+        if contradictions := network.edits.contradictions():
+            raise ValueError(listed(contradictions))
         return network
 
     def to_json(self) -> dict[str, Any]:
@@ -226,6 +231,17 @@ class Network:
         return tuple(block.name for block in self.blocks if block.removable)
 
     @property
+    def stock_removable(self) -> tuple[str, ...]:
+        """The removable blocks that a library's own class can do without.
+
+        They have an identity shortcut, and one block stays in every stage.
+        """
+        blocks = self.blocks
+        first = {block.stage: block.name for block in reversed(blocks)}
+        inner = [block for block in blocks if block.identity and block.name != first[block.stage]]
+        return tuple(block.name for block in inner if block.removable)
+
+    @property
     def depth(self) -> int:
         """Number of blocks that have their branch."""
         return sum(block.branch for block in self.blocks)
@@ -240,7 +256,7 @@ class Network:
         """Number of logits for one image.
 
         Raises:
-            ArchitectureError: the network returns something else than logits.
+            ArchitectureError: the network returns something other than logits.
         """
         return _classes(self.base)
 
@@ -254,7 +270,7 @@ class Network:
                 f"cannot remove {listed(unknown)}: {self} has no such block; "
                 f"its {len(blocks)} blocks are {_span(list(blocks))}"
             )
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise PlanError(f"cannot remove {listed(twice)} twice: name each block once")
         halves = [
@@ -414,11 +430,24 @@ class Network:
 
 
 @functools.lru_cache(maxsize=32)
-def _classes(base: Base) -> int:
-    """The number of logits, which no edit changes."""
+def _first_pass(base: Base) -> Any:
+    """What a base returns for two images, on the meta device.
+
+    Raises:
+        ArchitectureError: it refuses images of this size.
+    """
     module = Network(base).build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
-    logits = run.value(next(iter(reversed(module.graph.nodes))))
+    try:
+        return run.value(next(iter(reversed(module.graph.nodes))))
+    except REFUSALS as error:
+        raise refusal(base, error) from None
+
+
+@functools.lru_cache(maxsize=32)
+def _classes(base: Base) -> int:
+    """The number of logits, which no edit changes."""
+    logits = _first_pass(base)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
         raise ArchitectureError(
@@ -435,7 +464,7 @@ def _edited(base: Base, edits: Edits) -> Edited:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _span(names: Sequence[str]) -> str:

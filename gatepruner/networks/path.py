@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from torch import Tensor
 
 
@@ -37,12 +38,22 @@ class Removal:
         return {key: getattr(self, key) for key in RECORDED}
 
 
+class RemovalDocument(msgspec.Struct):
+    """The record of a removal as JSON."""
+
+    block: str
+    gate: float
+    score: float
+    loss: float
+    step: Annotated[int, msgspec.Meta(ge=0)]
+
+
 RECORDED = tuple(field.name for field in fields(Removal) if field.name != "weights")
 
 
 @dataclass(frozen=True)
 class Path:
-    """Removals in the order in which they were made."""
+    """The removals that gates have learned, in order."""
 
     removals: tuple[Removal, ...] = ()
 
@@ -79,17 +90,17 @@ class Path:
         }
 
     def followed(self, plan: Collection[str]) -> tuple[Removal, ...]:
-        """The longest start of the path whose blocks are all in the plan."""
+        """The removals at the start of the path, as long as their blocks are in the plan."""
         return tuple(itertools.takewhile(lambda removal: removal.block in plan, self.removals))
 
     def learned(self, plan: Collection[str]) -> Mapping[str, Tensor]:
-        """The weights learned after the last removal that a plan follows; empty if none is."""
+        """The weights learned after the last removal that the plan follows; empty without one."""
         followed = self.followed(plan)
         return followed[-1].weights if followed else MappingProxyType({})
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Path:
-        """The path with these `records` and `tensors`, which the properties of that name return.
+        """The path with these records and tensors, as the properties of these names return them.
 
         Raises:
             KeyError, TypeError, ValueError: they do not describe a path.

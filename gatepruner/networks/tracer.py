@@ -26,6 +26,11 @@ from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.wrappers import compiled
 
 STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # read `training` when they run
+# Torch's own modules that contain residual blocks; all others are kept whole.
+FOLLOWED = {
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+}
 # Numbers of images in the dry runs. A batch norm of single pixels cannot be trained on one image.
 BATCHES = {True: (2, 3), False: (1, 3)}
 # They accept no proxy by themselves. In the graph they are calls, if an argument is a proxy.
@@ -175,8 +180,11 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if not module_qualified_name:
             return False
-        whole = module_qualified_name in self.kept or type(m).__name__ in STOCHASTIC
-        return whole or bool(super().is_leaf_module(m, module_qualified_name))
+        kept = module_qualified_name in self.kept
+        if kept or type(m) in FOLLOWED:
+            return kept
+        stochastic = type(m).__name__ in STOCHASTIC
+        return stochastic or bool(super().is_leaf_module(m, module_qualified_name))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.answering:

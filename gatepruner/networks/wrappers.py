@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import fx, nn
 from torch.optim.swa_utils import AveragedModel
@@ -9,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from gatepruner.errors import ArchitectureError, listed
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-# Attributes of every built network, which its submodules cannot have for names.
+# Attributes of every built network. A submodule of such a name gets an underscore behind it.
 RESERVED = {*dir(fx.GraphModule), "meta", "_graph"} - {*dir(nn.Module)}
 
 
@@ -21,8 +23,10 @@ def compiled(module: nn.Module) -> nn.Module | None:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside of `DataParallel`, `DistributedDataParallel`, `torch.compile` and such.
 
+    Its submodules of reserved names are found, and their weights named, by other names.
+
     Raises:
-        ArchitectureError: it is or has a TorchScript module, or a submodule with a reserved name.
+        ArchitectureError: it is or has a TorchScript module.
     """
     while True:
         if isinstance(module, WRAPPERS):
@@ -42,10 +46,19 @@ def unwrapped(module: nn.Module) -> nn.Module:
             f"{listed(scripted[:1])} is a TorchScript module, whose code cannot be traced: pass "
             "the nn.Module that it was made from"
         )
-    reserved = sorted(RESERVED & dict(module.named_children()).keys())
-    if reserved:
-        raise ArchitectureError(
-            f"{name} has a submodule named {listed(reserved)}, which torch.fx reserves: "
-            "rename it in the module and in the keys of its weights"
-        )
-    return module
+    return _renamed(module)
+
+
+def _renamed(module: nn.Module) -> nn.Module:
+    """A module that shares everything with another one, but has no submodule of a reserved name.
+
+    The author's code still finds those submodules by their own names.
+    """
+    children = dict(module.named_children())
+    reserved = {name: f"{name}_" for name in RESERVED & children.keys()}
+    if not reserved or not children.keys().isdisjoint(reserved.values()):
+        return module
+    renamed = copy.copy(module)
+    renamed._modules = {reserved.get(name, name): part for name, part in module._modules.items()}
+    vars(renamed).update({name: children[name] for name in reserved})
+    return renamed

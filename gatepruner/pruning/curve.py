@@ -40,7 +40,7 @@ class Point:
     Attributes:
         removed: number of blocks removed, the least important of a ranking.
         blocks: number of blocks left with a branch.
-        accuracy: of the network without them.
+        accuracy: accuracy and loss of the network without them.
         cost: parameters and MACs of that network.
     """
 
@@ -150,13 +150,13 @@ def accuracies(
     normalization: Normalization | None = None,
     track: Track = iter,
 ) -> list[Accuracy]:
-    """The accuracy of several networks that share a checkpoint's weights, in shared passes.
+    """Measure several networks that share a checkpoint's weights, in shared passes.
 
     Args:
         checkpoint: the whole network with its weights.
         networks: the whole network after some removals of branches or shortcuts.
         data: labelled images of the network's size and classes.
-        statistics: see `sweep`.
+        statistics: training images to recalibrate every network on; see `sweep`.
         device: where to compute.
         batch_size: images per batch.
         normalization: replaces the one that the checkpoint records.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gatepruner.errors import PlanError
+from gatepruner.measuring.latency import Latency
 from gatepruner.networks.network import Network
 from gatepruner.pruning.curve import Point
 from gatepruner.pruning.meter import Meter
@@ -31,8 +35,8 @@ class Goal:
     """What a removal should achieve.
 
     Attributes:
-        kind: `"blocks"`, to remove; `"macs"`, `"params"` or `"latency"`, to reach; or `"loss"` of
-            accuracy, to stay within.
+        kind: `"blocks"` to remove; `"macs"`, `"params"` or `"latency"` to reach; or `"loss"`, the
+            loss of accuracy to stay within.
         amount: in blocks, MACs, parameters, seconds or percentage points; if relative, a fraction
             of the whole network's cost.
         relative: whether `amount` is a fraction.
@@ -107,7 +111,7 @@ def _unreadable(kind: str, text: str) -> PlanError:
 def amount_text(cost: str, amount: float) -> str:
     """A cost as text: `62.7 M MACs`, `8.52 ms`."""
     if cost == "latency":
-        return f"{1e3 * amount:.2f} ms"
+        return f"{1e3 * amount:.2f} ms" if amount >= 1e-3 else f"{1e3 * amount:.3g} ms"
     return f"{_scaled(amount)} {COSTS[cost]}"
 
 
@@ -145,6 +149,55 @@ class Reach:
         return f"accuracy of {self.least:.1f} to {self.whole:.1f} %"
 
 
+TOLERANCE = 0.03  # of a latency, which varies from measurement to measurement
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """A target latency, and what was measured again after the removal.
+
+    Attributes:
+        goal: what was asked for.
+        whole: latency of the whole network, in seconds.
+        small: latency of the smaller network, measured in turns with the whole one.
+    """
+
+    goal: Goal
+    whole: Latency
+    small: Latency
+
+    @property
+    def excess(self) -> float:
+        """By which share the latency is above the target; negative if it is below."""
+        return self.small.median / self.goal.limit(self.whole.median) - 1
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is met, to the precision of such measurements."""
+        return self.excess <= TOLERANCE
+
+    def __str__(self) -> str:
+        limit, whole = self.goal.limit(self.whole.median), self.whole.median
+        verdict = f"met within {TOLERANCE:.0%}" if self.met else f"missed by {self.excess:.1%}"
+        return (
+            f"measured again: {self.goal.text(self.small.median, whole)}; the target of "
+            f"{self.goal.text(limit, whole)} is {verdict}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The target, what was measured, and whether it is met; times in seconds."""
+        target = self.goal.limit(self.whole.median)
+        times = {"whole": self.whole.median, "measured": self.small.median}
+        return {"target": target, **times, "excess": self.excess, "met": self.met}
+
+
+def remeasured(goal: Goal, meter: Meter, network: Network) -> Remeasured | None:
+    """A target latency with what a network takes as measured anew; `None` for other goals."""
+    if goal.kind != "latency":
+        return None
+    return Remeasured(goal, *meter.again([meter.whole, network]))
+
+
 def check_count(count: float, network: Network, names: Sequence[str]) -> None:
     """Raise a `PlanError` if a network has fewer removable blocks than `count`."""
     if count > len(names):
@@ -166,9 +219,12 @@ def check_reachable(goal: Goal, network: Network, names: Sequence[str], meter: M
     whole, least = meter.costs(goal.kind, [network, network.without(names)])
     reach, limit = Reach(goal, len(names), whole, least, least), goal.limit(whole)
     if not least <= limit <= whole:
+        rest = ""
+        if goal.kind == "latency" and limit < least:
+            rest = f", since {meter.engine} takes the rest without any of its removable blocks"
         raise PlanError(
-            f"cannot reach {goal.text(limit, whole)}: {network} can cost {reach.range}; choose a "
-            "target within this range"
+            f"cannot reach {goal.text(limit, whole)}: {network} can cost {reach.range}{rest}; "
+            "choose a target within this range"
         )
     return reach.range
 
@@ -203,14 +259,22 @@ def blocks_for(
     check_reachable(goal, network, ranking.names, meter)
     whole, least = meter.costs(goal.kind, [network, network.without(ranking.names)])
     low, high = int(goal.limit(whole) < whole), len(ranking.names)
+    saved = meter.savings(goal.kind)
+    likely = _first_within(goal.limit(whole), whole, [saved[name] for name in ranking.names])
     while low < high:  # every removal reduces the cost
-        middle = (low + high) // 2
+        middle = min(max(likely, low), high - 1)
         if meter.cost(goal.kind, network.without(ranking.first(middle))) <= goal.limit(whole):
             high = middle
         else:
             low = middle + 1
     reached = meter.cost(goal.kind, network.without(ranking.first(low)))
     return Reach(goal, low, whole, least, reached)
+
+
+def _first_within(limit: float, whole: float, saved: Sequence[float]) -> int:
+    """After how many removals the cost is at most `limit`, if each saves what it saves alone."""
+    left = itertools.accumulate(saved, operator.sub, initial=whole)
+    return next((count for count, cost in enumerate(left) if cost <= limit), len(saved))
 
 
 def _most_within(goal: Goal, points: Sequence[Point]) -> Reach:

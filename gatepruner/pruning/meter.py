@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from gatepruner.errors import PlanError
-from gatepruner.measuring.cost import count
+from gatepruner.measuring.cost import alike, count
+from gatepruner.measuring.engines import device_of, engine_named, threads_of
 from gatepruner.measuring.latency import Latency, latency
 from gatepruner.networks.network import Network
 
@@ -24,6 +25,10 @@ class Meter:
     the whole network's first latency over its present one, so that latencies can be compared
     although the speed of a machine drifts.
 
+    What a block saves in latency is measured once for all blocks that do the same work, by removing
+    all of these: preparing a network for an engine takes seconds, and more blocks stand out more
+    from the noise. `docs/deployment.md` says how well the sums of these savings foretell latencies.
+
     Attributes:
         whole: the whole network.
         device: where latency is measured.
@@ -32,6 +37,8 @@ class Meter:
         known: measured latencies by the edits of their network as JSON; a resumed run passes
             those of the run before.
         track: wraps the rounds of a measurement, to show progress.
+        engine: what runs the networks when latency is measured.
+        threads: CPU threads when latency is measured; by default as many as PyTorch uses.
     """
 
     whole: Network
@@ -40,6 +47,19 @@ class Meter:
     seconds: float = 2.0
     known: dict[str, Latency] = field(default_factory=dict)
     track: Callable[[Iterable[int]], Iterable[int]] = iter
+    engine: str = "eager"
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Refuse to measure latency where it cannot be done.
+
+        Raises:
+            DeviceError: this machine does not have the device or so many threads.
+            EngineError: the engine is unknown or not installed.
+        """
+        engine_named(self.engine)
+        device_of(self.engine, self.device)
+        threads_of(self.threads)
 
     def cost(self, kind: str, network: Network) -> float:
         """The cost of one network: `"macs"`, `"params"`, or `"latency"` in seconds."""
@@ -64,26 +84,45 @@ class Meter:
     def savings(self, kind: str) -> dict[str, float]:
         """What removing each removable block alone saves."""
         names = self.whole.removable
-        networks = [self.whole, *(self.whole.without([name]) for name in names)]
+        groups = alike(self.whole) if kind == "latency" else [(name,) for name in names]
+        networks = [self.whole, *(self.whole.without(group) for group in groups)]
         whole, *costs = self.costs(kind, networks)
-        return {name: whole - cost for name, cost in zip(names, costs, strict=True)}
+        saved = {
+            name: (whole - cost) / len(group)
+            for group, cost in zip(groups, costs, strict=True)
+            for name in group
+        }
+        return {name: saved[name] for name in names}
+
+    def again(self, networks: Sequence[Network]) -> list[Latency]:
+        """The latency of every network as measured anew, in turns."""
+        measured = self._timed({str(at): network for at, network in enumerate(networks)})
+        return [measured[str(at)] for at in range(len(networks))]
 
     def _measure(self, networks: dict[str, Network]) -> None:
+        measured, whole = self._timed(networks), _key(self.whole)
+        first = self.known.get(whole, measured[whole])
+        for key, time in measured.items():
+            self.known.setdefault(key, time.scaled(first.median / measured[whole].median))
+
+    def _timed(self, networks: dict[str, Network]) -> dict[str, Latency]:
+        """Latencies with the whole network's initial weights, as many rounds as there is time."""
         weights = self.whole.initial_weights()
         modules = {}
         for key, network in networks.items():
             fresh = {} if network.state().keys() <= weights.keys() else network.initial_weights()
             state = {**fresh, **weights}
             modules[key] = network.build({name: state[name] for name in network.state()})
-        shape, how = self.whole.base.input_shape, {"batch": self.batch, "device": self.device}
-        once = latency(modules, shape, runs=1, **how)  # type: ignore[arg-type]
-        rounds = self.seconds / max(sum(time.median for time in once.values()), 1e-9)
-        runs = min(max(int(rounds), 10), 300)
-        measured = latency(modules, shape, runs=runs, track=self.track, **how)  # type: ignore[arg-type]
-        whole = _key(self.whole)
-        first = self.known.get(whole, measured[whole])
-        for key, time in measured.items():
-            self.known.setdefault(key, time.scaled(first.median / measured[whole].median))
+        return latency(
+            modules,
+            self.whole.base.input_shape,
+            batch=self.batch,
+            device=self.device,
+            engine=self.engine,
+            threads=self.threads,
+            seconds=self.seconds,
+            track=self.track,
+        )
 
 
 def _key(network: Network) -> str:
@@ -91,7 +130,13 @@ def _key(network: Network) -> str:
 
 
 def savings(
-    network: Network, cost: str, device: str | torch.device = "cpu", batch: int = 1
+    network: Network,
+    cost: str,
+    device: str | torch.device = "cpu",
+    batch: int = 1,
+    *,
+    engine: str = "eager",
+    threads: int | None = None,
 ) -> dict[str, float]:
     """What removing each removable block alone saves, by block name.
 
@@ -100,5 +145,7 @@ def savings(
         cost: `"params"`, `"macs"`, or `"latency"` in seconds, measured with random weights.
         device: where latency is measured.
         batch: images per pass when latency is measured.
+        engine: what runs the network when latency is measured.
+        threads: CPU threads when latency is measured; by default as many as PyTorch uses.
     """
-    return Meter(network, device, batch).savings(cost)
+    return Meter(network, device, batch, engine=engine, threads=threads).savings(cost)

@@ -100,14 +100,13 @@ def rank(
 
     Args:
         checkpoint: a network with its weights.
-        by: a name in `gatepruner.pruning.criteria.CRITERIA`, which lists what each criterion
-            needs and its source.
+        by: a name in `gatepruner.CRITERIA`, which lists what each criterion needs and its source.
         images: training images of the network's size, for criteria that need them; criteria that
             compute a loss use their labels.
-        seed: of a random order.
-        saved: what removing each block saves, in MACs for example. Scores are divided by it, so
-            that blocks are compared by the harm per unit saved. Criteria that return an order
-            instead of independent scores (`"greedy"`, `"random"`, `"depth"`) ignore it.
+        seed: seed of a random order.
+        saved: what removing each block saves, by block name, in MACs for example. Scores are
+            divided by it, so that blocks are compared by the harm per unit saved. Criteria that
+            return an order instead of scores (`"greedy"`, `"random"`, `"depth"`) ignore it.
         normalization: replaces the one that the checkpoint records.
         device: where to compute.
         batch_size: images per batch; beyond rounding, only `"taylor"` depends on it.

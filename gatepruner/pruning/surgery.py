@@ -124,6 +124,9 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
     of a branch that does not end in an affine layer, and scales the shortcut of a plain gate;
     `network.edits.scaled_branches` and `scaled_shortcuts` list those blocks. The notes keep the
     gates under `gates`, so that the blocks can still be ranked.
+
+    Args:
+        checkpoint: a network with its weights, with or without gates.
     """
     network, weights = checkpoint.network, dict(checkpoint.weights)
     folded, targets, constants = network.without_gates(), network.fold_targets(), []

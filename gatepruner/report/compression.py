@@ -60,6 +60,7 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
         "steps": [asdict(step) for step in steps],
         "removed": list(compressed.removed),
         "configuration": dict(compressed.configuration),
+        "target": compressed.target and compressed.target.to_json(),
         "versions": versions(),
     }
     page = compression_page(compressed, directory, conditions_of(document))
@@ -67,7 +68,7 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
         "steps.csv": as_csv([asdict(step) for step in steps]),
         "report.json": json.dumps(document, indent=1) + "\n",
         "report.html": html_document(page),
-        "report.md": _markdown(steps, document),
+        "report.md": _markdown(compressed, document),
     }
     fillings = figure_fillings(tradeoff_figure(steps, compressed.goal), directory / "tradeoff")
     write_files(fillings | {directory / name: text_filling(text) for name, text in texts.items()})
@@ -132,7 +133,8 @@ def _within(one: Sequence[float], other: Sequence[float], near: Sequence[float])
     return all(abs(a - b) <= far for a, b, far in zip(one, other, near, strict=True))
 
 
-def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
+def _markdown(compressed: Compressed, document: Mapping[str, Any]) -> str:
+    steps, target = compressed.steps, compressed.target
     whole, last = steps[0], steps[-1]
     faster = (whole.latency or 0.0) / last.latency if last.latency else 0.0
     lines = [
@@ -143,6 +145,7 @@ def _markdown(steps: Sequence[StepRecord], document: Mapping[str, Any]) -> str:
         f"{100 * whole.share:.2f} % before and {100 * last.share:.2f} % after "
         f"(n = {last.images:,}).",
         "",
+        *([f"Latency {target}.", ""] if target is not None else []),
         f"Removed {len(document['removed'])} blocks: {literal(', '.join(document['removed']))}.",
         "",
         f"![{last.measure} against cost](tradeoff.png)",

@@ -19,6 +19,7 @@ import torch
 from gatepruner import __version__
 from gatepruner.errors import CheckpointError, visible
 from gatepruner.files.writing import Fill, text_filling, write_files
+from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.orders import NOISE, Order
 from gatepruner.report.curve_page import curve_page
@@ -269,7 +270,7 @@ def _plan_lines(report: Report) -> list[str]:
     for name, time in report.latency.items():
         lines.append(
             f"- latency of the {name} network: median {1e3 * time['median']:.2f} ms, quartiles "
-            f"{1e3 * time['low']:.2f} and {1e3 * time['high']:.2f} ms (batch size "
-            f"{time['batch']}, {time['device']}, {time['runs']} interleaved runs)"
+            f"{1e3 * time['low']:.2f} and {1e3 * time['high']:.2f} ms "
+            f"({Latency(**time).conditions}, {time['runs']} interleaved runs)"
         )
     return [*lines, ""] if report.latency else lines

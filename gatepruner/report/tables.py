@@ -138,15 +138,17 @@ def change_table(document: Mapping[str, Any]) -> str:
 
 def latency_text(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Latencies by name, and their conditions."""
+    from gatepruner.measuring.latency import Latency
+
     texts = [
         f"{name} {1e3 * time['median']:.2f} ms "
         f"({1e3 * time['low']:.2f} to {1e3 * time['high']:.2f})"
         for name, time in measured.items()
     ]
-    first = next(iter(measured.values()))
+    first = Latency(**next(iter(measured.values())))
     return (
-        f"latency, median and quartiles of {first['runs']} interleaved runs, batch size "
-        f"{first['batch']}, {first['device']}: {', '.join(texts)}"
+        f"latency, median and quartiles of {first.runs} interleaved runs, {first.conditions}: "
+        f"{', '.join(texts)}"
     )
 
 
@@ -179,9 +181,14 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
     )
 
 
-def loading_text(path: str, checkpoint: Checkpoint) -> str:
-    """How to load a written network in Python."""
+def loading_call(path: str, checkpoint: Checkpoint) -> str:
+    """The call that loads and builds a written network in Python."""
     brought = checkpoint.network.base.source == "caller"
     module = f", module={checkpoint.notes.get('module')!r}" if brought else ""
-    call = f"gatepruner.load({path!r}{module})"
-    return f"to load it in Python:\n  import gatepruner\n  module = {call}.build()"
+    return f"gatepruner.load({path!r}{module}).build()"
+
+
+def loading_text(path: str, checkpoint: Checkpoint) -> str:
+    """How to load a written network in Python."""
+    call = loading_call(path, checkpoint)
+    return f"to load it in Python:\n  import gatepruner\n  module = {call}"

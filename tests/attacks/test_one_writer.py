@@ -15,7 +15,12 @@ WRITERS = ("files/writing.py", "files/locks.py")
 APART = ("demo/make_images.py",)  # made the package's own data, and is no part of its use
 NAMES = {
     *("write_text", "write_bytes", "touch", "rename", "renames", "symlink_to", "hardlink_to"),
-    *("mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile", "TemporaryDirectory"),
+    *(
+        "mkstemp",
+        "mkdtemp",
+        "NamedTemporaryFile",
+        "TemporaryFile",
+    ),  # a temporary folder is no output
     *("copyfile", "copy2", "copytree", "move", "truncate", "tofile", "fdopen"),
 }
 SAVERS = {"savefig", "save_file", "imsave", "savez", "dump"}

@@ -55,3 +55,4 @@ CRITERIA: dict[str, Criterion] = {
     ),
     "depth": Criterion(late("baselines.by_depth"), "nothing", "a baseline", ordered=True),
 }
+"""The criteria by name, for `rank`; each says what it needs and its source."""

@@ -26,7 +26,7 @@ class Evidence:
         normalization: replaces the one that the checkpoint records.
         device: where to compute.
         batch_size: images per batch.
-        seed: of a random order.
+        seed: seed of a random order.
         track: wraps the steps, to show progress.
     """
 
@@ -46,10 +46,10 @@ class Criterion:
         scores: maps a checkpoint, names of blocks in the order of depth, and the evidence to a
             score for each name; blocks with low scores are removed first.
         needs: what the scores depend on besides the network and its weights.
-        source: of the criterion: author, year and link.
+        source: author, year and link of the source.
         ordered: whether the scores are already in the order of removal.
         random: whether the scores depend on the seed.
-        passes: about how often every image passes through the whole network, for so many blocks.
+        passes: maps a number of blocks to about how often every image passes through the network.
         labels: whether the images need labels.
     """
 

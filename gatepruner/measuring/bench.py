@@ -1,0 +1,102 @@
+"""Several networks on several engines at several batch sizes, measured in turns."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from gatepruner.measuring.device import pick_device
+from gatepruner.measuring.engines import device_of, ready, threads_of, torch_threads
+from gatepruner.measuring.latency import Latency, in_turns, random_images, rounds_within, summary
+from gatepruner.measuring.programs import Program, check_same
+from gatepruner.networks.checkpoint import Checkpoint
+
+Case = tuple[str, str, int]  # network, engine and batch size
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The latency of a network on an engine.
+
+    Attributes:
+        name: of the network.
+        latency: with engine and batch size.
+        difference: greatest difference of a logit from PyTorch's, relative to the greatest one.
+    """
+
+    name: str
+    latency: Latency
+    difference: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON; times in seconds."""
+        return {"network": self.name, "difference": self.difference, **asdict(self.latency)}
+
+
+def bench(
+    checkpoints: Mapping[str, Checkpoint],
+    engines: Sequence[str] = ("eager",),
+    batches: Sequence[int] = (1,),
+    *,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    seconds: float = 10.0,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> list[Measured]:
+    """Measure several networks on several engines in turns, so that conditions are the same.
+
+    Args:
+        checkpoints: the networks by name, each on random images of its own size.
+        engines: keys of `gatepruner.measuring.engines.ENGINES`.
+        batches: numbers of images per pass.
+        device: where to measure; engines that do not run there are measured on the CPU.
+        threads: CPU threads; by default as many as PyTorch uses.
+        seconds: for about how long to measure, in 10 to 300 rounds.
+        track: wraps the rounds, to show progress.
+
+    Returns:
+        The measurements, engine by engine, then by batch size and network.
+
+    Raises:
+        DeviceError: this machine does not have the device or so many threads.
+        EngineError: an engine is not installed, cannot run a network, or computes something else.
+    """
+    device, threads = pick_device(device), threads_of(threads)
+    places = {engine: device_of(engine, device) for engine in engines}
+    programs = {
+        name: Program(one.build(), one.network.base.input_shape, name)
+        for name, one in checkpoints.items()
+    }
+    calls, differences = dict[Case, Callable[[], object]](), dict[Case, float]()
+    with torch_threads(threads), torch.inference_mode():
+        for engine, batch, name in itertools.product(engines, batches, programs):
+            case = name, engine, batch
+            calls[case], differences[case] = _prepared(
+                programs[name],
+                engine,
+                random_images(batch, programs[name].input_shape, places[engine]),
+                threads,
+            )
+        times = in_turns(calls, rounds_within(seconds, calls, device), device, track)
+    measured = []
+    for (name, engine, batch), taken in times.items():
+        place = places[engine]
+        used = threads if place.type == "cpu" else None
+        how = {"batch": batch, "device": str(place), "engine": engine, "threads": used}
+        measured.append(Measured(name, summary(taken, **how), differences[name, engine, batch]))
+    return measured
+
+
+def _prepared(
+    program: Program, engine: str, images: torch.Tensor, threads: int
+) -> tuple[Callable[[], object], float]:
+    """A pass of images on an engine, and how far its logits are from PyTorch's."""
+    running = ready(engine, program, images, threads)
+    expected = program.module.to(images.device).eval()(images)
+    difference = check_same(f"{program.name} on {engine}", running(images), expected)
+    return functools.partial(running, images), difference
