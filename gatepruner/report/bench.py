@@ -15,11 +15,10 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from gatepruner.files.writing import text_filling, write_files
 from gatepruner.measuring.bench import Measured
 from gatepruner.report.files import versions
-from gatepruner.report.style import COLORS, STYLE, WIDE, figure_fillings
+from gatepruner.report.style import COLORS, MARKERS, STYLE, WIDE, figure_fillings
 from gatepruner.report.tables import table
 
-MARKERS = ("o", "s", "^", "D", "v")
-FILES = ("bench.json", "bench.png", "bench.svg")
+FILES = ("bench.json", "bench.png", "bench.svg", "bench.pdf")
 MOST_PANELS = 4  # batch sizes in one figure
 
 
@@ -55,7 +54,7 @@ def write_bench(
     configuration: Mapping[str, Any],
     directory: Path,
 ) -> dict[str, Any]:
-    """Write `bench.json` and the figure `bench` (png, svg); returns the document."""
+    """Write `bench.json` and the figure `bench` (png, svg, pdf); returns the document."""
     document = {
         "measured": [{**one.to_json(), "accuracy": accuracies.get(one.name)} for one in measured],
         "configuration": dict(configuration),
