@@ -12,13 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+from gatepruner.files.writing import text_filling, write_files
 from gatepruner.measuring.bench import Measured
 from gatepruner.report.files import versions
-from gatepruner.report.style import COLORS, STYLE, WIDE, save_figure
+from gatepruner.report.style import COLORS, STYLE, WIDE, figure_fillings
 from gatepruner.report.tables import table
 
 MARKERS = ("o", "s", "^", "D", "v")
-FILES = ("bench.json", "bench.png", "bench.svg")
+FILES = ("bench.json", "bench.png", "bench.svg", "bench.pdf")
 MOST_PANELS = 4  # batch sizes in one figure
 
 
@@ -54,15 +55,16 @@ def write_bench(
     configuration: Mapping[str, Any],
     directory: Path,
 ) -> dict[str, Any]:
-    """Write `bench.json` and the figure `bench` (png, svg); returns the document."""
+    """Write `bench.json` and the figure `bench` (png, svg, pdf); returns the document."""
     document = {
         "measured": [{**one.to_json(), "accuracy": accuracies.get(one.name)} for one in measured],
         "configuration": dict(configuration),
         "versions": versions(),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
-    save_figure(bench_figure(measured, accuracies), directory / "bench")
+    figures = figure_fillings(bench_figure(measured, accuracies), directory / "bench")
+    text = json.dumps(document, indent=1) + "\n"
+    write_files({**figures, directory / "bench.json": text_filling(text)})
     return document
 
 
