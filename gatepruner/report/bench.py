@@ -19,7 +19,7 @@ from gatepruner.report.style import COLORS, STYLE, WIDE, figure_fillings
 from gatepruner.report.tables import table
 
 MARKERS = ("o", "s", "^", "D", "v")
-FILES = ("bench.json", "bench.png", "bench.svg")
+FILES = ("bench.json", "bench.png", "bench.svg", "bench.pdf")
 MOST_PANELS = 4  # batch sizes in one figure
 
 
@@ -55,16 +55,16 @@ def write_bench(
     configuration: Mapping[str, Any],
     directory: Path,
 ) -> dict[str, Any]:
-    """Write `bench.json` and the figure `bench` (png, svg); returns the document."""
+    """Write `bench.json` and the figure `bench` (png, svg, pdf); returns the document."""
     document = {
         "measured": [{**one.to_json(), "accuracy": accuracies.get(one.name)} for one in measured],
         "configuration": dict(configuration),
         "versions": versions(),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    fillings = figure_fillings(bench_figure(measured, accuracies), directory / "bench")
+    figures = figure_fillings(bench_figure(measured, accuracies), directory / "bench")
     text = json.dumps(document, indent=1) + "\n"
-    write_files({**fillings, directory / "bench.json": text_filling(text)})
+    write_files({**figures, directory / "bench.json": text_filling(text)})
     return document
 
 
