@@ -4,7 +4,7 @@ Every case has random weights of its own, and runs in a process of its own with 
 memory. What a case gave is kept, so that an interrupted survey goes on where it was; `--again WORD`
 tries the cases with this word in their names once more.
 
-usage: python benchmarks/survey.py [--kind KIND] [--again WORD]
+usage: python benchmarks/survey.py [--kind KIND] [--again WORD] [--write]
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import record
 import torch
-from cases import files, modules, networks
+from cases import data, files, modules, networks
 from cases.case import NOT_TRIED, OUTCOMES, Case, Row
 
 SECONDS, BYTES = 240, 6 * 2**30  # of one case
-CASES = (*networks.CASES, *modules.CASES, *files.CASES)
-QUICK = ("resnet18", "vit", "lerp")
+CASES = (*networks.CASES, *modules.CASES, *files.CASES, *data.CASES)
+QUICK = ("block: x + f(x)", "under model", "class folders: some of the names")
 
 
 def limited(case: Case, path: Path) -> None:
@@ -48,58 +51,65 @@ def limited(case: Case, path: Path) -> None:
 
 def apart(case: Case, folder: Path) -> Row:
     """What came of a case that runs in a process of its own."""
-    path = folder / "row.json"
-    path.unlink(missing_ok=True)
+    inside = Path(tempfile.mkdtemp(dir=folder))
+    path = inside / "row.json"
     process = multiprocessing.get_context("fork").Process(target=limited, args=(case, path))
     process.start()
     process.join(SECONDS)
     late = process.is_alive()
     process.kill()
     process.join()
-    if path.exists():
-        row: Row = json.loads(path.read_text())
-        return row
     reason = f"took more than {SECONDS} s" if late else f"ended with {process.exitcode}"
-    return {"kind": case.kind, "name": case.name, "outcome": NOT_TRIED, "text": reason}
+    row: Row = {"kind": case.kind, "name": case.name, "outcome": NOT_TRIED, "text": reason}
+    if path.exists():
+        row = json.loads(path.read_text())
+    shutil.rmtree(inside)
+    return row
 
 
-def surveyed(cases: Sequence[Case], folder: Path, again: str = "") -> list[Row]:
-    """What came of all cases; a line of `rows.jsonl` for each that has been tried."""
+def kept(folder: Path) -> dict[str, Row]:
+    """What is known of cases that have been tried: the last line of `rows.jsonl` on each."""
+    path = folder / "rows.jsonl"
+    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return {f"{row['kind']}: {row['name']}": row for row in rows}
+
+
+def survey(cases: Sequence[Case], folder: Path, again: str = "") -> None:
+    """Try the cases that are not known yet, and those with a word in their names once more."""
     for package in ("timm", "torchvision", "transformers"):  # once, not in every process
         with contextlib.suppress(ImportError):
             importlib.import_module(package)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "rows.jsonl"
-    known: dict[str, Row] = {}
-    for line in kept.read_text().splitlines() if kept.exists() else ():
-        row = json.loads(line)
-        known[f"{row['kind']}: {row['name']}"] = row
+    known = kept(folder)
     for case in cases:
         if case.key in known and not (again and again in case.key):
             continue
-        known[case.key] = row = apart(case, folder)
-        with kept.open("a") as file:
+        row = apart(case, folder)
+        with (folder / "rows.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{case.key}: {row['outcome']} {row.get('text', '')}", flush=True)
-    return [known[case.key] for case in cases]
 
 
 def main() -> None:
     options = record.parser(__doc__)
-    options.add_argument("--kind", default="", help="only cases with this word in their kind")
+    options.add_argument("--kind", default="", help="try only cases with this word in their kind")
     options.add_argument("--again", default="", metavar="WORD", help="cases to try once more")
-    options.add_argument("--write", action="store_true", help="write what is known, try nothing")
+    options.add_argument("--write", action="store_true", help="try nothing, write what is known")
     chosen = options.parse_args()
-    cases = [case for case in CASES if chosen.kind in case.kind]
-    if chosen.quick:
-        cases = [case for case in cases if case.name in QUICK]
+    cases = [case for case in CASES if not chosen.quick or case.name in QUICK]
     folder = record.folder(chosen.quick) / "survey.work"
-    rows = surveyed(cases, folder, chosen.again)
+    if not chosen.write:
+        survey([case for case in cases if chosen.kind in case.kind], folder, chosen.again)
+    known = kept(folder)
+    rows = [known[case.key] for case in cases if case.key in known]
     counts = Counter(row["outcome"] for row in rows)
     print(", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES))
-    if not chosen.kind:
-        settings = {"seconds for a case": SECONDS, "parameters at most": networks.MOST}
-        record.write("survey", settings, rows, quick=chosen.quick)
+    settings = {
+        "seconds for a case": SECONDS,
+        "parameters at most": networks.MOST,
+        **{name: version(name) for name in ("timm", "transformers")},
+    }
+    record.write("survey", settings, rows, quick=chosen.quick)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import paper_tables
+from cases.case import OUTCOMES
 from columns import PERCENT, PERCENTS, Column, Record, Table, grouped, mean, means, quartiles, table
 from record import RESULTS
 
@@ -86,6 +88,28 @@ def target_cell(rows: Sequence[Record], best: bool) -> str:
     deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     number = f"{fmean(values):.2f}{deviation}"
     return f"{f'**{number}**' if best else number} ({kept})"
+
+
+def outcomes(result: Record) -> Iterator[Record]:
+    """How many cases of each kind had each outcome."""
+    for kind, rows in grouped(result["rows"], itemgetter("kind")).items():
+        counts = Counter(row["outcome"] for row in rows)
+        yield {"kind": kind, "cases": len(rows), **{key: counts[key] or "" for key in OUTCOMES}}
+
+
+def blocks_found(row: Record) -> str:
+    """How many blocks were found, of how many."""
+    return f"{row['blocks']} of {row['oracle']}" if row.get("oracle") else ""
+
+
+def difference(key: str) -> Callable[[Record], str | None]:
+    """Writes a difference of logits; 0 is bit for bit."""
+
+    def written(row: Record) -> str | None:
+        value = row.get(key)
+        return None if value is None else f"{value:.0e}" if value else "0"
+
+    return written
 
 
 RECOVERIES = (
@@ -208,6 +232,21 @@ TABLES: dict[str, Table] = {
         Column("taken by default", "default"),
         records=by_default,
     ),
+    "survey": table(
+        Column("{kind}", "name"),
+        Column("outcome", "outcome"),
+        Column("blocks", blocks_found),
+        Column("difference", difference("difference")),
+        Column("without blocks", difference("removed")),
+        Column("said", lambda row: row.get("text", "").replace("|", "\\|")),
+        split="kind",
+    ),
+    "survey_counts": table(
+        Column("what is brought", "kind"),
+        Column("cases", "cases"),
+        *(Column(outcome, outcome) for outcome in OUTCOMES),
+        records=outcomes,
+    ),
     "sweep": table(
         Column("sweep", "{network}, {points} points, {images} images"),
         Column("shared (s)", "shared_seconds", quartiles()),
@@ -217,8 +256,18 @@ TABLES: dict[str, Table] = {
         Column("n", "{shared_seconds[n]}"),
         timed=True,
     ),
+    "trust": table(
+        Column("format", "format"),
+        Column("n", "{n:,}"),
+        Column("as before", lambda it: it.get("as before", 0)),
+        Column("another sound one", lambda it: it.get("another sound one", 0)),
+        Column("refused in one line", lambda it: it.get("refused", 0)),
+        Column("anything else", lambda it: len(it["failures"])),
+    ),
     **paper_tables.TABLES,
 }
+
+FILES = {**paper_tables.FILES, "survey_counts": "survey"}  # results that a second table shows
 
 
 def conditions(table: Table, result: Record) -> str:
@@ -238,7 +287,7 @@ def rendered(name: str) -> str:
     """The table of that name with its conditions."""
     if name not in TABLES:
         sys.exit(f"unknown table {name!r}: expected {', '.join(TABLES)}")
-    path = RESULTS / f"{paper_tables.FILES.get(name, name)}.json"
+    path = RESULTS / f"{FILES.get(name, name)}.json"
     if not path.exists():
         return ABSENT
     result: Any = json.loads(path.read_text())

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+LONGEST = 4000  # characters of a message
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph
 
 
@@ -32,7 +33,10 @@ class GatePrunerError(Exception):
     def told(self, spell: Callable[[str, Any], str]) -> str:
         """The message with the arguments to pass, each written by `spell(name, value)`."""
         passed = " or ".join(spell(name, value) for name, value in self.arguments.items())
-        return visible(f"{self.args[0]}; pass {passed}" if passed else str(self.args[0]))
+        message = visible(str(self.args[0]))
+        if len(message) > LONGEST:  # a file may have names of any length
+            message = f"{message[:LONGEST]} …"
+        return f"{message}; pass {visible(passed)}" if passed else message
 
 
 class ArchitectureError(GatePrunerError):
@@ -75,6 +79,11 @@ def visible(text: str) -> str:
         else letter
         for letter in text
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or else its kind."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:

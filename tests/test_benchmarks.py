@@ -25,7 +25,7 @@ RECIPE = Recipe(epochs=1, batch_size=16, optimizer="adam", augment=False)
 @pytest.fixture
 def paper(monkeypatch):
     """Imports a module of the paper's experiments."""
-    for folder in (BENCHMARKS, BENCHMARKS / "paper"):
+    for folder in (BENCHMARKS, BENCHMARKS / "paper", BENCHMARKS / "cases"):
         monkeypatch.syspath_prepend(str(folder))
     return importlib.import_module
 
@@ -173,3 +173,27 @@ def test_with_its_gates_closed_a_stack_is_the_identity(paper):
     module = start.network.build(closed)
     x = torch.rand(4, *identity.SHAPE)
     assert torch.equal(module(x), x.flatten(1))
+
+
+def test_a_survey_tries_each_case_once(paper, tmp_path, monkeypatch):
+    survey = paper("survey")
+    cases = [case for case in survey.CASES if case.name in survey.QUICK]
+    assert len(cases) == len(survey.QUICK)
+    survey.survey(cases, tmp_path)
+    rows = survey.kept(tmp_path)
+    assert {rows[case.key]["outcome"] for case in cases} == {"right"}
+    monkeypatch.setattr(survey, "apart", None)  # would fail if it were called
+    survey.survey(cases, tmp_path)
+
+
+def test_the_oracle_of_a_survey_finds_and_cuts_the_additions_that_run(paper):
+    oracle, modules = paper("cases.oracle"), paper("cases.modules")
+    net, images = modules.Net(modules.plain).eval(), torch.randn(2, 3, 16, 16)
+    result, ran = oracle.run(net, images)
+    assert torch.equal(result, net(images))
+    assert [(it.path, it.branch) for it in ran] == [(f"blocks.{i}", 1) for i in range(3)]
+    cut, _ = oracle.run(net, images, lambda it: 1 if it.index == 1 else None)
+    net.blocks[1].norm = torch.nn.Identity()
+    torch.nn.init.zeros_(net.blocks[1].conv.weight)
+    torch.nn.init.zeros_(net.blocks[1].conv.bias)
+    assert torch.equal(cut, net(images))

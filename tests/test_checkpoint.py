@@ -391,7 +391,7 @@ BENT = {
     "no names": ((None, {}), "'path'"),
     "fewer names than states": ((["layer2.1"], {}), "path/1/"),
     "a number for records": ((3, {}), "int"),
-    "a record that is a word": (([3, 4], {}), "subscriptable"),
+    "a record that is a word": (([3, 4], {}), "path[0]"),
     "an index out of range": (
         (GONE, {"2/bn1|weight": torch.ones(16)}),
         "path/2/bn1.weight",

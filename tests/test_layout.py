@@ -17,6 +17,7 @@ ROOT = Path(gatepruner.__file__).parent
 ORDER = (
     *(
         "errors",
+        "documents",
         "signals",
         "models",
         "networks",

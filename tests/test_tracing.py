@@ -188,6 +188,29 @@ def test_what_is_overwritten_is_what_the_author_overwrites(written):
     assert_same(Written(written, act=lambda: nn.ReLU(inplace=True)))
 
 
+def chunked(self, x):
+    first, _ = x.chunk(2, 1)
+    first += 1
+    return x
+
+
+def turned(self, x):
+    x.transpose(1, 2).mul_(1.5)
+    return x
+
+
+@pytest.mark.parametrize("written", [chunked, turned])
+def test_a_block_whose_shortcut_a_view_overwrites_is_a_block(written):
+    class Block(WrittenBlock):
+        def forward(self, x):
+            x = written(self, x)
+            return x + self.conv2(self.conv1(x))
+
+    module = Written(lambda self, x: x)
+    module.blocks = nn.ModuleList(Block(None) for _ in range(2))
+    assert_same(module)
+
+
 def test_an_overwritten_value_stays_as_it_was_for_others():
     def reads_both(self, x):
         before = x + 0
@@ -285,6 +308,10 @@ def noise_in_training(self, x):
     return x
 
 
+def noise_or_nothing(self, x):
+    return x + (torch.randn_like(x) if self.training else 0)
+
+
 def other_activation_in_training(self, x):
     return x.relu() if self.training else x.clamp(0, 6)
 
@@ -298,6 +325,7 @@ def dropout_by_a_function(self, x):
 
 
 AS_WRITTEN = (
+    noise_or_nothing,
     *(activations_made_inside, flags, asserts_on_shapes, factories, loops_over_sizes),
     tensors_made_inside,
     *(integers_of_sizes, data_types, drop_path_by_a_function, noise_in_training),

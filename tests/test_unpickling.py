@@ -26,8 +26,10 @@ from torch import nn
 from torchvision.models import resnet18
 
 from gatepruner.errors import CheckpointError
+from gatepruner.files.archives import read_archive
 from gatepruner.files.checkpoints import load
-from gatepruner.files.unpickling import StandIn, read_inert
+from gatepruner.files.unpickling import StandIn
+from gatepruner.pruning.surgery import remove
 
 CANARY = """
 import pathlib
@@ -305,15 +307,11 @@ def test_weights_come_out_beside_whatever_a_training_loop_pickles(save, tmp_path
     found = load(tmp_path / "last.ckpt")
     assert str(found.network) == "resnet8"
     assert all(torch.equal(found.weights[key], it) for key, it in resnet8.weights.items())
-    read = read_inert(tmp_path / "last.ckpt")
+    read = read_archive(tmp_path / "last.ckpt").value
     assert read["args"].state["lr"] == 0.1
     assert isinstance(read["args"].state["out"], StandIn)
-    assert (read["history"], read["options"], read["row"], read["queue"]) == (
-        {"loss": [1.0]},
-        {"lr": 0.1},
-        [1, 2],
-        [1, 2],
-    )
+    assert [read[key].entries for key in ("history", "options")] == [{"loss": [1.0]}, {"lr": 0.1}]
+    assert [read[key].elements for key in ("row", "queue")] == [[1, 2], [1, 2]]
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
@@ -339,6 +337,59 @@ def test_weights_come_out_of_pickled_modules(wrap, save, tmp_path):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(found.build()(images), module.backbone.eval()(images))
+
+
+class Nested(nn.Module):
+    """Its layers have a class within its own, which pickles name by `getattr`."""
+
+    class Layer(nn.Conv2d):
+        pass
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = resnet18(num_classes=10)
+        self.backbone.conv1 = self.Layer(3, 64, 7, 2, 3, bias=False)
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("save", PLAIN.values(), ids=PLAIN.keys())
+def test_classes_within_classes_have_stand_ins_that_do_not_stay(save, tmp_path):
+    module, before = Nested().eval(), set(torch.serialization.get_safe_globals())
+    save({"model": module}, tmp_path / "net.pth")
+    found, images = load(tmp_path / "net.pth"), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(found.build()(images), module.backbone(images))
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def in_fortrans_order(tensor):
+    return np.asfortranarray(tensor.numpy()) if tensor.ndim > 1 else tensor.numpy()
+
+
+@pytest.mark.parametrize("save", PLAIN.values(), ids=PLAIN.keys())
+@pytest.mark.parametrize("array", [torch.Tensor.numpy, in_fortrans_order])
+def test_weights_may_be_arrays_of_numpy(array, save, tmp_path, resnet8):
+    weights = {key: array(tensor) for key, tensor in resnet8.weights.items()}
+    save({"net": weights, "best": np.float64(0.9)}, tmp_path / "net.pth")
+    found = load(tmp_path / "net.pth").weights
+    assert all(torch.equal(found[key], tensor) for key, tensor in resnet8.weights.items())
+
+
+@pytest.mark.parametrize("dtype", [">f4", "O", "U3", "c8"])
+def test_other_arrays_of_numpy_are_no_weights(dtype, tmp_path):
+    torch.save({"conv1.weight": np.ones(3).astype(dtype)}, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match="a dictionary without tensors"):
+        load(tmp_path / "net.pth")
+
+
+def test_a_built_network_is_read_if_nothing_is_removed_from_it(tmp_path, resnet8):
+    torch.save({"model": resnet8.build()}, tmp_path / "net.pt")
+    found = load(tmp_path / "net.pt")
+    assert str(found.network) == "resnet8"
+    assert all(torch.equal(found.weights[key], it) for key, it in resnet8.weights.items())
+    torch.save(remove(resnet8, resnet8.network.removable[0]).build(), tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match="which does not tell what was removed from it"):
+        load(tmp_path / "net.pt")
 
 
 def other_stride(module):

@@ -50,11 +50,7 @@ class Case:
             row = {"outcome": CRASH, "text": f"{type(error).__name__}: {error}"}
         else:
             if self.refusable and row["outcome"] == RIGHT:
-                row = {
-                    "outcome": WRONG,
-                    "text": "accepted",
-                    **row,
-                }
+                row = {**row, "outcome": WRONG, "text": "accepted"}
         return {"kind": self.kind, "name": self.name, **shortened(row)}
 
 

@@ -224,7 +224,8 @@ def shards(module: nn.Module, path: Path) -> Path:
 
 
 def built(module: nn.Module, path: Path) -> Path:
-    torch.save(gatepruner.Checkpoint.of(module, SHAPE).build(), path)
+    whole = gatepruner.Network.named("resnet20")
+    torch.save(whole.build(module.state_dict()), path)
     return path
 
 
@@ -233,12 +234,12 @@ WRITTEN: dict[str, Callable[[nn.Module, Path], Path]] = {
     "a pickled module without zip": whole_legacy,
     "safetensors": safetensors,
     "safetensors in shards": shards,
-    "what gatepruner has built, pickled": built,
+    "a whole network, built and pickled": built,
 }
 
 
 def scripted(module: nn.Module, path: Path) -> Path:
-    torch.jit.script(module).save(str(path))
+    torch.jit.trace(module, torch.randn(2, *SHAPE)).save(str(path))
     return path
 
 
@@ -269,6 +270,12 @@ def pointer(module: nn.Module, path: Path) -> Path:
     return path
 
 
+def pruned(module: nn.Module, path: Path) -> Path:
+    checkpoint = gatepruner.Checkpoint.of(module, SHAPE)
+    torch.save(gatepruner.remove(checkpoint, checkpoint.network.removable[0]).build(), path)
+    return path
+
+
 def nothing(module: nn.Module, path: Path) -> Path:
     path.touch()
     return path
@@ -281,6 +288,7 @@ def absent(module: nn.Module, path: Path) -> Path:
 NOT_READ: dict[str, Callable[[nn.Module, Path], Path]] = {
     "TorchScript": scripted,
     "torch.export": exported,
+    "a pruned network, built and pickled": pruned,
     "a truncated file": truncated,
     "a pickle without tensors": pickled,
     "a web page": words,

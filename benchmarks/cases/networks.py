@@ -12,12 +12,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from cases.case import NOT_TRIED, PARTLY, RIGHT, TOLERANCE, WRONG, Case, Row, difference, randomised
+from cases.case import (
+    NOT_TRIED,
+    PARTLY,
+    REFUSED,
+    RIGHT,
+    RIGHTLY_REFUSED,
+    TOLERANCE,
+    WRONG,
+    Case,
+    Row,
+    difference,
+    randomised,
+)
 from cases.oracle import Ran, logits, run
 from torch import Tensor, nn
 
 import gatepruner
 from gatepruner.errors import GatePrunerError
+from gatepruner.networks.graph import remarks_on
 
 MOST = 100_000_000  # parameters
 SIDES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 384)
@@ -50,7 +63,7 @@ def compared(author: nn.Module, checkpoint: gatepruner.Checkpoint) -> Row:
     if max([whole, *removed]) > TOLERANCE:
         return {**row, "outcome": WRONG, "text": "the logits differ"}
     missing = theirs - ours
-    remarks = "; ".join(checkpoint.notes.get("remarks", ()))
+    remarks = "; ".join(remarks_on(checkpoint.network.kept))
     return {**row, "outcome": PARTLY if missing else RIGHT, "text": remarks}
 
 
@@ -113,9 +126,12 @@ def by_name(name: str, make: Callable[[int], nn.Module]) -> Row:
         checkpoint, refusal = gatepruner.Checkpoint(network, weights), ""
     except GatePrunerError as error:
         refusal = str(error)
-        if "no residual addition" in refusal:
-            return nothing(author, shape, refusal)
-        checkpoint = gatepruner.Checkpoint.of(author, shape)
+        checkpoint = None
+    if checkpoint is None:
+        try:
+            checkpoint = gatepruner.Checkpoint.of(author, shape)
+        except GatePrunerError as error:
+            return unpruned(author, shape, str(error))
     row = compared(author, checkpoint)
     text = f"as a module; by name: {refusal}" if refusal else row.get("text", "")
     return {**row, "text": text, "side": side}
@@ -129,16 +145,14 @@ def as_module(make: Callable[[int], nn.Module]) -> Row:
     try:
         checkpoint = gatepruner.Checkpoint.of(author, (3, side, side))
     except GatePrunerError as error:
-        if "no residual addition" in str(error):
-            return nothing(author, (3, side, side), str(error))
-        raise
+        return unpruned(author, (3, side, side), str(error))
     return {**compared(author, checkpoint), "side": side}
 
 
-def nothing(author: nn.Module, shape: Shape, refusal: str) -> Row:
-    """A network that is said to have no residual addition."""
+def unpruned(author: nn.Module, shape: Shape, refusal: str) -> Row:
+    """A network that is refused: rightly, if it has no residual addition."""
     ran = run(author, torch.randn(2, *shape))[1]
-    outcome = "refused" if ran else "rightly refused"
+    outcome = REFUSED if ran else RIGHTLY_REFUSED
     return {"blocks": 0, "oracle": len(ran), "outcome": outcome, "text": refusal}
 
 
@@ -378,15 +392,15 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         *("swiftformer", "textnet", "timm_wrapper", "vit", "vit_msn"),
     )
 } | {
-    "convnext": {"patch_size": 4, "hidden_size": 768},
-    "convnextv2": {"patch_size": 4, "hidden_size": 768},
-    "donut-swin": {"patch_size": 4, "hidden_size": 768},
+    "convnext": {"patch_size": 4, "num_hidden_layers": 4},
+    "convnextv2": {"patch_size": 4, "num_hidden_layers": 4},
+    "donut-swin": {"patch_size": 4, "num_hidden_layers": 4},
     "efficientnet": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
     "hiera": {"depths": [1, 2, 3, 1]},
     "mobilevit": {"patch_size": 2},
     "mobilevitv2": {"patch_size": 2},
-    "swin": {"patch_size": 4, "hidden_size": 768},
-    "swinv2": {"patch_size": 4, "hidden_size": 768},
+    "swin": {"patch_size": 4, "num_hidden_layers": 4},
+    "swinv2": {"patch_size": 4, "num_hidden_layers": 4},
 }
 
 

@@ -108,8 +108,9 @@ def compress(
     )
     if goal.kind in COSTS:
         check_reachable(goal, checkpoint.network, request.candidates, meter)
+    names = [step.name for step in STEPS if step.wanted(recipe)]
     with held_folder(steps.path):
-        steps.begin(resume=resume, force=force)
+        steps.begin(names, resume=resume, force=force)
         meter.known.update(_latencies(steps.facts))
         networks = _carry_out(request, test)
         records = _timed(request, networks)
@@ -131,7 +132,7 @@ def _carry_out(request: Request, test: Examples) -> dict[str, Checkpoint]:
     for step in STEPS:
         if not step.wanted(request.recipe):
             continue
-        checkpoint = request.folder.done(step.name, request.whole.network.base)
+        checkpoint = request.folder.done(step.name, request.whole)
         if checkpoint is None:
             start = time.monotonic()
             checkpoint = step.make(request, last)

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from typing_extensions import TypedDict
+
 from gatepruner.compression.record import StepRecord
-from gatepruner.errors import CheckpointError, differences
+from gatepruner.documents import checked, parsed
+from gatepruner.errors import CheckpointError, differences, listed
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.locks import SUFFIX
 from gatepruner.files.writing import is_temporary, write_text
-from gatepruner.networks.base import Base
+from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 
 STEPS = "steps.json"
+WHOLE = "whole"  # the first step
+
+
+class Facts(TypedDict, total=False):
+    """Measurements and choices that a resumed compression does not repeat."""
+
+    latencies: dict[str, Latency]
+    choices: dict[str, str]
+
+
+class Document(msgspec.Struct):
+    """What `steps.json` holds."""
+
+    configuration: dict[str, Any]
+    facts: Facts
+    steps: list[StepRecord]
 
 
 @dataclass
@@ -35,10 +55,11 @@ class Folder:
     records: list[StepRecord] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def begin(self, *, resume: bool, force: bool) -> None:
+    def begin(self, names: Sequence[str], *, resume: bool, force: bool) -> None:
         """Begin the steps, or read those in the folder.
 
         Args:
+            names: of all steps, in their order.
             resume: whether to continue from the steps in the folder, if there are any.
             force: whether to replace what is in the folder.
 
@@ -49,7 +70,7 @@ class Folder:
             return
         steps = self.path / STEPS
         if resume and steps.exists():
-            self._read(steps)
+            self._read(steps, names)
             return
         if not force and _files(self.path):
             problem = "contains a compression" if steps.exists() else "is not empty"
@@ -63,29 +84,51 @@ class Folder:
             file.unlink(missing_ok=True)
         self.write()
 
-    def _read(self, steps: Path) -> None:
+    def _read(self, steps: Path, known: Sequence[str]) -> None:
         try:
-            document = json.loads(steps.read_text())
-            changed = differences(document["configuration"], self.configuration)
-            self.records = [StepRecord(**record) for record in document["steps"]]
-            self.facts = dict(document["facts"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            plain = parsed(steps.read_text(encoding="utf-8"), str(steps))
+            document = checked(plain, Document, str(steps))
+        except (CheckpointError, ValueError) as error:
+            reason = error if isinstance(error, CheckpointError) else f"{steps} is damaged: no text"
+            raise CheckpointError(f"{reason}; start a new compression", force=True) from None
+        names = [record.name for record in document.steps]
+        changed = differences(document.configuration, self.configuration)
+        if not changed and names != list(known[: len(names)]):
             raise CheckpointError(
-                f"{steps} is damaged ({type(error).__name__}: {error}): start a new compression",
+                f"{steps} is damaged: it has the steps {listed(names)}, expected the first of "
+                f"{listed(known)}; start a new compression",
                 force=True,
-            ) from None
+            )
+        self.records, self.facts = document.steps, dict(plain["facts"])
         if changed:
             raise CheckpointError(
                 f"{self.path} contains another compression ({'; '.join(changed)}): resume it with "
                 "the options of that compression, or write to another folder"
             )
 
-    def done(self, name: str, base: Base) -> Checkpoint | None:
-        """The network of a step, if the step is done; `base` is that of the whole network."""
+    def done(self, name: str, whole: Checkpoint) -> Checkpoint | None:
+        """The network of a step, if the step is done.
+
+        Args:
+            name: of the step.
+            whole: the network that is compressed.
+
+        Raises:
+            CheckpointError: the file of the step has another network.
+        """
         if self.path is None or name not in {record.name for record in self.records}:
             return None
+        base = whole.network.base
         step = load(self.path / f"{name}.pt", module=base.module, leaves=base.leaves)
-        return replace(step, network=replace(step.network, base=base))
+        kept = replace(step, network=replace(step.network, base=base))
+        other = step.network.to_json()["base"] != whole.network.to_json()["base"]
+        if other or (name == WHOLE and kept.fingerprint != whole.fingerprint):
+            raise CheckpointError(
+                f"{self.path / f'{name}.pt'} has another network, {step.network}, than this "
+                "compression had after that step: start a new compression",
+                force=True,
+            )
+        return kept
 
     def keep(self, record: StepRecord, checkpoint: Checkpoint) -> None:
         """Keep the record and the network of a step, and delete its state."""

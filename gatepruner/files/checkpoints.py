@@ -7,34 +7,69 @@ state dict is recognised by `gatepruner.files.recognition`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed
+from gatepruner.documents import checked, parsed
+from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed, visible
 from gatepruner.files.folders import HUB, INDEX, Folder, local, read_folder, read_shards
-from gatepruner.files.foreign import COUNTER, pickled_modules, state_dicts
+from gatepruner.files.foreign import COUNTER, has_built, pickled_modules, state_dicts
 from gatepruner.files.huggingface import read_model
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
-from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.base import BaseDocument
+from gatepruner.networks.checkpoint import Checkpoint, Notes
+from gatepruner.networks.edits import EditsDocument
 from gatepruner.networks.graph import remarks_on
 from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
+from gatepruner.networks.path import RemovalDocument
 from gatepruner.networks.weights import cast, refuse_unusable
 
+
+class NetworkDocument(msgspec.Struct):
+    """A network as JSON."""
+
+    base: BaseDocument
+    edits: EditsDocument
+
+
+class Header1(msgspec.Struct):
+    """The header of a file of format 1."""
+
+    format: int
+    network: NetworkDocument
+    notes: Notes
+
+
+class Header2(Header1):
+    """The header of a file of format 2."""
+
+    path: list[str]
+
+
+class Header3(Header1):
+    """The header of a file of format 3."""
+
+    path: list[RemovalDocument]
+
+
+HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3}
 FORMAT = 3  # format 2 added the path, format 3 its records in the header
-READS = (1, 2, 3)
+READS = tuple(HEADERS)
 
 
 def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Path:
@@ -52,6 +87,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
         CheckpointError: the file exists, has another suffix or cannot be written.
     """
     path = Path(path)
+    checked(dict(checkpoint.notes), Notes, f"cannot write {path}: its notes")
     header = {
         "format": FORMAT,
         "network": checkpoint.network.to_json(),
@@ -166,19 +202,12 @@ def load(
         if arch is not None and arch.startswith(HUB):
             return _load_model(path, content, read_folder(local(arch)), wanted)
         return _foreign(path, content, wanted, weights, brought.notes)
-    if header.get("format") not in READS:
-        raise CheckpointError(
-            f"{path} has format {header.get('format')}: this version of gatepruner reads "
-            f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
-        )
-    if arch is not None:
-        raise CheckpointError(
-            f"{path} contains its own architecture: leave out the architecture {arch}"
-        )
+    _check_header(path, header, arch)
     try:
         header = _upgraded(header)
         _check_brought(path, header, brought)
-        network = Network.from_json(header["network"], brought.module, brought.leaves)
+        with _naming(path):
+            network = Network.from_json(header["network"], brought.module, brought.leaves)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged: its header does not describe a network and notes "
@@ -193,13 +222,39 @@ def load(
     return replace(checkpoint, path=_path_of(path, network, header["path"], learned))
 
 
+def _check_header(path: Path, header: Mapping[str, Any], arch: str | None) -> None:
+    """Raise a `CheckpointError` unless a header is of a known format and of its schema."""
+    if type(header.get("format")) is not int or header["format"] not in READS:
+        raise CheckpointError(
+            f"{path} has format {header.get('format')}: this version of gatepruner reads "
+            f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
+        )
+    if arch is not None:
+        raise CheckpointError(
+            f"{path} contains its own architecture: leave out the architecture {arch}"
+        )
+    checked(header, HEADERS[header["format"]], f"the header of {path}")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin what is said of an architecture with the name of its file."""
+    try:
+        yield
+    except ArchitectureError as error:
+        if str(path) in str(error):
+            raise
+        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
+
+
 def is_named(path: str | Path) -> bool | None:
     """Whether a gatepruner file has a network that a name constructs, and none of a caller's.
 
     Returns:
         `None` for any other file.
     """
-    header = _read(Path(path))[1] if Path(path).is_file() else None
+    path = local(path)
+    header = _read(path)[1] if path.is_file() else None
     if header is None:
         return None
     try:
@@ -222,12 +277,7 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     content, text = read_file(path)
     if text is None:
         return content, None
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is damaged: its header is not valid JSON ({error})"
-        ) from None
+    header = parsed(text, f"the header of {path}")
     if not (isinstance(header, dict) and isinstance(content, dict)):
         raise CheckpointError(f"{path} is damaged: expected a header and weights")
     return content, header
@@ -303,7 +353,16 @@ def _foreign(
             raise CheckpointError(f"contains {_described(content)}: expected a state dict")
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
-    match = matched(dicts, str(path), wanted, weights)
+    try:
+        with _naming(path):
+            match = matched(dicts, str(path), wanted, weights)
+    except (ArchitectureError, CheckpointError):
+        if has_built(content):
+            raise CheckpointError(
+                f"{path} contains a network that gatepruner has built (a graph module), which does "
+                "not tell what was removed from it: expected the file that gatepruner.save wrote"
+            ) from None
+        raise
     _refuse_differing(path, match, content)
     expected = match.network.state()
     try:
@@ -311,7 +370,7 @@ def _foreign(
         state, casts = cast(match.weights, expected)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    notes: dict[str, Any] = {"source": path.name, **known}
+    notes: dict[str, Any] = {"source": visible(path.name), **known}
     if match.others:
         notes["weights"] = match.name
     remarks = [*match.remarks, *casts, *remarks_on(match.network.kept)]

@@ -133,8 +133,8 @@ def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
     """The values in a container or a stand-in, by name."""
     if isinstance(value, StandIn):
-        for part in (*value.arguments, value.state):
-            if isinstance(part, (dict, tuple)):
+        for part in (*value.arguments, value.state, value.entries, value.elements):
+            if isinstance(part, (dict, tuple)) or part is value.elements:
                 yield from _items(part)
     elif isinstance(value, dict):  # by dict's own method: a file may set attributes of OrderedDict
         yield from ((str(key), item) for key, item in dict.items(value))
@@ -152,7 +152,12 @@ def _module_of(value: Any) -> dict[Any, Any] | None:
 
 def is_built(value: Any) -> bool:
     """Whether a value is a pickled graph module, as networks are that gatepruner has built."""
-    return isinstance(value, StandIn) and type(value).__qualname__ == "reduce_graph_module"
+    return isinstance(value, StandIn) and value.name.endswith(".reduce_graph_module")
+
+
+def has_built(content: Any) -> bool:
+    """Whether a file has a pickled graph module."""
+    return is_built(content) or any(is_built(value) for _, _, value in _values(content, "", 0))
 
 
 def _module_values(state: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -229,7 +234,8 @@ def left_over(
     for keys in heads.values():
         if _is_head([state[key] for key in keys], head):
             out += keys
-    return out, [key for key in unused if key not in out]
+    known = set(out)
+    return out, [key for key in unused if key not in known]
 
 
 def _is_head(tensors: Sequence[Tensor], head: Tensor | None) -> bool:

@@ -134,6 +134,7 @@ FORMATS: dict[str, Format] = {
     ),
     "safetensors": Format((".safetensors",), standalone.write, standalone.read),
 }
+"""The formats of exports by name."""
 
 
 def format_of(path: Path, network: Network) -> str:

@@ -36,8 +36,8 @@ def differing(network: Network, modules: Mapping[str, StandIn]) -> list[str]:
 
 
 def _problems(module: nn.Module, pickled: StandIn) -> Iterator[str]:
-    kind, home = type(module).__name__, type(pickled).__module__
-    other = type(pickled).__qualname__
+    kind = type(module).__name__
+    home, _, other = pickled.name.rpartition(".")
     if home.startswith("torch.nn.modules") and SAME.get(other, other) != SAME.get(kind, kind):
         yield f" is {other}, not {kind}"
         return

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
-import pickletools
-import re
-import tarfile
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,12 +12,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from gatepruner.errors import CheckpointError, listed
+from gatepruner.errors import CheckpointError, first_line, listed
+from gatepruner.files.archives import Content, is_zip, read_archive, records
 from gatepruner.files.safetensors import read_safetensors, write_safetensors
-from gatepruner.files.unpickling import read_inert
+from gatepruner.files.unpickling import LARGEST, MOST_OPERATIONS, Source, operations
 from gatepruner.files.writing import refuse_existing, refuse_name, write_file
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
+LARGEST_HEADER = 2**22  # bytes of the header of a safetensors file
 # A record that only such an archive has: what it is, and its weights in Python.
 PROGRAMS = {
     "constants.pkl": ("a TorchScript program", "torch.jit.load(PATH).state_dict()"),
@@ -69,10 +67,6 @@ def save_state(snapshot: Mapping[str, Any], path: Path) -> Path:
     return write_file(path, lambda file: torch.save(dict(snapshot), file))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _compact(tensor: Tensor) -> Tensor:
     """The tensor with a storage of its own if it is a view of a larger one."""
     tensor = tensor.detach()
@@ -92,12 +86,12 @@ def read_file(path: Path) -> tuple[Any, str | None]:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         _refuse_programs(path)
-        content = _read_torch(path, inert=True)
-        if isinstance(content, dict) and isinstance(content.get("gatepruner"), str):
-            text, content = content["gatepruner"], None
-            content = _read_torch(path)  # its own format holds nothing that needs a stand-in
-            return content.get("weights"), text
-        return content, None
+        content = _read_torch(path)
+    value = content.value
+    if isinstance(value, dict) and isinstance(value.get("gatepruner"), str):
+        _refuse_stand_ins(path, content)  # its own format has none
+        return value.get("weights"), value["gatepruner"]
+    return value, None
 
 
 @contextlib.contextmanager
@@ -128,67 +122,66 @@ def _version(path: Path) -> tuple[int, ...]:
 
 def _refuse_programs(path: Path) -> None:
     """Raise a `CheckpointError` if a file is a program of torch, not a checkpoint."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        names = {name.rpartition("/")[2] for name in archive.namelist()}
-        for record, (kind, state) in PROGRAMS.items():
-            if record in names:
-                raise CheckpointError(
-                    f"{path} is {kind}, not a checkpoint: write its weights alone with "
-                    f"torch.save({state}, 'weights.pt'), or load it with the module it came from"
-                )
+    names = {record.filename.rpartition("/")[2] for record in records(path)}
+    for record, (kind, state) in PROGRAMS.items():
+        if record in names:
+            raise CheckpointError(
+                f"{path} is {kind}, not a checkpoint: write its weights alone with "
+                f"torch.save({state}, 'weights.pt'), or load it with the module it came from"
+            )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     from safetensors import SafetensorError
 
+    _refuse_header(path)
     try:
         tensors, metadata = read_safetensors(path)
         return tensors, metadata.get("gatepruner")
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not a safetensors file, or is truncated: {error}"
+            f"{path} is not a safetensors file, or is truncated: {first_line(error)}"
         ) from None
 
 
-def _read_torch(path: Path, *, inert: bool = False) -> Any:
-    """The content of a file of torch; `inert` allows stand-ins of unknown classes."""
+def _refuse_header(path: Path) -> None:
+    """Raise a `CheckpointError` if the header of a safetensors file is too large."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > min(LARGEST_HEADER, max(0, path.stat().st_size - 8)):
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is truncated: its header has {size:,} bytes, "
+            f"expected at most {LARGEST_HEADER:,} and no more than the file has"
+        )
+
+
+def _read_torch(path: Path) -> Content:
+    """The content of a file of torch."""
     try:
-        return _loaded(path)
-    except pickle.UnpicklingError as error:
-        refused = error
-    except Exception as error:  # zip, pickle and torch raise many kinds for damaged files
-        if not tarfile.is_tarfile(path):
-            raise _unreadable(path, error) from None
-        refused = pickle.UnpicklingError()
-    if inert:
-        try:
-            return read_inert(path)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            if not isinstance(error, pickle.UnpicklingError):
-                raise _unreadable(path, error) from None
-    match = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(refused))
-    imports = match[1].strip("`") if match else listed(_imports(path))
+        return read_archive(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except pickle.UnpicklingError:
+        pass
+    imports = listed(_imports(path))
     if not imports:
-        raise CheckpointError(f"{path} is not a checkpoint, or is damaged")
-    raise CheckpointError(
+        raise CheckpointError(f"{path} is not a checkpoint, or is truncated")
+    raise _would_run(path, imports)
+
+
+def _would_run(path: Path, imports: str) -> CheckpointError:
+    return CheckpointError(
         f"{path} contains {imports}, which would run code: expected only tensors; save the "
         "state dict alone, torch.save(model.state_dict(), path)"
     )
 
 
-def _loaded(path: Path) -> Any:
-    with warnings.catch_warnings():  # of a pickle that torch did not write and then refuses
-        warnings.filterwarnings("ignore", "Detected pickle protocol")
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = _first_line(error)
-    return CheckpointError(f"{path} is not a checkpoint, or is truncated: {reason}")
+def _refuse_stand_ins(path: Path, content: Content) -> None:
+    """Raise a `CheckpointError` if a file names unknown classes or functions."""
+    if content.unknown:
+        raise _would_run(path, listed(sorted(content.unknown)))
 
 
 def _imports(path: Path) -> list[str]:
@@ -196,13 +189,14 @@ def _imports(path: Path) -> list[str]:
     imports: list[str] = []
     strings: list[str] = []
     with contextlib.suppress(Exception), path.open("rb") as file:
-        for opcode, argument, _ in pickletools.genops(file):
+        source = Source(file, min(path.stat().st_size, LARGEST))
+        for opcode, argument, _ in itertools.islice(operations(source), MOST_OPERATIONS):
             if opcode.name == "GLOBAL":
                 imports.append(str(argument).replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
                 imports.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
-                strings.append(argument)
+                strings = [*strings[-1:], argument]
     return imports
 
 
@@ -213,6 +207,8 @@ def load_state(path: Path) -> dict[str, Any]:
         CheckpointError: the file is not such a state.
     """
     content = _read_torch(path)
-    if not isinstance(content, dict) or "identity" not in content:
+    _refuse_stand_ins(path, content)
+    value = content.value
+    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
         raise CheckpointError(f"{path} is not the state of a training run")
-    return content
+    return value

@@ -1,38 +1,25 @@
-"""Tensors out of pickles that name classes: each unknown class becomes an inert stand-in.
+"""Data out of pickles: nothing that a pickle names is imported, called or otherwise run.
 
-Training loops pickle their options, random states and whole modules beside the weights. torch's
-restricted unpickler (`weights_only=True`) refuses such a file at the first class that it does not
-know. Here every unknown name is bound to a class without behaviour, so that the tensors come out
-and no code is imported or run. The stand-ins exist for the time of one call.
-
-Files of torch before 1.6 let a *persistent id* name a module's class, and those of torch before
-0.1.10 are tar archives. Both are rewritten so that the same unpickler reads them.
+A pickle is a program for a stack machine. The one here knows containers, numbers and words, and
+the few functions by which torch writes tensors, which it does itself (`files.rebuilding`). What
+any other name makes becomes a stand-in. So the tensors come out of files in which training loops
+pickled their options, random states and whole modules beside them.
 """
 
 from __future__ import annotations
 
 import _compat_pickle
-import io
 import pickle
 import pickletools
-import struct
-import tarfile
-import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, cast
 
-import torch
-from torch import Tensor
-
-from gatepruner.errors import CheckpointError, listed
-
-MAGIC = 0x1950A86A20F9469CFC6C  # torch's, at the beginning of a file without zip
-HEAD: tuple[Any, ...] = (MAGIC, 1001, {})  # what comes before the content of such a file
-LARGEST = 2**26  # bytes of a pickle; that of a network with a thousand layers has 10 kB
+LARGEST = 2**26  # bytes of a pickle; that of a network with a thousand layers has 1 MB
+MOST_OPERATIONS = 2_000_000  # of a pickle; each takes up to 100 bytes
+MOST_CALLS = 200_000  # in a pickle; each may make a tensor
+MOST_BITS = 4096  # of a whole number
 # Whatever names these was made to run code. Nothing would run, but no checkpoint needs them.
 RUNNING = frozenset(
     (
@@ -42,309 +29,359 @@ RUNNING = frozenset(
         "builtins.__import__",
     )
 )
-CONTAINERS: dict[type, frozenset[str]] = {  # what is filled by these operations
-    OrderedDict: frozenset(("SETITEM", "SETITEMS")),
-    list: frozenset(("APPEND", "APPENDS")),
+CONSTANTS = frozenset(
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+        *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    )
+)
+VALUES: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
 }
-APPLIED = frozenset(("REDUCE", "NEWOBJ", "BUILD")).union(*CONTAINERS.values())
-FIRST = APPLIED | {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}  # results known by their first operand
-STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-}
-GETATTR = "builtins.getattr"  # by which a pickle names a class within another
-PERSISTENT = "gatepruner.persistent"  # the function that takes the place of a persistent id
 
 
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The full name of a class or function, in place of the object."""
+
+    full: str
+
+
+@dataclass(slots=True, eq=False)
 class StandIn:
     """An object of a class that is not known: its data without its behaviour.
 
     Attributes:
+        name: full name of the class or function that would have made it.
         arguments: what it was made from.
         state: its state, usually a dictionary of its attributes.
+        entries: what it holds as a dictionary.
+        elements: what it holds as a list.
     """
 
-    __slots__ = ("arguments", "state")
-    arguments: tuple[Any, ...]
-    state: Any
-
-    def __new__(cls, *arguments: Any) -> StandIn:
-        self = object.__new__(cls)
-        self.arguments, self.state = arguments, None
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    name: str
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+    entries: dict[Any, Any] = field(default_factory=dict)
+    elements: list[Any] = field(default_factory=list)
 
 
-def read_inert(path: Path) -> Any:
-    """The content of a file of torch, with stand-ins for all objects of unknown classes.
+class Source:
+    """A part of a file that gives no more than it has, and takes no memory before."""
 
-    Raises:
-        CheckpointError: the file names a module or function that is only there to run code.
-        pickle.UnpicklingError: it is no file of torch.
-        Exception: its pickle is damaged; torch and pickle raise many kinds.
-    """
-    if zipfile.is_zipfile(path):
-        return _load(path, _scanned(_zipped_pickle(path), path), {}, mmap=True)
-    if tarfile.is_tarfile(path):
-        return _read_tar(path)
-    data = path.read_bytes()
-    if not data.startswith(pickle.dumps(MAGIC, 2)):
-        raise pickle.UnpicklingError("not a file of torch")
-    begin, end = _ends(data, 4)[2:]
-    found = _scanned(data[begin:end], path)
-    pickled = _rewritten(data[begin:end], found.modules)
-    file = io.BytesIO(data[:begin] + pickled + data[end:])
-    return _load(file, found, {PERSISTENT: lambda identity: identity[1]})
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        """Read at most `size` bytes from where the file is."""
+        self.file, self.left = file, size
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= self.left:
+            raise EOFError("it ends too early")
+        self.left -= count
+        return self.file.read(count)
+
+    def readline(self) -> bytes:
+        line = self.file.readline(self.left)
+        self.left -= len(line)
+        return line
 
 
-def _load(
-    file: Path | io.BytesIO,
-    scanned: _Scanned,
-    functions: Mapping[str, Callable[..., Any]],
-    mmap: bool | None = None,
-) -> Any:
-    """What torch's restricted unpickler makes of a file in which all names are bound."""
-    known: list[Any] = [_stand_in(name, operations) for name, operations in scanned.uses.items()]
-    known += [_class(name, function) for name, function in functions.items()]
-    with warnings.catch_warnings(), torch.serialization.safe_globals(known):
-        warnings.filterwarnings("ignore", "Detected pickle protocol")
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+def operations(source: Source) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    """The operations of the next pickle, each with its argument and position."""
+    return pickletools.genops(cast(BinaryIO, source))
 
 
-def _runs(name: str) -> bool:
-    return name in RUNNING or name.partition(".")[0] in RUNNING
-
-
-def _stand_in(name: str, operations: Iterable[str]) -> type:
-    """The stand-in of a name; a plain container if its objects are filled as one."""
-    if name == GETATTR:
-        return _class(name, _within)
-    for container, fills in CONTAINERS.items():
-        if fills.intersection(operations):
-            return _class(name, lambda *_, make=container: make())
-    return _type(name, (StandIn,), {"__slots__": ()})
-
-
-def _class(name: str, make: Callable[..., Any]) -> type:
-    """A class of this name whose objects `make` makes."""
-    return _type(name, (), {"__new__": lambda _, *arguments: make(*arguments)})
-
-
-def _within(*arguments: Any) -> Any:
-    """The stand-in of a class within another, which torch's unpickler then knows, too."""
-    match arguments:
-        case type() as outer, str(name) if issubclass(outer, StandIn) and name.isidentifier():
-            inner = _stand_in(f"{outer.__module__}.{outer.__name__}.{name}", ())
-            torch.serialization.add_safe_globals([inner])
-            return inner
-    return StandIn(*arguments)
-
-
-def _type(name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> type:
-    """A class of this full name, by which torch knows it."""
-    module, _, last = name.rpartition(".")
-    return type(last, bases, {**attributes, "__module__": module})
-
-
-@dataclass(frozen=True)
-class _Scanned:
-    """What a pickle names.
+class Machine:
+    """Runs a pickle.
 
     Attributes:
-        uses: the operations on what each name makes.
-        persistent: begin and end of each persistent id.
-        modules: those that give a module's class.
+        names: everything that was named.
+        unknown: names of what became a stand-in.
     """
 
-    uses: dict[str, set[str]]
-    persistent: list[tuple[int, int]]
-    modules: list[tuple[int, int]]
+    def __init__(
+        self, makers: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any]
+    ) -> None:
+        """Prepare a run.
 
+        Args:
+            makers: what makes the objects of known names.
+            persistent: makes the object of a persistent id.
+        """
+        self.makers, self.persistent = makers, persistent
+        self.names: set[str] = set()
+        self.unknown: set[str] = set()
+        self.calls = 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[Any, Any] = {}
 
-@dataclass(frozen=True)
-class _Value:
-    """A value on the stack: what it was made from, and where in the pickle that begins."""
+    def run(self, source: Source) -> Any:
+        """The value of the next pickle of a source.
 
-    name: str | None
-    begin: int
+        Raises:
+            Exception: it is damaged, too large, or does what no file of weights does.
+        """
+        self.stack, self.marks, self.memo = [], [], {}
+        for count, (opcode, argument, _) in enumerate(operations(source)):
+            if count > MOST_OPERATIONS:
+                raise pickle.UnpicklingError(f"more than {MOST_OPERATIONS:,} operations")
+            operation = OPERATIONS.get(opcode.name)
+            if operation is None:
+                raise pickle.UnpicklingError(f"the operation {opcode.name}")
+            operation(self, argument)
+        return self.stack.pop()
 
+    def _popped(self, count: int) -> list[Any]:
+        """Take values from the stack, the deepest first."""
+        if len(self.stack) < count + (self.marks[-1] if self.marks else 0):
+            raise pickle.UnpicklingError("an empty stack")
+        values = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return values
 
-def _scanned(data: bytes, path: Path) -> _Scanned:
-    """What a pickle names; raises a `CheckpointError` if that is there to run code."""
-    result = _scan(data)
-    running = sorted(name for name in result.uses if _runs(name))
-    if running:
-        raise CheckpointError(
-            f"{path} names {listed(running)}, which would run code: expected only tensors; do not "
-            "use the file"
-        )
-    return result
+    def _marked(self) -> list[Any]:
+        """Take all values since the last mark."""
+        begin = self.marks.pop()
+        values = self.stack[begin:]
+        del self.stack[begin:]
+        return values
 
+    def constant(self, argument: Any) -> None:
+        if type(argument) is int and argument.bit_length() > MOST_BITS:
+            raise pickle.UnpicklingError(f"a number of more than {MOST_BITS} bits")
+        self.stack.append(argument)
 
-def _scan(data: bytes) -> _Scanned:
-    """Follow the stack of a pickle without making any of its objects."""
-    result = _Scanned({}, [], [])
-    stack: list[_Value] = []
-    marks: list[tuple[int, int]] = []
-    memo: dict[Any, _Value] = {}
-    for opcode, argument, at in _opcodes(data):
-        if opcode.name == "MARK":
-            marks.append((len(stack), at))
-        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(_Value(memo[argument].name, at))
+    def put(self, argument: Any) -> None:
+        self.memo[argument] = self.stack[-1]
+
+    def get(self, argument: Any) -> None:
+        self.stack.append(self.memo[argument])
+
+    def mark(self, _: Any) -> None:
+        self.marks.append(len(self.stack))
+
+    def memoize(self, _: Any) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def nothing(self, _: Any) -> None:
+        """Do nothing."""
+
+    def pop(self, _: Any) -> None:
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
         else:
-            begin, operands = _taken(opcode, stack, marks, at)
-            name = operands[0].name if operands else None
-            if opcode.name == "GLOBAL":
-                name = _full_name(argument)
-                result.uses.setdefault(name, set())
-            elif opcode.name in APPLIED and name in result.uses:
-                result.uses[name].add(opcode.name)
-            elif opcode.name == "BINPERSID":
-                result.persistent.append((begin, at))
-                if name == "module":
-                    result.modules.append((begin, at))
-            if opcode.name not in FIRST and opcode.name != "GLOBAL":
-                name = argument if isinstance(argument, str) else None
-            stack += [_Value(name, begin)] * len(opcode.stack_after)
-    return result
+            self._popped(1)
+
+    def pop_mark(self, _: Any) -> None:
+        self._marked()
+
+    def duplicate(self, _: Any) -> None:
+        self.stack.append(self.stack[-1])
+
+    def to_tuple(self, _: Any) -> None:
+        self.stack.append((*self._marked(),))
+
+    def to_list(self, _: Any) -> None:
+        self.stack.append(self._marked())
+
+    def to_dict(self, _: Any) -> None:
+        pairs = self._marked()
+        self.stack.append({})
+        self._fill(pairs)
+
+    def to_frozenset(self, _: Any) -> None:
+        self.stack.append(frozenset(map(_key, self._marked())))
+
+    def append(self, _: Any) -> None:
+        self._extend(self._popped(1))
+
+    def appends(self, _: Any) -> None:
+        self._extend(self._marked())
+
+    def set_item(self, _: Any) -> None:
+        self._fill(self._popped(2))
+
+    def set_items(self, _: Any) -> None:
+        self._fill(self._marked())
+
+    def add_items(self, _: Any) -> None:
+        values = self._marked()
+        if not isinstance(self.stack[-1], set):
+            raise pickle.UnpicklingError("items for what is no set")
+        self.stack[-1].update(map(_key, values))
+
+    def _extend(self, values: list[Any]) -> None:
+        """Append values to the list on the stack."""
+        target = self.stack[-1]
+        elements = target.elements if isinstance(target, StandIn) else target
+        if not isinstance(elements, list):
+            raise pickle.UnpicklingError("elements for what is no list")
+        elements.extend(values)
+
+    def _fill(self, pairs: list[Any]) -> None:
+        """Put keys and values into the dictionary on the stack."""
+        target = self.stack[-1]
+        entries = target.entries if isinstance(target, StandIn) else target
+        if not isinstance(entries, dict) or len(pairs) % 2:
+            raise pickle.UnpicklingError("items for what is no dictionary")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            dict.__setitem__(entries, _key(key), value)
+
+    def name(self, argument: str) -> None:
+        self._named(*argument.split(" ", 1))
+
+    def stack_name(self, _: Any) -> None:
+        self._named(*self._popped(2))
+
+    def _named(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise pickle.UnpicklingError("a name that is no text")
+        full = full_name(module, name)
+        self.names.add(full)
+        self.stack.append(Name(full))
+
+    def call(self, _: Any) -> None:
+        function, arguments = self._popped(2)
+        self._make(function, arguments)
+
+    def new(self, _: Any) -> None:
+        kind, arguments, keywords = self._popped(3)
+        self._make(kind, (*arguments, keywords))
+
+    def new_marked(self, _: Any) -> None:
+        kind, *arguments = self._marked()
+        self._make(kind, (*arguments,))
+
+    def new_named(self, argument: str) -> None:
+        arguments = self._marked()
+        self._named(*argument.split(" ", 1))
+        self._make(self.stack.pop(), (*arguments,))
+
+    def _make(self, name: Any, arguments: Any) -> None:
+        """Push what a known name makes of the arguments, or a stand-in for it."""
+        self.calls += 1
+        if not isinstance(name, Name) or not isinstance(arguments, tuple):
+            raise pickle.UnpicklingError("a call of what is no name")
+        if self.calls > MOST_CALLS:
+            raise pickle.UnpicklingError(f"more than {MOST_CALLS:,} objects")
+        if name.full in self.makers:
+            self.stack.append(self.makers[name.full](*arguments))
+        else:
+            self.unknown.add(name.full)
+            self.stack.append(StandIn(name.full, arguments))
+
+    def build(self, _: Any) -> None:
+        (state,) = self._popped(1)
+        target = self.stack[-1]
+        if isinstance(target, StandIn):
+            target.state = state
+        elif not isinstance(target, OrderedDict):  # whose attributes are not needed
+            raise pickle.UnpicklingError("a state for what has none")
+
+    def persistent_text(self, argument: str) -> None:
+        self.stack.append(self.persistent(argument))
+
+    def persistent_value(self, _: Any) -> None:
+        (identity,) = self._popped(1)
+        self.stack.append(self.persistent(identity))
 
 
-def _opcodes(source: bytes | io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
-    """The operations of a pickle, each with its argument and position."""
-    for opcode, argument, position in pickletools.genops(source):
-        yield opcode, argument, position or 0
+def _value(make: Callable[[], Any]) -> Callable[[Machine, Any], None]:
+    return lambda machine, _: machine.stack.append(make())
 
 
-def _taken(
-    opcode: pickletools.OpcodeInfo, stack: list[_Value], marks: list[tuple[int, int]], at: int
-) -> tuple[int, list[_Value]]:
-    """Take an opcode's operands from the stack; where the first begins, and all of them."""
-    before = opcode.stack_before
-    size, begin = len(stack), at
-    if pickletools.markobject in before:
-        size, begin = marks.pop()
-        before = before[: before.index(pickletools.markobject)]
-    size -= len(before)
-    operands = stack[size:]
-    del stack[size:]
-    return (operands[0].begin if before else begin), operands
+def _tuple_of(count: int) -> Callable[[Machine, Any], None]:
+    return lambda machine, _: machine.stack.append((*machine._popped(count),))
 
 
-def _full_name(argument: str) -> str:
-    """`module.name` of the opcode GLOBAL, with the names of Python 3."""
-    module, name = argument.split(" ", 1)
+OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), Machine.nothing),
+    **dict.fromkeys(CONSTANTS, Machine.constant),
+    **{name: _value(make) for name, make in VALUES.items()},
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine.get),
+    "MARK": Machine.mark,
+    "MEMOIZE": Machine.memoize,
+    "POP": Machine.pop,
+    "POP_MARK": Machine.pop_mark,
+    "DUP": Machine.duplicate,
+    **{f"TUPLE{count}": _tuple_of(count) for count in (1, 2, 3)},
+    "TUPLE": Machine.to_tuple,
+    "LIST": Machine.to_list,
+    "DICT": Machine.to_dict,
+    "FROZENSET": Machine.to_frozenset,
+    "APPEND": Machine.append,
+    "APPENDS": Machine.appends,
+    "SETITEM": Machine.set_item,
+    "SETITEMS": Machine.set_items,
+    "ADDITEMS": Machine.add_items,
+    "GLOBAL": Machine.name,
+    "STACK_GLOBAL": Machine.stack_name,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), Machine.call),
+    "NEWOBJ_EX": Machine.new,
+    "OBJ": Machine.new_marked,
+    "INST": Machine.new_named,
+    "BUILD": Machine.build,
+    "PERSID": Machine.persistent_text,
+    "BINPERSID": Machine.persistent_value,
+}
+
+
+def _key(value: Any) -> Any:
+    """A key of a dictionary: one whose hash takes no time and calls nothing."""
+    parts = value if type(value) is tuple and len(value) <= 16 else (value,)
+    if not all(
+        part is None or type(part) in (str, bytes, int, float, bool, Name, StandIn)
+        for part in parts
+    ):
+        raise pickle.UnpicklingError(f"a key of the type {type(value).__name__}")
+    return value
+
+
+def filled(pairs: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
+    """The dictionary that `OrderedDict(pairs)` is."""
+    if not isinstance(pairs, (list, tuple)):
+        raise pickle.UnpicklingError("a dictionary of what is no list")
+    return OrderedDict((_key(key), value) for key, value in pairs)
+
+
+def members(values: Iterable[Any] = ()) -> set[Any]:
+    """The set that `set(values)` is."""
+    if not isinstance(values, (list, tuple)):
+        raise pickle.UnpicklingError("a set of what is no list")
+    return set(map(_key, values))
+
+
+def encoded(*arguments: Any) -> Any:
+    """The bytes that a pickle of Python 2 spells as text, or else a stand-in."""
+    match arguments:
+        case str(text), ("latin1" | "latin-1"):
+            return text.encode("latin1")
+    return StandIn("_codecs.encode", arguments)
+
+
+def within(*arguments: Any) -> Any:
+    """What `getattr` gives: the name of a class within another, or else a stand-in."""
+    match arguments:
+        case Name(outer), str(name) if name.isidentifier():
+            return Name(f"{outer}.{name}")
+    return StandIn("builtins.getattr", arguments)
+
+
+def full_name(module: str, name: str) -> str:
+    """`module.name`, with the names of Python 3."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         module, name = _compat_pickle.NAME_MAPPING[module, name]
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
-def _rewritten(data: bytes, persistent: Iterable[tuple[int, int]]) -> bytes:
-    """A pickle in which a function call takes the place of each of these persistent ids."""
-    function = b"c" + PERSISTENT.replace(".", "\n").encode() + b"\n"
-    edits = [(begin, begin, function) for begin, _ in persistent]
-    edits += [(at, at + 1, pickle.TUPLE1 + pickle.REDUCE) for _, at in persistent]
-    parts, last = [], 0
-    for begin, end, text in sorted(edits):
-        parts += [data[last:begin], text]
-        last = end
-    return b"".join([*parts, data[last:]])
-
-
-def _ends(data: bytes, count: int) -> list[int]:
-    """Where each of the first pickles in a file ends."""
-    file, ends = io.BytesIO(data), []
-    for _ in range(count):
-        for _ in _opcodes(file):
-            pass
-        ends.append(file.tell())
-    return ends
-
-
-def _zipped_pickle(path: Path) -> bytes:
-    """The pickle in a zip file of torch."""
-    with zipfile.ZipFile(path) as archive:
-        records = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-        if len(records) != 1 or records[0].file_size > LARGEST:
-            raise pickle.UnpicklingError("not a file of torch")
-        return archive.read(records[0])
-
-
-class _Plain(pickle.Unpickler):
-    """Reads numbers and words; a name is a word, too, so there is nothing to call."""
-
-    def find_class(self, module: str, name: str) -> str:
-        return name
-
-
-def _plain(file: io.BytesIO) -> Any:
-    """The numbers and words of the next pickle in a file."""
-    begin = file.tell()
-    for opcode, argument, _ in _opcodes(file):  # what allocates before it reads
-        if opcode.name == "BYTEARRAY8" or (opcode.name == "LONG_BINPUT" and argument > LARGEST):
-            raise pickle.UnpicklingError("not a file of torch")
-    file.seek(begin)
-    return _Plain(file).load()
-
-
-def _member(archive: tarfile.TarFile, name: str, most: int) -> io.BytesIO:
-    """A regular file in a tar archive."""
-    member = archive.getmember(name)
-    file = archive.extractfile(member)
-    if file is None or member.issparse() or member.size > most:
-        raise pickle.UnpicklingError("not a file of torch")
-    return io.BytesIO(file.read())
-
-
-def _read_tar(path: Path) -> Any:
-    """The content of a tar archive of torch before 0.1.10."""
-    with tarfile.open(path, "r:") as archive:
-        names = ("storages", "tensors", "pickle")
-        files = [_member(archive, name, path.stat().st_size) for name in names]
-    storages, tensors, pickled = files
-    known = _tar_tensors(tensors, _tar_storages(storages))
-    found = _scanned(pickled.getvalue(), path)
-    head = b"".join(pickle.dumps(value, 2) for value in HEAD)
-    body = _rewritten(pickled.getvalue(), found.persistent)
-    file = io.BytesIO(head + body + pickle.dumps([], 2))
-    return _load(
-        file,
-        found,
-        {PERSISTENT: lambda key: key[0] if isinstance(key, tuple) else known[int(key)]},
-    )
-
-
-def _tar_storages(file: io.BytesIO) -> dict[int, Tensor]:
-    """The storages in a tar archive, as flat tensors."""
-    storages = {}
-    for _ in range(_plain(file)):
-        key, _, kind = _plain(file)
-        (count,) = struct.unpack("<q", file.read(8))
-        dtype = STORAGES[kind]
-        data = bytearray(file.read(count * dtype.itemsize))
-        storages[int(key)] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0)
-    for key, root, offset, count in _plain(file):
-        storages[int(key)] = storages[int(root)][offset : offset + count]
-    return storages
-
-
-def _tar_tensors(file: io.BytesIO, storages: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """The tensors in a tar archive."""
-    tensors = {}
-    for _ in range(_plain(file)):
-        key, storage, _ = _plain(file)
-        (axes, _) = struct.unpack("<ii", file.read(8))
-        numbers = struct.unpack(f"<{2 * axes + 1}q", file.read(8 * (2 * axes + 1)))
-        shape, stride, offset = numbers[:axes], numbers[axes : 2 * axes], numbers[-1]
-        tensors[int(key)] = torch.as_strided(storages[int(storage)], shape, stride, offset)
-    return tensors
+def runs(name: str) -> bool:
+    """Whether a name has no use in a file but to run code."""
+    return name in RUNNING or name.partition(".")[0] in RUNNING

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import functools
 import io
+import threading
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from gatepruner.errors import DataError
+from gatepruner.errors import DataError, first_line
 from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
 
-# Pillow knows more, and for some of them starts another program.
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Whatever a file is called, nothing else is tried: an EPS file, for one, is a program.
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 89_478_485  # of an image, as Pillow has it; in RGB they take 256 MiB
+_OPENING = threading.Lock()  # the filters of warnings belong to all threads
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,28 @@ def decode(file: str | Encoded, shape: Shape, resize: Scaling | None) -> Tensor:
 
     Args:
         file: its path, or an image that is in memory.
-        shape: `(C, H, W)`; one channel is grey, otherwise the image is RGB.
+        shape: `(C, H, W)`; one channel is grey, otherwise the image is RGB. A turned photo is
+            set upright, and what is transparent becomes white.
         resize: scales the image and crops its centre; `None` for neither.
 
     Returns:
         The pixels `(C, H, W)` uint8.
 
     Raises:
-        DataError: the file is no image, or the image has another size.
+        DataError: the file is no image, is damaged or too large, or has another size or pixels
+            whose range is not known.
     """
     channels, height, width = shape
     try:
-        place = file if isinstance(file, str) else io.BytesIO(file.content)
-        with Image.open(place, formats=_formats()) as opened:
-            image = _eight_bits(opened, str(file)).convert("L" if channels == 1 else "RGB")
+        with _opened(file) as opened:
+            upright = ImageOps.exif_transpose(_eight_bits(opened, str(file)))
+            image = _opaque(upright).convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"cannot read the image {file}: expected {', '.join(_formats())}") from None
-    except OSError as error:
-        raise DataError(f"cannot read the image {file}: {error}") from None
+    except Exception as error:  # Pillow raises almost anything for a damaged file
+        raise DataError(f"cannot read the image {file}: {first_line(error)}") from None
     if resize is not None:
         image = resize(image, height, width)
     if (image.height, image.width) != (height, width):
@@ -70,6 +78,28 @@ def decode(file: str | Encoded, shape: Shape, resize: Scaling | None) -> Tensor:
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
 
+def _opened(file: str | Encoded) -> Image.Image:
+    """The image in a file, of which only the size has been read."""
+    place = file if isinstance(file, str) else io.BytesIO(file.content)
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(place, formats=_formats())
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise DataError(
+            f"{file} has {image.height}x{image.width} pixels: expected at most {MOST_PIXELS:,}"
+        )
+    return image
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white, if some of it is transparent."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Those of the formats that this build of Pillow has."""
@@ -79,7 +109,8 @@ def _formats() -> tuple[str, ...]:
 
 def _eight_bits(image: Image.Image, file: str) -> Image.Image:
     """The image with 8 bits a channel; Pillow would cut off whatever is above 255."""
-    if image.mode.startswith("I;16"):
+    deep = image.mode == "I" and image.format == "PNG"  # of 16 bits, in Pillow before 11
+    if image.mode.startswith("I;16") or deep:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(

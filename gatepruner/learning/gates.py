@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.views import mirrored
-from gatepruner.learning.learner import Learner
+from gatepruner.learning.learner import Learner, State
 from gatepruner.learning.moments import GateMoment
 from gatepruner.learning.recipes import GateRecipe
 from gatepruner.learning.running import carry_out
@@ -121,9 +122,29 @@ def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, 
     return index, scores[index]
 
 
+class RemovalState(TypedDict):
+    """A removal in the state of a run."""
+
+    block: str
+    gate: float
+    score: float
+    loss: float
+    step: int
+    weights: dict[str, Tensor]
+
+
+class GateState(State):
+    """The state of a run that learns gates."""
+
+    slopes: Tensor
+    costs: dict[str, float]
+    removals: list[RemovalState]
+
+
 class _Run(Learner[GateMoment]):
     """A run that learns gates."""
 
+    state = GateState
     recipe: GateRecipe
 
     def __init__(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Generator, Mapping
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, fx, nn
+from typing_extensions import TypedDict
 
 from gatepruner.errors import TrainingError, listed
 from gatepruner.images.examples import Examples, mixed
@@ -38,6 +40,23 @@ FEATURES = 25.0  # weight of the features' distance, so that one learning rate s
 Shown = TypeVar("Shown")
 
 
+class OptimizerState(TypedDict):
+    """The state of an optimizer."""
+
+    state: dict[Any, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class State(TypedDict):
+    """The state of a run."""
+
+    identity: dict[str, Any]
+    done: Annotated[int, msgspec.Meta(ge=0)]
+    sums: Tensor
+    tensors: dict[str, Tensor]
+    optimizer: OptimizerState
+
+
 class Learner(ABC, Generic[Shown]):
     """A run that trains a network on images, step by step.
 
@@ -45,6 +64,7 @@ class Learner(ABC, Generic[Shown]):
     state-dict key.
     """
 
+    state: ClassVar[type[Any]] = State
     recipe: GateRecipe | Recipe
     module: nn.Module
     tensors: dict[str, Tensor]
@@ -188,7 +208,12 @@ class Learner(ABC, Generic[Shown]):
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Restore a snapshot of the same run."""
+        """Restore a snapshot of the same run.
+
+        Raises:
+            ValueError: its tensors have other names or shapes.
+        """
+        self.refuse_misfits(snapshot["tensors"])
         self.done = snapshot["done"]
         self.close()
         self.batches = self._batches()
@@ -197,6 +222,16 @@ class Learner(ABC, Generic[Shown]):
             for key, tensor in snapshot["tensors"].items():
                 self.tensors[key].copy_(tensor)
         self.optimizer.load_state_dict(snapshot["optimizer"])
+
+    def refuse_misfits(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise a `ValueError` unless tensors have the names and shapes of those of the run."""
+        shapes, own = (
+            {key: tuple(tensor.shape) for key, tensor in one.items()}
+            for one in (tensors, self.tensors)
+        )
+        misfits = [key for key in {**shapes, **own} if shapes.get(key) != own.get(key)]
+        if misfits:
+            raise ValueError(f"{listed(misfits)} are missing, unknown or of another shape")
 
     @property
     def normalization(self) -> Normalization:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from gatepruner.errors import TrainingError, differences
+from gatepruner.documents import checked
+from gatepruner.errors import TrainingError, differences, first_line
 from gatepruner.files.locks import held
 from gatepruner.files.storage import load_state, save_state
 from gatepruner.learning.learner import Learner, Shown
@@ -115,4 +116,10 @@ def _restore(learner: Learner[Any], path: Path | None) -> None:
             f"{path} is the state of another run ({'; '.join(changed)}): resume it with the "
             "options of that run, or start a new one"
         )
-    learner.restore(snapshot)
+    checked(snapshot, learner.state, str(path), TrainingError)
+    try:
+        learner.restore(snapshot)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}): start a new run"
+        ) from None

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+from typing_extensions import TypedDict
 
 from gatepruner.errors import TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
 from gatepruner.images.views import varied
-from gatepruner.learning.learner import Learner, check_learnable, matched, matches
+from gatepruner.learning.learner import Learner, State, check_learnable, matched, matches
 from gatepruner.learning.moments import Moment
 from gatepruner.learning.recipes import FINE_TUNING, Recipe
 from gatepruner.learning.running import carry_out
@@ -171,9 +172,28 @@ def check_teacher(network: Network, teacher: Checkpoint, match: str) -> None:
     matches(match, network, teacher)
 
 
+class BestState(TypedDict, total=False):
+    """The best of the states that were compared with the teacher."""
+
+    least: float
+    gap: float
+    rounds: int
+    step: int
+    tensors: dict[str, Tensor]
+
+
+class TrainingState(State):
+    """The state of a run that trains weights and gates."""
+
+    history: list[dict[str, Any]]
+    scheduler: dict[str, Any]
+    best: BestState
+
+
 class _Run(Learner[Moment]):
     """A run that trains weights and gates."""
 
+    state = TrainingState
     recipe: Recipe
     module: fx.GraphModule
 
@@ -324,6 +344,8 @@ class _Run(Learner[Moment]):
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         super().restore(snapshot)
+        if "tensors" in snapshot["best"]:
+            self.refuse_misfits(snapshot["best"]["tensors"])
         self.history, self.best = snapshot["history"], snapshot["best"]
         self.scheduler.load_state_dict(snapshot["scheduler"])
 

@@ -174,6 +174,7 @@ ENGINES: dict[str, type[Engine]] = {
     "openvino": OpenVino,
     "tensorrt": TensorRt,
 }
+"""The engines by name, on which latency is measured."""
 
 
 def engine_named(name: str) -> type[Engine]:

@@ -26,7 +26,7 @@ from gatepruner.models.wide import WideResNet
 Shape = tuple[int, int, int]
 CIFAR: Shape = (3, 32, 32)
 MNIST: Shape = (1, 28, 28)
-MOST_BLOCKS, MOST_WIDTH = 2000, 128
+MOST_BLOCKS, MOST_WIDTH = 500, 128  # blocks of a stage
 
 
 @dataclass(frozen=True)

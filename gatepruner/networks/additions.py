@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
+from gatepruner.networks.modes import only_in_training
 from gatepruner.networks.nodes import OWNS_TENSORS, argument, function_name, tensors_of
 
 CALLS = ("call_function", "call_method")
@@ -114,7 +115,10 @@ def _residual(
 
 
 def _is_noise(module: fx.GraphModule, own: list[list[fx.Node]]) -> bool:
-    """Whether one operand is noise: without parameters, and drawn at random."""
+    """Whether one operand is noise: without parameters, and drawn at random or in training only."""
+    last = [nodes[-1] for nodes in own if nodes and nodes[-1].op == "call_module"]
+    if any(only_in_training(module.get_submodule(str(node.target))) for node in last):
+        return True
     nodes = [node for nodes in own for node in nodes]
     names = {str(function_name(node.target) or node.target) for node in nodes if node.op in CALLS}
     return not RANDOM.isdisjoint(names) and not _weight(module, nodes)[0]

@@ -7,14 +7,15 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gatepruner import models as own
-from gatepruner.errors import ArchitectureError, nearest
+from gatepruner.errors import ArchitectureError, first_line, nearest
 from gatepruner.models import Shape
 from gatepruner.models.variants import VARIANTS, vary
 from gatepruner.networks.arguments import check_arguments, check_name, check_shape
@@ -22,6 +23,15 @@ from gatepruner.networks.caches import caches_of
 from gatepruner.networks.graph import Trace, trace
 from gatepruner.networks.huggingface import class_of, construct_classifier
 from gatepruner.networks.wrappers import unwrapped
+
+
+class BaseDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """A base as JSON."""
+
+    source: Literal["gatepruner", "torchvision", "timm", "transformers", "caller"]
+    name: str
+    input_shape: list[int]
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,11 @@ def _construct_own(base: Base) -> nn.Module:
     return own.construct(base.name, base.input_shape, **dict(base.arguments))
 
 
+# What constructors and layers raise on arguments and images that they cannot take.
+REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, IndexError, KeyError),
+    *(RuntimeError, TypeError, ValueError),
+)
 LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 
 
@@ -104,8 +119,10 @@ def _construct_torchvision(base: Base) -> nn.Module:
         module: nn.Module = models.get_model(base.name, weights=None, **arguments)
         channels = base.input_shape[0]
         return vary(module, channels, **varied) if varied or channels != 3 else module
-    except (TypeError, ValueError) as error:
-        raise ArchitectureError(f"{base}: {error}") from None
+    except NotImplementedError:  # of a constructor that computes with tensors; see `blank`
+        raise
+    except REFUSALS as error:
+        raise ArchitectureError(f"{base}: {first_line(error)}") from None
 
 
 def published_shape(name: str) -> Shape:
@@ -131,10 +148,10 @@ def _construct_timm(base: Base) -> nn.Module:
             return module
         except TypeError as error:
             reason: Exception = error
-        except (RuntimeError, ValueError) as error:
+        except REFUSALS as error:
             reason = error
             break
-    raise ArchitectureError(f"{base}: {reason}{nearest(base.name, timm.list_models())}")
+    raise ArchitectureError(f"{base}: {first_line(reason)}{nearest(base.name, timm.list_models())}")
 
 
 def _construct_transformers(base: Base) -> nn.Module:
@@ -252,4 +269,15 @@ def _single(dtype: torch.dtype) -> torch.dtype:
 @functools.lru_cache(maxsize=32)
 def traced(base: Base) -> Trace:
     """The base's trace; cached, so it must not be changed."""
-    return trace(blank(base), str(base), base.input_shape, base.leaves)
+    try:
+        return trace(blank(base), str(base), base.input_shape, base.leaves)
+    except REFUSALS as error:
+        raise refusal(base, error) from None
+
+
+def refusal(base: Base, error: BaseException) -> ArchitectureError:
+    """What is said of a base that does not take images of its size."""
+    size = "x".join(map(str, base.input_shape))
+    return ArchitectureError(
+        f"{base} cannot take images of {size} (channels, height, width): {first_line(error)}"
+    )

@@ -8,10 +8,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor, fx, nn
+from typing_extensions import TypedDict
 
 from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
@@ -23,6 +25,40 @@ from gatepruner.networks.wrappers import unwrapped
 
 EXTRA_STATE = "_extra_state"  # of modules that save more than tensors
 EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+Size = Annotated[int, msgspec.Meta(gt=0, le=2**16)]
+
+
+class NormalizationNote(TypedDict):
+    """The normalisation of pixels."""
+
+    mean: list[Finite]
+    std: list[Positive]
+
+
+class ScalingNote(TypedDict):
+    """The scaling of pictures."""
+
+    side: Size
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
+    squash: bool
+
+
+class Notes(TypedDict, total=False):
+    """The notes that have a meaning; any other JSON may stand beside them."""
+
+    normalize: NormalizationNote
+    scaling: ScalingNote
+    classes: list[str]
+    gates: dict[str, float]
+    history: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
+    source: str
+    weights: str
+    remarks: list[str]
 
 
 @dataclass(frozen=True)

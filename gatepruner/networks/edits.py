@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -67,6 +69,17 @@ class Scale(nn.Module):
 GATES = ("residual", "plain")
 
 
+class EditsDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """Edits as JSON."""
+
+    gate: Literal["", "residual", "plain"]
+    gated: list[str]
+    removed: list[str]
+    shortcuts_removed: list[str]
+    scaled_branches: list[str]
+    scaled_shortcuts: list[str]
+
+
 @dataclass(frozen=True)
 class Edits:
     """All edits of a network, by block name.
@@ -86,6 +99,27 @@ class Edits:
     shortcuts_removed: tuple[str, ...] = ()
     scaled_branches: tuple[str, ...] = ()
     scaled_shortcuts: tuple[str, ...] = ()
+
+    def contradictions(self) -> list[str]:
+        """Blocks that the edits name twice, or in lists that exclude each other."""
+        twice = [
+            f"{name} is {edit} twice"
+            for edit in (field.name for field in fields(self) if field.name != "gate")
+            for name, count in Counter(getattr(self, edit)).items()
+            if count > 1
+        ]
+        pairs = [
+            *(("removed", other) for other in ("gated", "scaled_branches", "scaled_shortcuts")),
+            ("removed", "shortcuts_removed"),
+            ("shortcuts_removed", "scaled_shortcuts"),
+        ]
+        both = [
+            f"{name} is both {one} and {other}"
+            for one, other in pairs
+            for name in sorted({*getattr(self, one)} & {*getattr(self, other)})
+        ]
+        kind = ["there are gates of no kind"] if self.gated and not self.gate else []
+        return twice + both + kind
 
     def forgetting(self, names: Collection[str]) -> Edits:
         """The edits without the gates and factors of these blocks."""

@@ -64,6 +64,15 @@ def switch(training: nn.Module, evaluation: nn.Module, inputs: int) -> nn.Module
     )
 
 
+def only_in_training(module: nn.Module) -> bool:
+    """Whether a module is a switch that gives a constant in evaluation."""
+    parts = dict(module.named_children()).get("parts")
+    if not isinstance(parts, nn.ModuleList) or not isinstance(parts[0], fx.GraphModule):
+        return False
+    (output,) = (node for node in parts[0].graph.nodes if node.op == "output")
+    return not isinstance(output.args[0], fx.Node)
+
+
 def joined(
     root: nn.Module, training: fx.Graph, evaluation: fx.Graph
 ) -> tuple[fx.Graph, dict[str, nn.Module]]:

@@ -195,7 +195,7 @@ class _Rewriting:
         new = self.graph.call_module(
             self.overwriting.target(module), tuple(self.env[value] for value in inputs)
         )
-        new.meta = dict(node.meta)
+        new.meta = {**node.meta, "shape": sharing[0].meta.get("shape")}
         return new
 
     def _modules(self, steps: set[fx.Node]) -> dict[str, nn.Module]:

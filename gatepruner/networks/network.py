@@ -7,6 +7,7 @@ can be checked before anything is computed.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
 from gatepruner.models import Shape
-from gatepruner.networks.base import SOURCES, Base, traced, without_weights
+from gatepruner.networks.base import REFUSALS, SOURCES, Base, refusal, traced, without_weights
 from gatepruner.networks.dry_run import DryRun
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
@@ -85,6 +86,8 @@ class Network:
         """
         base, gate, shortcuts = parse(text, num_classes=num_classes, input_shape=input_shape)
         traced(base)  # raises if the source does not know the name or an argument
+        if input_shape is not None:
+            _first_pass(base)  # raises if images of this size are too small, for example
         network = cls(base)
         if gate:
             return network.with_gates(gate)
@@ -178,6 +181,8 @@ class Network:
         unknown = sorted({name for names in blocks.values() for name in names} - known.keys())
         if unknown:
             raise ValueError(f"{network.base} has no block {listed(unknown)}")
+        if contradictions := network.edits.contradictions():
+            raise ValueError(listed(contradictions))
         return network
 
     def to_json(self) -> dict[str, Any]:
@@ -265,7 +270,7 @@ class Network:
                 f"cannot remove {listed(unknown)}: {self} has no such block; "
                 f"its {len(blocks)} blocks are {_span(list(blocks))}"
             )
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise PlanError(f"cannot remove {listed(twice)} twice: name each block once")
         halves = [
@@ -425,11 +430,24 @@ class Network:
 
 
 @functools.lru_cache(maxsize=32)
-def _classes(base: Base) -> int:
-    """The number of logits, which no edit changes."""
+def _first_pass(base: Base) -> Any:
+    """What a base returns for two images, on the meta device.
+
+    Raises:
+        ArchitectureError: it refuses images of this size.
+    """
     module = Network(base).build_blank()
     run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
-    logits = run.value(next(iter(reversed(module.graph.nodes))))
+    try:
+        return run.value(next(iter(reversed(module.graph.nodes))))
+    except REFUSALS as error:
+        raise refusal(base, error) from None
+
+
+@functools.lru_cache(maxsize=32)
+def _classes(base: Base) -> int:
+    """The number of logits, which no edit changes."""
+    logits = _first_pass(base)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
         raise ArchitectureError(

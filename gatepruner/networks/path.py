@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from torch import Tensor
 
 
@@ -35,6 +36,16 @@ class Removal:
     def record(self) -> dict[str, Any]:
         """Everything but the weights, as plain JSON."""
         return {key: getattr(self, key) for key in RECORDED}
+
+
+class RemovalDocument(msgspec.Struct):
+    """The record of a removal as JSON."""
+
+    block: str
+    gate: float
+    score: float
+    loss: float
+    step: Annotated[int, msgspec.Meta(ge=0)]
 
 
 RECORDED = tuple(field.name for field in fields(Removal) if field.name != "weights")

@@ -11,6 +11,24 @@ from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, listed
 
+
+class Unusable(Tensor):
+    """Stands for a tensor with which no network computes: it has a shape and no values.
+
+    Attributes:
+        kind: what it was, such as `sparse`.
+    """
+
+    kind: str
+
+    @classmethod
+    def of(cls, kind: str, shape: tuple[int, ...]) -> Unusable:
+        """The stand-in of a tensor of a shape."""
+        made = torch.empty(shape, device="meta").as_subclass(cls)
+        made.kind = kind
+        return made
+
+
 # What is asked of a tensor, in this order: how it is called if the answer is yes.
 UNUSABLE: dict[str, Callable[[Any], bool]] = {
     "no tensor": lambda tensor: not isinstance(tensor, Tensor),
@@ -34,7 +52,9 @@ def refuse_unusable(state: Mapping[str, Any]) -> None:
         CheckpointError: some are not; names all of them, and how they are.
     """
     kinds = {
-        key: next((name for name, is_one in UNUSABLE.items() if is_one(tensor)), "")
+        key: tensor.kind
+        if isinstance(tensor, Unusable)
+        else next((name for name, is_one in UNUSABLE.items() if is_one(tensor)), "")
         for key, tensor in state.items()
     }
     _refuse(kinds)

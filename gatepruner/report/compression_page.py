@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from gatepruner.compression.record import Compressed, StepRecord
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import Edits
 from gatepruner.networks.network import Network
 from gatepruner.report.html.page import Curve, Page, State
 from gatepruner.report.numbers import percent
+from gatepruner.report.tables import loading_call
 
 MEASURES = {"accuracy": "top-1 accuracy", "agreement": "agreement with the whole network"}
 
@@ -76,12 +78,12 @@ def _state(compressed: Compressed, step: StepRecord, directory: Path, engine: st
         macs=step.macs,
         params=step.params,
         latency={} if median is None else {engine: (low, median, high)},
-        command=_loading(directory / f"{step.name}.pt"),
+        command=_loading(directory / f"{step.name}.pt", compressed.checkpoint),
     )
 
 
-def _loading(path: Path) -> str:
+def _loading(path: Path, checkpoint: Checkpoint) -> str:
     """How to load a step's network, if it was kept."""
     if not path.is_file():
         return ""
-    return f"import gatepruner; module = gatepruner.load({str(path)!r}).build()"
+    return f"import gatepruner; module = {loading_call(str(path), checkpoint)}"

@@ -181,9 +181,14 @@ def steps_table(steps: Sequence[StepRecord]) -> str:
     )
 
 
-def loading_text(path: str, checkpoint: Checkpoint) -> str:
-    """How to load a written network in Python."""
+def loading_call(path: str, checkpoint: Checkpoint) -> str:
+    """The call that loads and builds a written network in Python."""
     brought = checkpoint.network.base.source == "caller"
     module = f", module={checkpoint.notes.get('module')!r}" if brought else ""
-    call = f"gatepruner.load({path!r}{module})"
-    return f"to load it in Python:\n  import gatepruner\n  module = {call}.build()"
+    return f"gatepruner.load({path!r}{module}).build()"
+
+
+def loading_text(path: str, checkpoint: Checkpoint) -> str:
+    """How to load a written network in Python."""
+    call = loading_call(path, checkpoint)
+    return f"to load it in Python:\n  import gatepruner\n  module = {call}"

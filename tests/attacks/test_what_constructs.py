@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import pytest
@@ -130,3 +131,21 @@ def test_what_a_limit_refuses_is_there_for_a_caller_who_raises_it(monkeypatch):
 )
 def test_what_builds_layers_is_passed_on(text):
     assert Network.named(text).blocks
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "said"),
+    [
+        ("torchvision:vit_b_32", 50, "cannot take images|indivisible"),
+        ("torchvision:maxvit_t", 100, "torchvision:maxvit_t"),
+        ("timm:swin_tiny_patch4_window7_224", 2, "cannot take images of 3x2x2"),
+        ("timm:resnet18,output_stride=3", 64, "timm:resnet18: "),
+    ],
+)
+def test_a_network_that_refuses_its_images_says_why_in_one_line(tmp_path, run, arch, size, said):
+    torch.save(dict(draw("resnet8").weights), tmp_path / "a.pt")
+    done = run("inspect", tmp_path / "a.pt", "--arch", arch, "--input-size", f"3x{size}x{size}")
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert re.search(said, done.err)
