@@ -230,6 +230,10 @@ def test_hostile_names_add_no_tag_attribute_or_comment(page):
         assert values["data-about"].startswith(f"{visible(text)}: ")
     text = document(hostile_page(page))
     assert visible(text.replace("\n", "")) == text.replace("\n", "")
+    for curve in hostile.data()["curves"]:
+        for state in curve["states"]:
+            shown = [state["title"], state["command"], *state["values"]]
+            assert [visible(text) for text in shown] == shown
     assert plain.texts["title"] == [page.title]
     assert hostile.texts["title"] == [visible(HOSTILE[0])]
 
