@@ -454,7 +454,7 @@ def test_compress_does_what_the_verb_does(run, folder, epochs):
     )
     names = STEPS[: 6 if epochs else 5]
     assert new_files(folder, before) == {
-        *("small.pt", "small.pt.yaml", "small.safetensors"),
+        *("small.pt", "small.pt.yaml", "small.safetensors", "small.safetensors.config.json"),
         *(f"small-compress/{name}" for name in {f"{name}.pt" for name in names} | REPORT),
     }
     assert same(load(folder / "small.pt"), expected.checkpoint)

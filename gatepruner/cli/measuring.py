@@ -42,12 +42,12 @@ class Timing:
         engine, threads = self.engine, self.threads
         return Meter(whole, device, self.latency_batch, engine=engine, threads=threads, track=track)
 
-    def check(self, how: Data, problems: Problems) -> None:
-        """Collect why latency cannot be measured."""
-        from gatepruner.measuring.engines import device_of, threads_of
+    def check(self, problems: Problems) -> None:
+        """Collect why latency cannot be measured on any device."""
+        from gatepruner.measuring.engines import check_engine, threads_of
 
         with problems:
-            device_of(self.engine, how.device)
+            check_engine(self.engine)
         with problems:
             threads_of(self.threads)
 

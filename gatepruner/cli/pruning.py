@@ -118,7 +118,7 @@ def prune(
     target = call.target(source.ckpt, name, seed=criterion.seed)
     problems = Problems()
     call.check([target], problems)
-    timing.check(data, problems)
+    timing.check(problems)
     whole = read(source, data, problems)
     sets = _Sets.read(whole, data, held, goals, after, terminal)
     request = _Request(whole, goals, choice, criterion, data, sets, timing, terminal)

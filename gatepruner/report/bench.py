@@ -61,9 +61,9 @@ def write_bench(
         "versions": versions(),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    fillings = figure_fillings(bench_figure(measured, accuracies), directory / "bench")
+    figures = figure_fillings(bench_figure(measured, accuracies), directory / "bench")
     text = json.dumps(document, indent=1) + "\n"
-    write_files({**fillings, directory / "bench.json": text_filling(text)})
+    write_files({**figures, directory / "bench.json": text_filling(text)})
     return document
 
 
