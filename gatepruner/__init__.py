@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from gatepruner.measuring.engines import ENGINES as ENGINES
     from gatepruner.measuring.latency import latency as latency
     from gatepruner.measuring.recalibration import recalibrate as recalibrate
+    from gatepruner.measuring.statistics import StatisticsFit as StatisticsFit
+    from gatepruner.measuring.statistics import compare_statistics as compare_statistics
     from gatepruner.networks.checkpoint import Checkpoint as Checkpoint
     from gatepruner.networks.network import Block as Block
     from gatepruner.networks.network import Network as Network
@@ -115,6 +117,7 @@ _PUBLIC = {
     "measuring.engines": "ENGINES",
     "measuring.latency": "latency",
     "measuring.recalibration": "recalibrate",
+    "measuring.statistics": "compare_statistics StatisticsFit",
     "networks.checkpoint": "Checkpoint",
     "networks.network": "Block Network",
     "networks.path": "Path Removal",

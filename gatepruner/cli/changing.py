@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gatepruner.cli.foretelling import Work, foretell
-from gatepruner.cli.learning import read
+from gatepruner.cli.learning import read, warn_of_misfit
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -60,6 +60,7 @@ def recalibrate(
         work = Work(f"estimate statistics from {len(images):,} training images", 2 * len(images))
         return foretell(call, checkpoint, [target], [work], data)
     data.normalization(checkpoint, images, call.terminal)
+    warn_of_misfit(source.ckpt, checkpoint, images, data)
     track, augment = call.terminal.track("recalibrating"), statistics.augment
     done = estimated(checkpoint, images, **data.how, augment=augment, track=track)
     if done is checkpoint:

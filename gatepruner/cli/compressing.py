@@ -13,7 +13,13 @@ from gatepruner.cli.changing import write_export
 from gatepruner.cli.foretelling import LEARNING, Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.keeping import stopping
-from gatepruner.cli.learning import gating_work, held_out_fifth, read, training_work
+from gatepruner.cli.learning import (
+    gating_work,
+    held_out_fifth,
+    read,
+    training_work,
+    warn_of_misfit,
+)
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -141,6 +147,7 @@ def compress(
         check_reachable(goal, whole.network, whole.network.removable, meter)
         works = _works(whole, train, test, goal, recipe)
         return foretell(call, whole, [output, folder, *exports], works, data)
+    warn_of_misfit(source.ckpt, whole, train, data)
     for line in _remarks(whole, train, recipe):
         call.terminal.say(line)
     with stopping(folder / "steps.json"), call.terminal.watching() as watch:

@@ -7,7 +7,14 @@ from typing import Annotated
 
 from gatepruner.cli.foretelling import foretell
 from gatepruner.cli.keeping import Kept, stopping
-from gatepruner.cli.learning import check, gating_work, held_out_fifth, read, read_images
+from gatepruner.cli.learning import (
+    check,
+    gating_work,
+    held_out_fifth,
+    read,
+    read_images,
+    warn_of_misfit,
+)
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -53,6 +60,7 @@ def gate(
     problems.refuse()
     if call.dry_run:
         return foretell(call, whole, [target], [gating_work(whole, images, recipe)], data)
+    warn_of_misfit(source.ckpt, whole, images, data)
     if recipe.match != "logits" and not recipe.labels:
         what = matched(recipe.match, whole.network, whole)
         call.terminal.say(f"matching {what} of the whole network")

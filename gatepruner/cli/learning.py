@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from gatepruner.cli.foretelling import LEARNING, Work
 from gatepruner.cli.keeping import Kept, write_epochs
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
+from gatepruner.errors import visible
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -92,6 +95,30 @@ def check(
             check_size(checkpoint.network, images)
     with problems:
         check_batch(images, batch)
+
+
+def warn_of_misfit(name: Path, checkpoint: Checkpoint, images: Images, data: Data) -> None:
+    """Say on stderr if a foreign network is not the one whose statistics its file records.
+
+    A caller's module is the network itself, and what gatepruner has changed fits no more.
+    """
+    from gatepruner.measuring.statistics import LIMIT, compare_statistics
+
+    notes = checkpoint.notes
+    foreign = "source" in notes and checkpoint.network.base.source != "caller"
+    if not foreign or notes.get("history"):
+        return
+    fit = compare_statistics(checkpoint, images, device=data.device, normalization=data.chosen)
+    if fit.first_misfit is not None:
+        text = (
+            f"{name}: warning: from {fit.first_misfit} on, {len(fit.misfits)} of its "
+            f"{len(fit.divergences)} batch norms recorded other statistics than {fit.images} "
+            f"training images have (divergence up to {fit.worst:.2f}, usual is below {LIMIT}): its "
+            "author's network computes something else, or got other images; try --arch (as in "
+            "torchvision:resnet50,v1=true or torchvision:resnet18,stem=small), --module, "
+            "--normalize or --resize"
+        )
+        typer.echo(visible(text), err=True)
 
 
 def finish(

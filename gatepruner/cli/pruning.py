@@ -11,7 +11,7 @@ import typer
 
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
-from gatepruner.cli.learning import read
+from gatepruner.cli.learning import read, warn_of_misfit
 from gatepruner.cli.looking import Criterion
 from gatepruner.cli.measuring import Timing, change, latencies
 from gatepruner.cli.options import Data, HoldOut, Source, Writing, words_of
@@ -125,6 +125,8 @@ def prune(
     plan = request.plan()
     if call.dry_run:
         return foretell(call, whole, [target], _works(whole, plan, choice.shortcuts, sets), data)
+    if sets.statistics is not None:
+        warn_of_misfit(source.ckpt, whole, sets.statistics, data)
     small, document = request.pruned(plan)
     if sets.statistics is not None and (plan or choice.shortcuts):
         small = request.recalibrated(small, sets.statistics)

@@ -10,7 +10,7 @@ import typer
 
 from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.foretelling import Work, foretell
-from gatepruner.cli.learning import read
+from gatepruner.cli.learning import read, warn_of_misfit
 from gatepruner.cli.looking import Criterion, criterion_images
 from gatepruner.cli.measuring import Timing, change, latencies
 from gatepruner.cli.options import COMMON, Data, Source, Writing
@@ -150,6 +150,8 @@ def sweep(
             call.terminal.say(
                 f"{data.data} has no training images: batch norm keeps its statistics"
             )
+        else:
+            warn_of_misfit(source.ckpt, checkpoint, statistics, data)
     orders = compare(
         checkpoint,
         images,

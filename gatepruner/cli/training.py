@@ -12,7 +12,15 @@ import typer
 
 from gatepruner.cli.foretelling import foretell
 from gatepruner.cli.keeping import Kept, recording, stopping
-from gatepruner.cli.learning import check, check_device, finish, read, read_images, training_work
+from gatepruner.cli.learning import (
+    check,
+    check_device,
+    finish,
+    read,
+    read_images,
+    training_work,
+    warn_of_misfit,
+)
 from gatepruner.cli.options import (
     Data,
     HoldOut,
@@ -87,8 +95,10 @@ def finetune(
         work = training_work(images, recipe, "fine-tune", taught=known is not None)
         return foretell(call, whole, [target, kept.history], [work], data)
     data.normalization(whole, images, call.terminal)  # says which
+    warn_of_misfit(source.ckpt, whole, images, data)
     document = {"input": str(source.ckpt)}
     if known is not None:
+        warn_of_misfit(described.ckpt, known, images, data)
         document["matched"] = matched(recipe.match, whole.network, known)
         call.terminal.say(f"matching {document['matched']} of the teacher {known.network}")
     with stopping(kept.state), call.terminal.watching() as watch:

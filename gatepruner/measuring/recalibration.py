@@ -174,7 +174,7 @@ def estimate(
         The new statistics on the CPU, by state-dict key.
     """
     uses, norms = defaultdict[str, list[Tensor]](list), statistics(module.to(device))
-    for node, values in _walk(module, images, norms, track):
+    for node, values in walk(module, images, norms, track):
         for key, value in zip(norms[node], values, strict=True):
             module.get_buffer(key).copy_(value)
             uses[key].append(value)
@@ -185,19 +185,28 @@ def estimate(
 
 
 def _divergence(module: fx.GraphModule, images: list[Tensor]) -> float:
-    """The divergence of the first batch norm's statistics from those of the images.
-
-    Kullback-Leibler divergence of two normal distributions, mean over channels.
-    """
+    """The divergence of the first batch norm's statistics from those of the images."""
     norms = statistics(module)
-    node, (mean, variance) = next(_walk(module, images, norms, iter))
-    own_mean, own_variance = (module.get_buffer(key).to(mean.dtype) for key in norms[node])
-    variance, own_variance = variance.clamp_min(1e-5), own_variance.clamp_min(1e-5)
+    node, seen = next(walk(module, images, norms, iter))
+    mean, variance = (module.get_buffer(key) for key in norms[node])
+    return float(divergence(seen, (mean, variance)).mean())
+
+
+def divergence(seen: tuple[Tensor, Tensor], recorded: tuple[Tensor, Tensor]) -> Tensor:
+    """The Kullback-Leibler divergence of two normal distributions, for each channel.
+
+    Args:
+        seen: means and variances, each `(C,)`.
+        recorded: those of the distribution from which the seen one diverges.
+    """
+    (mean, variance), (own_mean, own_variance) = seen, recorded
+    own_mean, own_variance = own_mean.to(mean.dtype), own_variance.to(mean.dtype).clamp_min(1e-5)
+    variance = variance.clamp_min(1e-5)
     squares = (variance + (mean - own_mean).square()) / own_variance
-    return float((squares - 1 - (variance / own_variance).log()).mean()) / 2
+    return (squares - 1 - (variance / own_variance).log()) / 2
 
 
-def _walk(
+def walk(
     module: fx.GraphModule,
     images: list[Tensor],
     norms: dict[fx.Node, tuple[str, str]],
