@@ -109,6 +109,7 @@ def export(
     problems = Problems()
     with problems:
         refuse_existing(target, force=call.force)
+        call.hold(target)
     with problems:
         checkpoint = source.read()
     problems.refuse()
