@@ -245,6 +245,17 @@ TABLES: dict[str, Table] = {
         keys=2,
         timed=True,
     ),
+    "memory": table(
+        Column("network", "{network}, {images:,} images of {side} x {side}, batches of {batch}"),
+        Column("memory", "way"),
+        Column("CPU time (s)", "cpu", quartiles(1)),
+        Column("of it in the kernel (s)", "kernel", quartiles()),
+        Column("page faults (thousands)", "pages", quartiles(0, 1e-3)),
+        Column("peak memory (MiB)", "peak", quartiles(0, 2**-20)),
+        Column("n", "{cpu[n]}"),
+        keys=2,
+        timed=True,
+    ),
     "prune_large": table(
         Column(
             "checkpoint",
@@ -256,6 +267,13 @@ TABLES: dict[str, Table] = {
         Column("of it anonymous / file", "{anonymous_of_file:.2f}"),
         RUNS,
         keys=2,
+        timed=True,
+    ),
+    "reading": table(
+        Column("read by", "way"),
+        Column("CPU time per picture (ms)", "seconds", quartiles(scale=1e3)),
+        Column("greatest difference of pixels", "difference"),
+        RUNS,
         timed=True,
     ),
     "recalibration": table(

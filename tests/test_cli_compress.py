@@ -34,6 +34,7 @@ from gatepruner.images.readers import load_images
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe
 from gatepruner.learning.training import finetune
+from gatepruner.measuring import recalibration
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency
@@ -398,6 +399,16 @@ def test_prune_removes_as_many_as_a_loss_allows(run, folder, loss):
     small = follow(whole, plan)
     small = fold_gates(small) if small.network.edits.gated else small
     assert same(load(document["output"]), small)
+
+
+@pytest.mark.parametrize("command", [("recalibrate",), ("prune", "--drop", 1, "--by", "depth")])
+def test_it_is_said_how_many_images_had_memory_for_their_activations(
+    run, folder, monkeypatch, command
+):
+    monkeypatch.setattr(recalibration, "peak", lambda module, shape: recalibration.MEMORY // 8)
+    told = run(*with_data(command[0], folder / "whole.pt", *command[1:], folder=folder))
+    expected = "recalibrated on 8 of [0-9]+ images: the activations of more exceed 2 GiB"
+    assert re.search(expected, " ".join((told.out + told.err).split()))
 
 
 def test_prune_with_data_recalibrates_what_has_changed(run, folder):

@@ -10,6 +10,7 @@ import typer
 
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read, warn_of_misfit
+from gatepruner.cli.measuring import say_images
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -65,6 +66,7 @@ def recalibrate(
     done = estimated(checkpoint, images, **data.how, augment=augment, track=track)
     if done is checkpoint:
         raise PlanError(f"{checkpoint.network} has no batch norm: there is nothing to estimate")
+    say_images(done, len(images), call.terminal)
     save(done, target, force=call.force)
     call.record(target)
     call.terminal.say(f"wrote {target}")
