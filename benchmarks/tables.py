@@ -233,6 +233,22 @@ TABLES: dict[str, Table] = {
         Column("time (s)", "time", mean(".0f")),
         records=along_orders,
     ),
+    "int8": table(
+        Column("ResNet-56", "network"),
+        Column("precision", "precision"),
+        Column("accuracy (%)", "accuracy", PERCENTS),
+        Column("95 % interval", lambda row: f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"),
+        Column("same class as in float32 (%)", "agreement", PERCENTS),
+        Column("CPU time of a pass (ms)", "seconds", quartiles(scale=1e3)),
+        Column("time kept", "{kept:.1%}"),
+        Column(
+            "if savings multiply",
+            lambda row: f"{row['product']:.1%}" if row["product"] != row["kept"] else None,
+        ),
+        Column("file (MB)", lambda row: f"{row['file_bytes'] / 1e6:.1f}"),
+        keys=2,
+        timed=True,
+    ),
     "latency": table(
         Column("network", "{network}, batch size {batch}"),
         Column("removed", "removed"),
