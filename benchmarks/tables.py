@@ -112,6 +112,28 @@ def difference(key: str) -> Callable[[Record], str | None]:
     return written
 
 
+def of_commands(result: Record) -> Iterator[Record]:
+    """What killing, running twice and a full disk did to each command."""
+    for row in result["rows"]:
+        if "kills" not in row:
+            continue
+        kills = row["kills"]
+        yield {
+            "command": row["command"],
+            "killed": kills["at_calls"] + kills["at_moments"],
+            "problems": len(kills["problems"]),
+            "equal": "equal" if row["twice"]["result_equal"] else "not equal",
+            **{
+                key: "refused" if row[key][told] else "not refused"
+                for key, told in (
+                    ("two_writers", "second_refused"),
+                    ("full_disk", "refused"),
+                    ("read_only", "refused"),
+                )
+            },
+        }
+
+
 RECOVERIES = (
     Column("blocks removed", "removed"),
     Column("order", "order"),
@@ -179,6 +201,16 @@ TABLES: dict[str, Table] = {
     "compress": COMPRESSED,
     "compress_logits": COMPRESSED,
     "compress_pictures": COMPRESSED,
+    "endurance": table(
+        Column("command", "`{command}`"),
+        Column("killed", "killed"),
+        Column("half files, changed inputs, other bits after resuming", "{problems}"),
+        Column("weights of two runs", "equal"),
+        Column("second run on one output", "two_writers"),
+        Column("full disk", "full_disk"),
+        Column("read-only folder", "read_only"),
+        records=of_commands,
+    ),
     "families": table(
         Column("network", "network"),
         Column("side", "side"),

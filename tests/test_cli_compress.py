@@ -289,7 +289,8 @@ def test_arch_says_what_a_teacher_is_whose_file_does_not(run, folder, student):
     options += ("--epochs", 1, "--batch-size", 16, "--normalize", "0.5,0.5,0.5/0.25,0.25,0.25")
     command = with_data("finetune", folder / student, *options, "--json", folder=folder)
     assert run(*command).document["epoch"] == 1
-    own = with_data("finetune", folder / "gated.pt", "--arch", "resnet14", folder=folder)
+    options = ("--arch", "resnet14", "--batch-size", 16, "-o", folder / "other.pt")
+    own = with_data("finetune", folder / "gated.pt", *options, folder=folder)
     assert "leave out the architecture" in run(*own, "--teacher", folder / "whole.pt").err
 
 
@@ -454,7 +455,7 @@ def test_compress_does_what_the_verb_does(run, folder, epochs):
     )
     names = STEPS[: 6 if epochs else 5]
     assert new_files(folder, before) == {
-        *("small.pt", "small.pt.yaml", "small.safetensors"),
+        *("small.pt", "small.pt.yaml", "small.safetensors", "small.safetensors.config.json"),
         *(f"small-compress/{name}" for name in {f"{name}.pt" for name in names} | REPORT),
     }
     assert same(load(folder / "small.pt"), expected.checkpoint)

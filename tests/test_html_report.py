@@ -173,7 +173,7 @@ def test_every_state_and_block_is_there_without_the_script(page):
     read = Reader(text)
     for curve in page.curves:
         for state in curve.states:
-            assert f"{100 * state.share:.2f} % (" in text
+            assert f"{100 * state.share:.2f}\u00a0% (" in text
     blocks = [values for _, values in read.tags if "data-block" in values]
     assert len(blocks) == len(page.blocks)
     removed = set(page.curves[0].order[: page.curves[0].states[page.start].removed])
