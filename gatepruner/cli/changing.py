@@ -159,10 +159,10 @@ def export(
 
     target = call.target(source.ckpt, "")
     problems = Problems()
-    if not target.is_dir():
-        with problems:
+    with problems:
+        if not target.is_dir():  # of transformers; what it may hold is known with the format
             refuse_existing(target, force=call.force)
-            call.hold(target)
+        call.hold(target)
     with problems:
         checkpoint = source.read()
     problems.refuse()
