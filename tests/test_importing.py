@@ -143,7 +143,7 @@ def test_a_file_does_not_take_the_place_of_a_library(nets, monkeypatch):
 REFUSED = {
     "Net": r"cannot read the module 'Net': expected FILE\.py:CALLABLE",
     "nets/net:Net": r"cannot read the module 'nets/net:Net'",
-    "nets/ne.py:Net": r"there is no file nets/ne\.py; the folder has broken\.py, driver\.py, exits\.py, ",
+    "nets/ne.py:Net": r"there is no file nets/ne\.py; the folder has broken\.py, driver\.py, ",
     "nets/net.py:Nett": r"nets/net\.py has no Nett \(did you mean Net or Nested\?\); it has Net, ",
     "nets/net.py:deep": r"nets/net\.py:deep needs arguments \(depth, width\): ",
     "nets/net.py:wrong": r"nets/net\.py:wrong returns a tuple: expected an nn\.Module",
