@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision.datasets import ImageFolder
 
 from gatepruner.errors import DataError
 from gatepruner.files.checkpoints import save
-from gatepruner.images.classes import class_names, map_classes, read_classes
+from gatepruner.images.classes import _by_name, _by_number, class_names, map_classes, read_classes
 from gatepruner.images.images import Images
 from gatepruner.images.readers import has_split, load_images
 from gatepruner.measuring.accuracy import accuracy
@@ -274,3 +275,17 @@ def test_what_needs_no_labels_takes_folders_of_any_classes(run, tmp_path, whole)
     assert run("rank", whole, "--by", "cosine", *options).document["blocks"]
     refused = run("rank", whole, "--by", "taylor", *options[:-1])
     assert "of which resnet8 does not know foreign0" in refused.err
+
+
+def test_composed_and_decomposed_letters_are_the_same_name(tmp_path):
+    # As macOS spells folders; in their alphabetical order, the classes would be exchanged.
+    known = ["cafes", "café"]
+    own = [unicodedata.normalize("NFD", name) for name in reversed(known)]
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(known), encoding="utf-8-sig")  # as Notepad saves it
+    assert read_classes(names) == tuple(known)
+    assert _by_name(own, known) == ([1, 0], "by name")
+
+
+def test_a_number_of_5000_digits_is_no_index():
+    assert _by_number(["9" * 5000], 10) is None

@@ -45,8 +45,11 @@ def without_overruled(context: typer.Context, values: Mapping[str, Any]) -> dict
 def _settings(path: Path, known: set[str]) -> dict[str, Any]:
     """What a file sets, by the names of the parameters; all that is wrong is told at once."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("aliases, whose values may have no end: write them out")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if content is None:
         content = {}

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import CheckpointError, first_line, listed, visible
-from gatepruner.files.rebuilding import Rebuilder, Storage, sides, storage_type
+from gatepruner.files.rebuilding import Rebuilder, Storage, sides, storage_key, storage_type
 from gatepruner.files.unpickling import LARGEST, Machine, Source, runs, within
 
+RECORD = b"PK\3\4"  # at the beginning of every record of a zip file
 MAGIC = 0x1950A86A20F9469CFC6C  # torch's, at the beginning of a file without zip
 LARGEST_DIRECTORY = 2**24  # bytes of the directory of a zip file, which has 80 for each tensor
-END, END_64 = b"PK\5\6", b"PK\6\6"  # of a zip file's directory
 PIECE = 2**20  # bytes read at once
 MEMBERS = 16  # of a tar file that are looked at; it has four
 
@@ -93,11 +93,9 @@ Make = Callable[[Mapping[str, Callable[..., Any]], Callable[[Any], Any]], Machin
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file ends as a zip file does."""
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # it says that it is one of several
-        return True
+    """Whether a file begins as a zip file does; torch does not look at its end either."""
+    with path.open("rb") as file:
+        return file.read(4) == RECORD
 
 
 def records(path: Path) -> list[zipfile.ZipInfo]:
@@ -106,23 +104,11 @@ def records(path: Path) -> list[zipfile.ZipInfo]:
     Raises:
         CheckpointError: the directory is damaged or too large.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 2**16 - 100))
-        tail = file.read()
-    at, at_64 = tail.rfind(END), tail.rfind(END_64)
-    claimed = [struct.unpack_from("<I", tail.ljust(at + 22, b"\0"), at + 12)[0] if at >= 0 else 0]
-    if at_64 >= 0 and claimed[0] == 0xFFFFFFFF:
-        claimed = [struct.unpack_from("<Q", tail.ljust(at_64 + 56, b"\0"), at_64 + 40)[0]]
-    if claimed[0] > LARGEST_DIRECTORY:
-        raise CheckpointError(
-            f"{path} has a directory of {claimed[0]:,} bytes: expected at most "
-            f"{LARGEST_DIRECTORY:,}"
-        )
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        with path.open("rb") as file:
+            bounded = cast(BinaryIO, _Bounded(file, LARGEST_DIRECTORY))
+            return zipfile.ZipFile(bounded).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as error:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
 
 
@@ -142,13 +128,14 @@ def _read_zip(path: Path, machine: Make) -> Any:
 
         def storage(identity: Any) -> Storage:
             _, kind, key, _, count = identity
+            key = storage_key(key)
             if key in read:
                 return replace(read[key], dtype=storage_type(kind))
             dtype, (begin, length) = storage_type(kind), places[f"{root}data/{key}"]
             needed = count * dtype.itemsize
             if length < needed:
                 raise CheckpointError(
-                    f"{path} is damaged: the record data/{visible(str(key))} has {length:,} bytes, "
+                    f"{path} is damaged: the record data/{visible(key)} has {length:,} bytes, "
                     f"its tensors {needed:,}"
                 )
             file.seek(begin)
@@ -184,7 +171,7 @@ def _verified(path: Path, file: BinaryIO, record: zipfile.ZipInfo) -> tuple[int,
     """Begin and length of a record whose checksum is right."""
     file.seek(record.header_offset)
     header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\3\4":
+    if len(header) < 30 or header[:4] != RECORD:
         raise CheckpointError(f"{path} is damaged or truncated: {visible(record.filename)}")
     name, extra = struct.unpack("<HH", header[26:])
     begin = file.seek(record.header_offset + 30 + name + extra)
@@ -217,7 +204,7 @@ def _read_pickles(path: Path, machine: Make) -> Any:
 
         def note(identity: Any) -> Any:
             if identity[0] == "storage":
-                noted[identity[2]] = storage_type(identity[1])
+                noted[storage_key(identity[2])] = storage_type(identity[1])
             return identity[1]
 
         content = Source(file, min(source.left, LARGEST))
@@ -229,7 +216,7 @@ def _read_pickles(path: Path, machine: Make) -> Any:
             if identity[0] == "module":
                 return identity[1]
             _, _, key, _, _, *view = identity
-            whole = storages[key]
+            whole = storages[storage_key(key)]
             if not view or view[0] is None:
                 return whole
             return _part(whole, *view[0][1:])
@@ -270,7 +257,7 @@ def _read_tar(path: Path, machine: Make) -> Any:
     """The content of a tar archive of torch before 0.1.10."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        with tarfile.open(fileobj=cast(BinaryIO, _Bounded(file, size)), mode="r:") as archive:
+        with tarfile.open(fileobj=cast(BinaryIO, _Bounded(file, PIECE)), mode="r:") as archive:
             members = {member.name: member for member in itertools.islice(archive, MEMBERS)}
         storages, tensors, content = (
             _member(file, size, members[name]) for name in ("storages", "tensors", "pickle")
@@ -285,16 +272,16 @@ def _read_tar(path: Path, machine: Make) -> Any:
 
 
 class _Bounded:
-    """A file that is not asked for more than it has, which would take memory."""
+    """A file of which only small parts are read at once: a reader takes memory for what it asks."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self.file, self.most = file, most
         self.seek, self.tell = file.seek, file.tell
 
-    def read(self, count: int) -> bytes:
-        if count > max(0, self.size - self.file.tell()) + tarfile.RECORDSIZE:
-            raise EOFError("it ends too early")
-        return self.file.read(count)
+    def read(self, count: int = -1) -> bytes:
+        if count > self.most:
+            raise EOFError(f"a part of {count:,} bytes, expected at most {self.most:,}")
+        return self.file.read(count if count >= 0 else self.most)
 
 
 def _member(file: BinaryIO, size: int, member: tarfile.TarInfo) -> io.BytesIO:

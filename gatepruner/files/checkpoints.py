@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from gatepruner.documents import checked, parsed
 from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed, visible
 from gatepruner.files.folders import HUB, INDEX, Folder, local, read_folder, read_shards
-from gatepruner.files.foreign import COUNTER, has_built, pickled_modules, state_dicts
+from gatepruner.files.foreign import COUNTER, has_built, pickled_modules, state_dicts, word
 from gatepruner.files.huggingface import read_model
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
@@ -192,7 +193,7 @@ def load(
     """
     path, brought = local(path), Brought(module, tuple(leaves))
     wanted = Wanted(arch, num_classes, input_shape)
-    if path.is_dir():
+    if os.path.isdir(path):  # also where a name is too long for a file
         if module is not None:
             raise CheckpointError(f"{path} is a folder: a module needs the file with its weights")
         return _load_folder(path, wanted, weights)
@@ -214,11 +215,17 @@ def load(
             f"({type(error).__name__}: {error})"
         ) from None
     bad = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if bad:
-        raise CheckpointError(f"{path} is damaged: expected only tensors, {listed(bad)} is none")
+    if bad or not all(isinstance(key, str) for key in content):
+        said = f", {listed(map(word, bad))} is none" if bad else ", by names"
+        raise CheckpointError(f"{path} is damaged: expected only tensors{said}")
     state = {key: tensor for key, tensor in content.items() if not key.startswith("path/")}
     learned = {key[5:]: tensor for key, tensor in content.items() if key not in state}
     checkpoint = _fitted(path, network, state, {**header["notes"], **brought.notes})
+    try:
+        refuse_unusable(checkpoint.weights)
+        cast(checkpoint.weights, network.state())
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return replace(checkpoint, path=_path_of(path, network, header["path"], learned))
 
 
@@ -254,7 +261,7 @@ def is_named(path: str | Path) -> bool | None:
         `None` for any other file.
     """
     path = local(path)
-    header = _read(path)[1] if path.is_file() else None
+    header = _read(path)[1] if os.path.isfile(path) else None
     if header is None:
         return None
     try:
@@ -265,7 +272,7 @@ def is_named(path: str | Path) -> bool | None:
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     """The content of a file, and its header if it is a gatepruner file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         names = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
         near = difflib.get_close_matches(path.name, names, n=5, cutoff=0)
         hint = f"; the folder has {listed(near)}" if near else ""
@@ -394,7 +401,7 @@ def _refuse_differing(path: Path, match: Match, content: Any) -> None:
 def _described(content: Any) -> str:
     """What a file without tensors has."""
     if isinstance(content, dict):
-        return f"a dictionary without tensors ({listed(map(str, content))})"
+        return f"a dictionary without tensors ({listed(map(word, content))})"
     return f"a {type(content).__name__}"
 
 

@@ -8,6 +8,7 @@ What a folder of transformers has is read by `gatepruner.files.huggingface`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ FILES = (
 NAME = re.compile(r"[a-z][a-z0-9_]*")  # of an architecture of timm: no path, no address
 HUB = "hf:"  # before a folder, as models of a hub are called
 TIMM = "timm_wrapper"  # what transformers calls a network of timm
+MOST_MEAN = 1e9  # of pixels
 LARGEST = 2**26  # bytes of an index or a configuration
 
 
@@ -75,12 +77,18 @@ def read_shards(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
     strange = [name for name in names if Path(name).name != name]
     if strange:
         raise CheckpointError(f"{path} names {listed(strange)}: expected files beside it")
-    absent = [name for name in names if not (path.parent / name).is_file()]
+    absent = [name for name in names if not os.path.isfile(path.parent / name)]
     if absent:
         raise CheckpointError(f"{path} names files that are not there: {listed(absent)}")
     tensors: dict[str, Any] = {}
     for name in names:
-        tensors |= read(path.parent / name)
+        part = read(path.parent / name)
+        if not isinstance(part, dict) or part.keys() & tensors.keys():
+            raise CheckpointError(
+                f"{path.parent / name} is damaged: expected weights that no other file of "
+                f"{path.name} has"
+            )
+        tensors |= part
     lacking = sorted(places.keys() - tensors.keys())
     if lacking:
         raise CheckpointError(f"the files of {path} lack {listed(lacking)}")
@@ -127,10 +135,16 @@ def read_folder(path: Path) -> Folder:
 def _normalization(about: Mapping[str, Any]) -> dict[str, Any]:
     """The notes on the normalisation of the pictures, if a configuration has it."""
     mean, std = about.get("mean"), about.get("std")
-    for values in (mean, std):
-        if not isinstance(values, list) or not all(type(it) in (int, float) for it in values):
-            return {}
+    if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != len(std):
+        return {}
+    if not mean or not all(map(is_usual, (*mean, *std))) or min(std) <= 0:
+        return {}
     return {"normalize": {"mean": mean, "std": std}}
+
+
+def is_usual(value: Any) -> bool:
+    """Whether a value is a number that can be a mean, a deviation or a factor of pixels."""
+    return type(value) in (int, float) and abs(value) < MOST_MEAN
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError
-from gatepruner.files.unpickling import StandIn
+from gatepruner.files.unpickling import LARGEST, StandIn
+from gatepruner.networks.weights import Unusable
 
 # Places in the order in which they are preferred; averaged weights first, for they are better.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "model_averaged", "ema")
@@ -29,6 +30,7 @@ BESIDE = re.compile(
 NUMPY = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i8": torch.int64}
 COUNTER = "num_batches_tracked"  # of batch norm; missing in files of PyTorch before 0.4.1
 DEEPEST, MOST = 64, 200_000  # nested values in a file, and all of them
+LONGEST = 500  # letters of a place, or of a key
 
 
 def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
@@ -48,13 +50,21 @@ def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
 def _dicts(content: Any, tensor_of: Callable[[Any], Tensor | None]) -> dict[str, dict[str, Tensor]]:
     """The tensors in a file by their place; the function tells what is one."""
     found: dict[str, dict[str, Tensor]] = {}
+    copied = 0
     for count, (place, key, value) in enumerate(_values(content, "", 0)):
         if count > MOST:
             raise CheckpointError(f"holds more than {MOST:,} values: expected weights")
         tensor = tensor_of(value)
-        if tensor is not None:
-            plain = type(tensor) in (Tensor, nn.Parameter)  # a file may give it attributes
-            found.setdefault(place, {})[key] = Tensor.detach(tensor) if plain else tensor
+        if tensor is None:
+            continue
+        copied += tensor.nbytes if tensor is not value else 0
+        if copied > LARGEST:
+            raise CheckpointError("has arrays that share their values: expected tensors")
+        plain = type(tensor) in (Tensor, nn.Parameter)  # a file may give it attributes
+        tensor = Tensor.detach(tensor) if plain else tensor
+        place_of = found.setdefault(place, {})
+        same = key not in place_of or place_of[key] is tensor
+        place_of[key] = tensor if same else Unusable.of("given twice", tuple(tensor.shape))
     return found
 
 
@@ -63,7 +73,7 @@ def array(value: Any) -> Tensor | None:
     match value:
         case StandIn(state=(_, tuple(shape), StandIn() as dtype, fortran, bytes(data))):
             kind = _little_endian(dtype)
-            sides = all(type(side) is int and side >= 0 for side in shape)
+            sides = len(shape) <= DEEPEST and all(type(side) is int and side >= 0 for side in shape)
         case _:
             return None
     if kind not in NUMPY or not sides or math.prod(shape) * NUMPY[kind].itemsize != len(data):
@@ -117,8 +127,7 @@ def is_usual(place: str) -> bool:
 
 def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]]:
     """Place, key and value of all tensors and stand-ins; `None` for every other value."""
-    if depth > DEEPEST:
-        raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
+    _refuse_deep(depth, place)
     module = _module_of(value)
     if module is not None:
         for key, part in _module_values(module, "", depth):
@@ -130,14 +139,29 @@ def _values(value: Any, place: str, depth: int) -> Iterator[tuple[str, str, Any]
             yield from _values(item, f"{place}.{key}" if place else key, depth + 1)
 
 
+def _refuse_deep(depth: int, place: str) -> None:
+    """Raise a `CheckpointError` if no weights can be so deep in a file."""
+    if depth > DEEPEST or len(place) > LONGEST:
+        raise CheckpointError(
+            f"is nested more than {DEEPEST} levels deep, or has names of more than {LONGEST} "
+            "letters: expected weights"
+        )
+
+
+def word(key: Any) -> str:
+    """A key of a dictionary as text; of a key that no weight has, only its type."""
+    plain = key is None or type(key) in (str, int, float, bool)
+    return str(key)[:LONGEST] if plain else f"({type(key).__name__})"
+
+
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
     """The values in a container or a stand-in, by name."""
     if isinstance(value, StandIn):
         for part in (*value.arguments, value.state, value.entries, value.elements):
             if isinstance(part, (dict, tuple)) or part is value.elements:
                 yield from _items(part)
-    elif isinstance(value, dict):  # by dict's own method: a file may set attributes of OrderedDict
-        yield from ((str(key), item) for key, item in dict.items(value))
+    elif isinstance(value, dict):
+        yield from ((word(key), item) for key, item in value.items())
     elif isinstance(value, (list, tuple)):
         yield from ((str(index), item) for index, item in enumerate(value))
 
@@ -162,19 +186,18 @@ def has_built(content: Any) -> bool:
 
 def _module_values(state: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
     """The tensors in the state dict of a pickled module, and the modules in it."""
-    if depth > DEEPEST:
-        raise CheckpointError(f"is nested more than {DEEPEST} levels deep: expected weights")
+    _refuse_deep(depth, prefix)
     passing = state.get("_non_persistent_buffers_set")
     for kind in ("_parameters", "_buffers"):
         own = state.get(kind)
-        for name, tensor in dict.items(own) if isinstance(own, dict) else ():
+        for name, tensor in own.items() if isinstance(own, dict) else ():
             kept = kind == "_parameters" or not isinstance(passing, set) or name not in passing
-            yield f"{prefix}{name}", tensor if isinstance(tensor, Tensor) and kept else None
-    for name, child in dict.items(state["_modules"]):
+            yield f"{prefix}{word(name)}", tensor if isinstance(tensor, Tensor) and kept else None
+    for name, child in state["_modules"].items():
         module = _module_of(child)
-        yield f"{prefix}{name}", child
+        yield f"{prefix}{word(name)}", child
         if module is not None:
-            yield from _module_values(module, f"{prefix}{name}.", depth + 1)
+            yield from _module_values(module, f"{prefix}{word(name)}.", depth + 1)
 
 
 def unwrapped(state: Mapping[str, Tensor], known: Set[str] = frozenset()) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ https://huggingface.co/docs/transformers. Whatever names code, an address or a p
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,12 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from gatepruner.errors import CheckpointError, listed
+from gatepruner.files.folders import is_usual
 from gatepruner.files.recognition import Wanted
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.preprocessing import Preprocessing
 from gatepruner.images.scaling import Scaling
 from gatepruner.models import Shape
-from gatepruner.networks.arguments import MOST_PIXELS
+from gatepruner.networks.arguments import MOST_CHANNELS, MOST_PIXELS
 from gatepruner.networks.base import Base
 from gatepruner.networks.huggingface import Restored, class_of, options_of, restored
 from gatepruner.networks.network import Network
@@ -38,7 +38,7 @@ PROCESSOR = re.compile(r"(\w+?)(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
 # Whatever else a processor may do to pixels, and what it is set to where it does nothing.
 ELSE = {"do_flip_channel_order": False, "do_pad": False, "do_rescale": True}
 # By Pillow's numbers.
-RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+RESAMPLING = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
 UNCROPPED = 384  # pixels from which ConvNeXT's processor squashes instead of cropping
 
 
@@ -94,7 +94,8 @@ def read_model(
         CheckpointError: the weights cannot be used, or do not fit.
     """
     channels = config.get("num_channels", 3)
-    how = prepared(processor, channels) if processor else Prepared()
+    counted = type(channels) is int and 0 < channels <= MOST_CHANNELS  # or else it is refused
+    how = prepared(processor, channels) if processor and counted else Prepared()
     base = base_of(config, how.size, wanted.num_classes, wanted.input_shape)
     refuse_unusable(content)
     real = {key: tensor for key, tensor in content.items() if tensor.is_floating_point()}
@@ -253,7 +254,7 @@ def _normalization(settings: Mapping[str, Any], channels: int) -> Normalization 
     for numbers in (mean, std, [factor] * channels):
         if not isinstance(numbers, list) or len(numbers) != channels:
             return None
-        if not all(type(one) in (int, float) and math.isfinite(one) for one in numbers):
+        if not all(map(is_usual, numbers)):
             return None
     share = round(factor * 255, 9)  # 1 as a rule
     if share <= 0:

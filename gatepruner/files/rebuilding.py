@@ -93,7 +93,7 @@ class Rebuilder:
             "torch._tensor._rebuild_from_type_v2": self.of_type,
             "torch.nn.parameter.UninitializedParameter": _lazy,
             "torch.nn.parameter.UninitializedBuffer": _lazy,
-            "torch.Size": tuple,
+            "torch.Size": sides,
             "collections.OrderedDict": filled,
             "builtins.set": members,
             "builtins.getattr": within,
@@ -158,12 +158,20 @@ class Rebuilder:
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("a tensor without a function")
         maker = self.makers.get(function.full)
-        if maker is None or not isinstance(kind, Name):
+        rebuilds = function.full.startswith("torch._utils.") and len(arguments) <= MOST_AXES
+        if maker is None or not rebuilds or not isinstance(kind, Name):
             return StandIn(function.full, arguments)
         made = maker(*arguments)
         if kind.full in DENSE or not isinstance(made, Tensor):
             return made
         return _unusable("of an unknown class", tuple(made.shape))
+
+
+def storage_key(value: Any) -> str:
+    """The key of a storage: text, whose hash takes no time."""
+    if not isinstance(value, str):
+        raise pickle.UnpicklingError("a storage whose key is no text")
+    return value
 
 
 def storage_type(name: Any) -> torch.dtype:
@@ -173,7 +181,7 @@ def storage_type(name: Any) -> torch.dtype:
     return STORAGES[name.full.rpartition(".")[2]]
 
 
-def sides(values: Any) -> tuple[int, ...]:
+def sides(values: Any = ()) -> tuple[int, ...]:
     """Whole numbers that may be sides, strides or offsets."""
     if not isinstance(values, (tuple, list)) or len(values) > MOST_AXES:
         raise pickle.UnpicklingError("a tensor without a shape")

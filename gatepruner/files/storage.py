@@ -140,7 +140,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         tensors, metadata = read_safetensors(path)
         return tensors, metadata.get("gatepruner")
-    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file, or is truncated: {first_line(error)}"
         ) from None

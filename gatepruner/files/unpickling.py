@@ -12,7 +12,7 @@ import _compat_pickle
 import pickle
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -20,6 +20,10 @@ LARGEST = 2**26  # bytes of a pickle; that of a network with a thousand layers h
 MOST_OPERATIONS = 2_000_000  # of a pickle; each takes up to 100 bytes
 MOST_CALLS = 200_000  # in a pickle; each may make a tensor
 MOST_BITS = 4096  # of a whole number
+LONGEST_NAME = 1000  # letters of the name of a class or function
+MOST_PLACES = 2**32  # in the memo
+# Python does not mix these hashes: of larger numbers, and of several, many could have one hash.
+LARGEST_KEY, LARGEST_IN_TUPLE = 2**61 - 2, 2**16
 # Whatever names these was made to run code. Nothing would run, but no checkpoint needs them.
 RUNNING = frozenset(
     (
@@ -52,6 +56,10 @@ class Name:
     """The full name of a class or function, in place of the object."""
 
     full: str
+
+    def __post_init__(self) -> None:
+        if len(self.full) > LONGEST_NAME:
+            raise pickle.UnpicklingError(f"a name of more than {LONGEST_NAME:,} letters")
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +125,7 @@ class Machine:
         self.makers, self.persistent = makers, persistent
         self.names: set[str] = set()
         self.unknown: set[str] = set()
-        self.calls = 0
+        self.calls = self.copied = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[Any, Any] = {}
@@ -159,6 +167,8 @@ class Machine:
         self.stack.append(argument)
 
     def put(self, argument: Any) -> None:
+        if not 0 <= argument < MOST_PLACES:
+            raise pickle.UnpicklingError("an impossible place in the memo")
         self.memo[argument] = self.stack[-1]
 
     def get(self, argument: Any) -> None:
@@ -271,6 +281,9 @@ class Machine:
             raise pickle.UnpicklingError("a call of what is no name")
         if self.calls > MOST_CALLS:
             raise pickle.UnpicklingError(f"more than {MOST_CALLS:,} objects")
+        self.copied += _copied(arguments)
+        if self.copied > LARGEST:
+            raise pickle.UnpicklingError("calls that copy more than a pickle may have")
         if name.full in self.makers:
             self.stack.append(self.makers[name.full](*arguments))
         else:
@@ -336,27 +349,40 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
 
 def _key(value: Any) -> Any:
     """A key of a dictionary: one whose hash takes no time and calls nothing."""
-    parts = value if type(value) is tuple and len(value) <= 16 else (value,)
-    if not all(
-        part is None or type(part) in (str, bytes, int, float, bool, Name, StandIn)
-        for part in parts
-    ):
-        raise pickle.UnpicklingError(f"a key of the type {type(value).__name__}")
+    if type(value) is tuple and len(value) <= 16:
+        known = all(_is_key(part, LARGEST_IN_TUPLE) for part in value)
+    else:
+        known = type(value) is float or _is_key(value, LARGEST_KEY)
+    if not known:
+        raise pickle.UnpicklingError(f"a key of the type {type(value).__name__}, or too large")
     return value
 
 
-def filled(pairs: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
+def _is_key(value: Any, largest: int) -> bool:
+    if type(value) is int:
+        return abs(value) <= largest
+    return value is None or type(value) in (str, bytes, bool, Name, StandIn)
+
+
+def _copied(arguments: tuple[Any, ...]) -> int:
+    """How many bytes a call may copy, at most: a pickle can pass the same text or list again."""
+    values = sum(len(part) for part in arguments if isinstance(part, list))
+    text = sum(len(part) for part in arguments if isinstance(part, str))
+    return 100 * (values + max(0, len(arguments) - 16)) + text
+
+
+def filled(pairs: Any = None) -> OrderedDict[Any, Any]:
     """The dictionary that `OrderedDict(pairs)` is."""
-    if not isinstance(pairs, (list, tuple)):
+    if not isinstance(pairs, list | None):
         raise pickle.UnpicklingError("a dictionary of what is no list")
-    return OrderedDict((_key(key), value) for key, value in pairs)
+    return OrderedDict((_key(key), value) for key, value in pairs or ())
 
 
-def members(values: Iterable[Any] = ()) -> set[Any]:
+def members(values: Any = None) -> set[Any]:
     """The set that `set(values)` is."""
-    if not isinstance(values, (list, tuple)):
+    if not isinstance(values, list | None):
         raise pickle.UnpicklingError("a set of what is no list")
-    return set(map(_key, values))
+    return set(map(_key, values or ()))
 
 
 def encoded(*arguments: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -90,7 +91,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
         DataError: the file cannot be read, or is empty.
     """
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the names of classes from {file}: {error}") from None
     names = tuple(line.strip() for line in lines if line.strip())
@@ -130,8 +131,8 @@ def _table(known: Sequence[str]) -> Mapping[str, int]:
 
 
 def _plain(name: str) -> str:
-    """A name without the differences of case and of what joins its words."""
-    return re.sub(r"[-_ .]+", " ", name).strip().lower()
+    """A name without the differences of case, of composed letters and of what joins its words."""
+    return re.sub(r"[-_ .]+", " ", unicodedata.normalize("NFC", name)).strip().lower()
 
 
 def _rest(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import threading
 import warnings
 from dataclasses import dataclass, field
@@ -58,9 +59,8 @@ def decode(file: str | Encoded, shape: Shape, resize: Scaling | None) -> Tensor:
     channels, height, width = shape
     try:
         with _opened(file) as opened:
-            image = _eight_bits(opened, str(file))
-            ImageOps.exif_transpose(image, in_place=True)
-            image = _in_mode(_opaque(image), "L" if channels == 1 else "RGB")
+            upright = _eight_bits(ImageOps.exif_transpose(opened), str(file))
+            image = _in_mode(_opaque(upright), "L" if channels == 1 else "RGB")
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -81,6 +81,8 @@ def decode(file: str | Encoded, shape: Shape, resize: Scaling | None) -> Tensor:
 
 def _opened(file: str | Encoded) -> Image.Image:
     """The image in a file, of which only the size has been read."""
+    if isinstance(file, str) and not os.path.isfile(file):  # a pipe would never end
+        raise DataError(f"cannot read the image {file}: it is no file")
     place = file if isinstance(file, str) else io.BytesIO(file.content)
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -117,7 +119,11 @@ def _eight_bits(image: Image.Image, file: str) -> Image.Image:
     """The image with 8 bits a channel; Pillow would cut off whatever is above 255."""
     deep = image.mode == "I" and image.format == "PNG"  # of 16 bits, in Pillow before 11
     if image.mode.startswith("I;16") or deep:
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        pixels = np.asarray(image)
+        grey = Image.fromarray((pixels >> 8).astype(np.uint8))
+        if "transparency" in image.info:  # the value of transparent pixels
+            grey.putalpha(Image.fromarray(pixels != image.info["transparency"]).convert("L"))
+        return grey
     if image.mode in ("I", "F"):
         raise DataError(
             f"{file} has pixels of 32 bits, whose range is not known: expected 8 or 16 bits; "

@@ -22,7 +22,7 @@ from gatepruner.images.splits import WORDS, parquet_splits, saved_splits
 from gatepruner.images.tables import read_table
 from gatepruner.models import Shape
 
-NUMBERED = re.compile(r"(\d+)([-_. ]|$)")  # a name that begins with the index of a class
+NUMBERED = re.compile(r"(\d{1,18})([-_. ]|$)")  # a name that begins with the index of a class
 IN_MEMORY = 4 * 2**30  # bytes; larger sets are decoded batch by batch instead of once
 
 

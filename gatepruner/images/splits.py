@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _saved_files(folder: Path) -> list[Path]:
     absent = [
         str(name)
         for name in names
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file()
+        if not isinstance(name, str) or Path(name).name != name or not os.path.isfile(folder / name)
     ]
     if absent:
         raise DataError(f"{folder / STATE} names {listed(absent)}: expected files beside it")

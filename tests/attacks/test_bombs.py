@@ -76,6 +76,68 @@ def word(value: str) -> bytes:
 
 FOUR = number(4 * 2**30)
 PERSISTENT = b"(" + word("storage") + b"ctorch\nFloatStorage\n" + word("0") + word("cpu")
+PRIME = 2**61 - 1  # modulo which Python hashes numbers
+KEEP, AGAIN = b"q\x000", b"h\x00"  # a value of the memo
+LETTERS = word("a" * 10**6) + KEEP
+PAIRS = b"](" + b"NN\x86" * 10**4 + b"e" + KEEP
+NOTHINGS = b"(" + b"N" * 10**5 + b"t" + KEEP
+TOWER = b"](NNNe" + b"q\x000](h\x00h\x00h\x00e" * 40  # of lists: 3**40 values
+TUPLES = b"NNN\x87" + b"q\x000h\x00h\x00h\x00\x87" * 40
+STORAGE = b"ctorch\nFloatStorage\n"
+DTYPE = call("numpy", "dtype", word("f4")) + b"(K\x03" + word("<") + b"tb"
+ARRAY = b"(K\x01(M\x10\x27t" + DTYPE + b"\x89B" + struct.pack("<I", 40_000) + bytes(40_000) + b"t"
+SENT_AGAIN = {
+    "keys of one hash": b"}("
+    + b"".join(
+        b"\x8a\x10" + (PRIME * index).to_bytes(16, "little") + b"N" for index in range(1, 10**5)
+    )
+    + b"u",
+    "places of one hash": b"N" + b"".join(b"p%d\n" % (PRIME * index) for index in range(10**5)),
+    "sizes of a text": LETTERS + b"(" + call("torch", "Size", AGAIN) * 1000 + b"l",
+    "dictionaries of a list": PAIRS
+    + b"("
+    + call("collections", "OrderedDict", AGAIN) * 5000
+    + b"l",
+    "sets of a list": PAIRS + b"(" + call("builtins", "set", AGAIN) * 5000 + b"l",
+    "bytes of a text": LETTERS
+    + b"("
+    + call("_codecs", "encode", AGAIN, word("latin1")) * 1000
+    + b"l",
+    "objects of a tuple": NOTHINGS + b"(" + b"ca\nb\nh\x00}\x92" * 3000 + b"l",
+    "long names": LETTERS + b"(" + (AGAIN + word("b") + b"\x93") * 1000 + b"l",
+    "names that grow": b"(ca\nb\nq\x00"
+    + (b"cbuiltins\ngetattr\n(" + AGAIN + word("a" * 200) + b"tRq\x00") * 20_000
+    + b"l",
+    "rebuilt from a type": PAIRS
+    + b"("
+    + call(
+        *("torch._tensor", "_rebuild_from_type_v2", b"ccollections\nOrderedDict\n"),
+        *(b"ctorch\nTensor\n", AGAIN + b"\x85", b"N"),
+    )
+    * 5000
+    + b"l",
+    "key of a storage": TUPLES + KEEP + b"(" + word("storage") + STORAGE + AGAIN + b"NK\x00tQ",
+    "key that is an object": TOWER + KEEP + b"}ca\nb\n(" + AGAIN + b"tRNs",
+    "long places": LETTERS
+    + b"}"
+    + b"h\x00}" * 60
+    + word("b")
+    + b"]("
+    + b"]" * 9000
+    + b"es"
+    + b"s" * 60,
+    "long keys": LETTERS
+    + b"}("
+    + b"".join(b"(" + AGAIN * 15 + b"M" + struct.pack("<H", index) + b"t]" for index in range(1000))
+    + b"u",
+    "arrays of the same bytes": ARRAY
+    + KEEP
+    + b"}("
+    + b"".join(
+        b"M" + struct.pack("<H", index) + b"ca\nb\n)R" + AGAIN + b"b" for index in range(20_000)
+    )
+    + b"u",
+}
 PICKLES = {
     "bytearray of 4 GiB": call("builtins", "bytearray", FOUR),
     "storage of 4 GiB": call("torch", "FloatStorage", FOUR),
@@ -101,7 +163,12 @@ PICKLES = {
         *(b"(" + number(2**40) + number(2**20) + b"t", b"(KAKAt", b"\x89"),
     ),
 }
-EVERYWHERE = ("bytearray of 4 GiB", "persistent storage of 4 GiB", "bytes of 2**40")
+EVERYWHERE = (
+    "bytearray of 4 GiB",
+    "persistent storage of 4 GiB",
+    "bytes of 2**40",
+    "key of a storage",
+)
 HEADS = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
 
 
@@ -128,8 +195,29 @@ def many_records(path) -> None:
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 2, *[0] * 6)
     entry += b"aa"
     count = 10**6
-    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, count * len(entry), 0, 0)
-    path.write_bytes(entry * count + end)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, count * len(entry), 4, 0)
+    path.write_bytes(b"PK\3\4" + entry * count + end)
+
+
+ENTRIES = 350_000  # of a directory just too large
+
+
+def directory_behind_another(path) -> None:
+    """One end of a zip file within another: a small directory by the one, a large by the other."""
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 2, *[0] * 6) + b"aa"
+    size = ENTRIES * len(entry)
+    end = struct.pack("<4s4sHH2IH", b"PK\5\6", b"PK\5\6", 0, 0, size, 4, 0)
+    path.write_bytes(b"PK\3\4" + entry * ENTRIES + end)
+
+
+def directory_in_64_bits(path) -> None:
+    """The directory's size in 32 bits is small, and that in 64 bits counts."""
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 2, *[0] * 6) + b"aa"
+    size = ENTRIES * len(entry)
+    end = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, ENTRIES, ENTRIES, size, 4)
+    end += struct.pack("<4sIQI", b"PK\6\7", 0, 4 + size, 1)
+    end += struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, 46, 4, 0)
+    path.write_bytes(b"PK\3\4" + entry * ENTRIES + end)
 
 
 def expanded(path, name: str) -> None:
@@ -209,6 +297,8 @@ FILES = {
     "version inflates.pt": lambda path: deflated(path, "version", 2**28),
     "storage inflates.pt": lambda path: deflated(path, "data/0", 2**28),
     "a million records.pt": many_records,
+    "a million records behind an end.pt": directory_behind_another,
+    "a million records in 64 bits.pt": directory_in_64_bits,
     "weights of one value.pt": lambda path: expanded(path, "wrn-10-16"),
     "weights that share.pt": shared,
     "deep header.safetensors": lambda path: header(path, lambda _: "[" * 10**6),
@@ -242,7 +332,7 @@ FILES = {
 
 def written(folder) -> list:
     """All bombs, each in a file."""
-    for name, content in PICKLES.items():
+    for name, content in {**PICKLES, **SENT_AGAIN}.items():
         zipped(folder / f"{name}.pt", b"\x80\x02" + content + b".")
         if name not in EVERYWHERE:
             continue  # the machine is the same

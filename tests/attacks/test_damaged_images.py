@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import subprocess
 import warnings
@@ -121,3 +122,22 @@ def test_what_pillow_takes_for_a_bomb_gives_no_warning(factor, tmp_path, monkeyp
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ("cannot read" in outcome(tmp_path / "a.png")) == (factor > 2)
+
+
+def test_16_bits_are_set_upright_and_what_is_transparent_in_them_is_white(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = np.ascontiguousarray(np.rot90(RAMP.astype(np.uint16) * 257, 1))
+    Image.fromarray(deep).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(decode(str(tmp_path / "a.png"), (1, 8, 8), None)[0], RAMP)
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "b.png", transparency=4 * 257)
+    expected = np.where(RAMP == 4, 255, RAMP)
+    assert np.array_equal(decode(str(tmp_path / "b.png"), (1, 8, 8), None)[0], expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_and_a_device_among_pictures_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    assert "is no file" in outcome(tmp_path / "pipe.png")
+    assert "is no file" in outcome(tmp_path / "zero.png")
