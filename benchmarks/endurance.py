@@ -284,6 +284,8 @@ def check(path: Path) -> None:
             image.load()
     elif path.suffix == ".svg":
         ElementTree.parse(path)
+    elif path.suffix == ".pdf":
+        assert path.read_bytes().rstrip().endswith(b"%%EOF")
     elif path.suffix == ".json":
         json.loads(path.read_text())
     elif path.suffix == ".jsonl":

@@ -112,6 +112,28 @@ def difference(key: str) -> Callable[[Record], str | None]:
     return written
 
 
+def of_commands(result: Record) -> Iterator[Record]:
+    """What killing, running twice and a full disk did to each command."""
+    for row in result["rows"]:
+        if "kills" not in row:
+            continue
+        kills = row["kills"]
+        yield {
+            "command": row["command"],
+            "killed": kills["at_calls"] + kills["at_moments"],
+            "problems": len(kills["problems"]),
+            "equal": "equal" if row["twice"]["result_equal"] else "not equal",
+            **{
+                key: "refused" if row[key][told] else "not refused"
+                for key, told in (
+                    ("two_writers", "second_refused"),
+                    ("full_disk", "refused"),
+                    ("read_only", "refused"),
+                )
+            },
+        }
+
+
 RECOVERIES = (
     Column("blocks removed", "removed"),
     Column("order", "order"),
@@ -179,6 +201,16 @@ TABLES: dict[str, Table] = {
     "compress": COMPRESSED,
     "compress_logits": COMPRESSED,
     "compress_pictures": COMPRESSED,
+    "endurance": table(
+        Column("command", "`{command}`"),
+        Column("killed", "killed"),
+        Column("half files, changed inputs, other bits after resuming", "{problems}"),
+        Column("weights of two runs", "equal"),
+        Column("second run on one output", "two_writers"),
+        Column("full disk", "full_disk"),
+        Column("read-only folder", "read_only"),
+        records=of_commands,
+    ),
     "families": table(
         Column("network", "network"),
         Column("side", "side"),
@@ -201,6 +233,22 @@ TABLES: dict[str, Table] = {
         Column("time (s)", "time", mean(".0f")),
         records=along_orders,
     ),
+    "int8": table(
+        Column("ResNet-56", "network"),
+        Column("precision", "precision"),
+        Column("accuracy (%)", "accuracy", PERCENTS),
+        Column("95 % interval", lambda row: f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"),
+        Column("same class as in float32 (%)", "agreement", PERCENTS),
+        Column("CPU time of a pass (ms)", "seconds", quartiles(scale=1e3)),
+        Column("time kept", "{kept:.1%}"),
+        Column(
+            "if savings multiply",
+            lambda row: f"{row['product']:.1%}" if row["product"] != row["kept"] else None,
+        ),
+        Column("file (MB)", lambda row: f"{row['file_bytes'] / 1e6:.1f}"),
+        keys=2,
+        timed=True,
+    ),
     "latency": table(
         Column("network", "{network}, batch size {batch}"),
         Column("removed", "removed"),
@@ -210,6 +258,17 @@ TABLES: dict[str, Table] = {
         Column("saving in time / in MACs", "ratio", means(".2f")),
         RUNS,
         records=points,
+        keys=2,
+        timed=True,
+    ),
+    "memory": table(
+        Column("network", "{network}, {images:,} images of {side} x {side}, batches of {batch}"),
+        Column("memory", "way"),
+        Column("CPU time (s)", "cpu", quartiles(1)),
+        Column("of it in the kernel (s)", "kernel", quartiles()),
+        Column("page faults (thousands)", "pages", quartiles(0, 1e-3)),
+        Column("peak memory (MiB)", "peak", quartiles(0, 2**-20)),
+        Column("n", "{cpu[n]}"),
         keys=2,
         timed=True,
     ),
@@ -224,6 +283,13 @@ TABLES: dict[str, Table] = {
         Column("of it anonymous / file", "{anonymous_of_file:.2f}"),
         RUNS,
         keys=2,
+        timed=True,
+    ),
+    "reading": table(
+        Column("read by", "way"),
+        Column("CPU time per picture (ms)", "seconds", quartiles(scale=1e3)),
+        Column("greatest difference of pixels", "difference"),
+        RUNS,
         timed=True,
     ),
     "recalibration": table(

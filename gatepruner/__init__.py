@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gatepruner.files.export import to_torchvision as to_torchvision
     from gatepruner.files.formats import FORMATS as FORMATS
     from gatepruner.files.formats import export as export
+    from gatepruner.files.quantization import Calibration as Calibration
     from gatepruner.images.classes import map_classes as map_classes
     from gatepruner.images.dataset import examples_of as examples_of
     from gatepruner.images.examples import Examples as Examples
@@ -99,6 +100,7 @@ _PUBLIC = {
     "files.checkpoints": "load save",
     "files.export": "to_torchvision",
     "files.formats": "FORMATS export",
+    "files.quantization": "Calibration",
     "images.classes": "map_classes",
     "images.dataset": "examples_of",
     "images.examples": "Examples",

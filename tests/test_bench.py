@@ -118,7 +118,9 @@ def test_bench_writes_what_it_measures(run, networks, tmp_path):
         json.loads((tmp_path / "out" / "bench.json").read_text())["measured"]
         == (document["measured"])
     )
-    assert {"bench.png", "bench.svg"} < {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"bench.png", "bench.svg", "bench.pdf"} < {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
     again = run(*command, *where)
     assert again.code == 1
     assert "bench.json already exists" in again.err

@@ -48,7 +48,7 @@ from gatepruner.report.files import FILES
 
 COMMANDS = (
     *("demo", "compress", "inspect", "rank", "gate", "prune", "sweep", "recalibrate", "finetune"),
-    *("evaluate", "train", "export"),
+    *("evaluate", "bench", "train", "export"),
 )
 GREY = (1, 8, 8)
 

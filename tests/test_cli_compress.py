@@ -34,6 +34,7 @@ from gatepruner.images.readers import load_images
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe
 from gatepruner.learning.training import finetune
+from gatepruner.measuring import recalibration
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency
@@ -289,7 +290,8 @@ def test_arch_says_what_a_teacher_is_whose_file_does_not(run, folder, student):
     options += ("--epochs", 1, "--batch-size", 16, "--normalize", "0.5,0.5,0.5/0.25,0.25,0.25")
     command = with_data("finetune", folder / student, *options, "--json", folder=folder)
     assert run(*command).document["epoch"] == 1
-    own = with_data("finetune", folder / "gated.pt", "--arch", "resnet14", folder=folder)
+    options = ("--arch", "resnet14", "--batch-size", 16, "-o", folder / "other.pt")
+    own = with_data("finetune", folder / "gated.pt", *options, folder=folder)
     assert "leave out the architecture" in run(*own, "--teacher", folder / "whole.pt").err
 
 
@@ -399,6 +401,16 @@ def test_prune_removes_as_many_as_a_loss_allows(run, folder, loss):
     assert same(load(document["output"]), small)
 
 
+@pytest.mark.parametrize("command", [("recalibrate",), ("prune", "--drop", 1, "--by", "depth")])
+def test_it_is_said_how_many_images_had_memory_for_their_activations(
+    run, folder, monkeypatch, command
+):
+    monkeypatch.setattr(recalibration, "peak", lambda module, shape: recalibration.MEMORY // 8)
+    told = run(*with_data(command[0], folder / "whole.pt", *command[1:], folder=folder))
+    expected = "recalibrated on 8 of [0-9]+ images: the activations of more exceed 2 GiB"
+    assert re.search(expected, " ".join((told.out + told.err).split()))
+
+
 def test_prune_with_data_recalibrates_what_has_changed(run, folder):
     path = folder / "gated.pt"
     command = with_data("prune", path, "--drop", 2, "--recalibrate", 40, "--json", folder=folder)
@@ -454,7 +466,7 @@ def test_compress_does_what_the_verb_does(run, folder, epochs):
     )
     names = STEPS[: 6 if epochs else 5]
     assert new_files(folder, before) == {
-        *("small.pt", "small.pt.yaml", "small.safetensors"),
+        *("small.pt", "small.pt.yaml", "small.safetensors", "small.safetensors.config.json"),
         *(f"small-compress/{name}" for name in {f"{name}.pt" for name in names} | REPORT),
     }
     assert same(load(folder / "small.pt"), expected.checkpoint)

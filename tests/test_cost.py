@@ -58,6 +58,13 @@ def test_the_cost_of_a_callers_network_is_that_of_its_module(callers):
         assert found(checkpoint) == counted(checkpoint)
 
 
+def test_work_is_counted_where_weights_are_computed_from_others(callers):
+    plain = count(Checkpoint.of(callers, (3, 16, 16)))
+    for layer in [layer for layer in callers.modules() if isinstance(layer, nn.Conv2d)]:
+        nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh())
+    assert count(Checkpoint.of(callers, (3, 16, 16))) == plain
+
+
 # He et al., 2015, https://arxiv.org/abs/1512.03385, table 6.
 @pytest.mark.parametrize(
     ("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]

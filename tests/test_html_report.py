@@ -173,7 +173,7 @@ def test_every_state_and_block_is_there_without_the_script(page):
     read = Reader(text)
     for curve in page.curves:
         for state in curve.states:
-            assert f"{100 * state.share:.2f} % (" in text
+            assert f"{100 * state.share:.2f}\u00a0% (" in text
     blocks = [values for _, values in read.tags if "data-block" in values]
     assert len(blocks) == len(page.blocks)
     removed = set(page.curves[0].order[: page.curves[0].states[page.start].removed])
@@ -230,6 +230,10 @@ def test_hostile_names_add_no_tag_attribute_or_comment(page):
         assert values["data-about"].startswith(f"{visible(text)}: ")
     text = document(hostile_page(page))
     assert visible(text.replace("\n", "")) == text.replace("\n", "")
+    for curve in hostile.data()["curves"]:
+        for state in curve["states"]:
+            shown = [state["title"], state["command"], *state["values"]]
+            assert [visible(text) for text in shown] == shown
     assert plain.texts["title"] == [page.title]
     assert hostile.texts["title"] == [visible(HOSTILE[0])]
 

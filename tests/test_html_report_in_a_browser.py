@@ -186,8 +186,8 @@ def test_print_shows_every_row_and_no_controls(opened):
     assert not opened.value(f"({shown})('#slider')")
     assert not opened.value(f"({shown})('#copy')")
     assert opened.value(f"({shown})('.figure')")
-    tall = opened.value("document.querySelector('.scroll').scrollHeight")
-    assert tall <= opened.value("document.querySelector('.scroll').clientHeight")
+    style = "getComputedStyle(document.querySelector('.scroll'))"
+    assert opened.value(f"[{style}.maxHeight, {style}.overflow]") == ["none", "visible"]
     opened.call("Emulation.setEmulatedMedia", media="")
 
 

@@ -109,8 +109,10 @@ def test_a_package_of_the_current_folder_is_found(nets):
     assert isinstance(imported("torchvision.models:resnet18"), torch.nn.Module)
     (nets / "nets" / "more.py").write_text(NET.replace("from layers", "from .layers"))
     assert len(imported("nets.more:Net").blocks) == 3
-    with pytest.raises(ArchitectureError, match=r"relative import.*package\.module:callable"):
+    with pytest.raises(ArchitectureError, match=r"relative import.*nets\.relative:callable"):
         imported("nets/relative.py:Block")
+    with pytest.raises(ArchitectureError, match=r"relative import.*package\.module:callable"):
+        imported(f"{nets}/nets/relative.py:Block")
     assert imported("nets/more.py:Net").__class__.__module__ == "nets.more"
 
 
@@ -141,14 +143,15 @@ def test_a_file_does_not_take_the_place_of_a_library(nets, monkeypatch):
 REFUSED = {
     "Net": r"cannot read the module 'Net': expected FILE\.py:CALLABLE",
     "nets/net:Net": r"cannot read the module 'nets/net:Net'",
-    "nets/ne.py:Net": r"there is no file nets/ne\.py; the folder has broken\.py, exits\.py, ",
+    "nets/ne.py:Net": r"there is no file nets/ne\.py; the folder has broken\.py, driver\.py, ",
     "nets/net.py:Nett": r"nets/net\.py has no Nett \(did you mean Net or Nested\?\); it has Net, ",
     "nets/net.py:deep": r"nets/net\.py:deep needs arguments \(depth, width\): ",
     "nets/net.py:wrong": r"nets/net\.py:wrong returns a tuple: expected an nn\.Module",
     "nets/net.py:number": r"nets/net\.py:number is of the type int",
     "nets/net.py:failing": r"cannot build .*: ValueError: no such \(net\.py:24\)",
     "nets/broken.py:Net": r"cannot import nets/broken\.py: SyntaxError: .*line 1",
-    "nets/exits.py:Net": r"cannot import nets/exits\.py: SystemExit: 2",
+    "nets/exits.py:Net": r"cannot import nets/exits\.py: SystemExit: 2 .*no command line",
+    "nets/driver.py:Net": r"RuntimeError: Found no NVIDIA driver .*builds the module on the CPU",
     "nets/needs.py:Net": r"ModuleNotFoundError: No module named 'nowhere_to_be_found' \(needs",
     "nowhere.at.all:Net": r"there is no Python module nowhere: ",
 }
@@ -158,6 +161,7 @@ REFUSED = {
 def test_what_is_wrong_with_a_name_is_told_in_one_line(nets, name):
     (nets / "nets" / "broken.py").write_text("class Net(\n")
     (nets / "nets" / "exits.py").write_text("import sys\nsys.exit(2)\n")
+    (nets / "nets" / "driver.py").write_text("raise RuntimeError('Found no NVIDIA driver')\n")
     (nets / "nets" / "needs.py").write_text("import nowhere_to_be_found\n")
     before = set(sys.modules)
     with pytest.raises(ArchitectureError, match=REFUSED[name]) as refused:

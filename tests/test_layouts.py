@@ -85,6 +85,64 @@ class Kuangliu(nn.Module):
         return self.linear(F.avg_pool2d(out, 4).flatten(1))
 
 
+class KuangliuPre(nn.Module):
+    """https://github.com/kuangliu/pytorch-cifar/blob/master/models/preact_resnet.py"""
+
+    class PreActBlock(nn.Module):
+        expansion = 1
+
+        def __init__(self, channels, width, stride):
+            super().__init__()
+            self.bn1, self.conv1 = nn.BatchNorm2d(channels), conv(channels, width, 3, stride)
+            self.bn2, self.conv2 = nn.BatchNorm2d(width), conv(width, width)
+            if stride != 1 or channels != width:
+                self.shortcut = nn.Sequential(conv(channels, width, 1, stride))
+
+        def forward(self, x):
+            out = F.relu(self.bn1(x))
+            shortcut = self.shortcut(out) if hasattr(self, "shortcut") else x
+            out = self.conv1(out)
+            out = self.conv2(F.relu(self.bn2(out)))
+            out += shortcut
+            return out
+
+    class PreActBottleneck(nn.Module):
+        expansion = 4
+
+        def __init__(self, channels, width, stride):
+            super().__init__()
+            self.bn1, self.conv1 = nn.BatchNorm2d(channels), conv(channels, width, 1)
+            self.bn2, self.conv2 = nn.BatchNorm2d(width), conv(width, width, 3, stride)
+            self.bn3, self.conv3 = nn.BatchNorm2d(width), conv(width, 4 * width, 1)
+            if stride != 1 or channels != 4 * width:
+                self.shortcut = nn.Sequential(conv(channels, 4 * width, 1, stride))
+
+        def forward(self, x):
+            out = F.relu(self.bn1(x))
+            shortcut = self.shortcut(out) if hasattr(self, "shortcut") else x
+            out = self.conv1(out)
+            out = self.conv2(F.relu(self.bn2(out)))
+            out = self.conv3(F.relu(self.bn3(out)))
+            out += shortcut
+            return out
+
+    def __init__(self, block, counts, classes=10):
+        super().__init__()
+        self.conv1, channels = conv(3, 64), 64
+        for stage, count in enumerate(counts):
+            width, blocks = 64 * 2**stage, []
+            for index in range(count):
+                blocks.append(block(channels, width, 2 if stage and not index else 1))
+                channels = width * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        out = F.avg_pool2d(out, 4)
+        return self.linear(out.view(out.size(0), -1))
+
+
 class Weiaicunzai(nn.Module):
     """https://github.com/weiaicunzai/pytorch-cifar100/blob/master/models/resnet.py"""
 
@@ -235,6 +293,79 @@ class BearpawPre(nn.Module):
         return self.fc(F.avg_pool2d(F.relu(self.bn(x)), 8).flatten(1))
 
 
+class BearpawBottleneck(nn.Module):
+    """Both of https://github.com/bearpaw/pytorch-classification/blob/master/models/cifar, deep."""
+
+    class After(nn.Module):
+        expansion = 4
+
+        def __init__(self, channels, width, stride, downsample):
+            super().__init__()
+            self.conv1, self.bn1 = conv(channels, width, 1), nn.BatchNorm2d(width)
+            self.conv2, self.bn2 = conv(width, width, 3, stride), nn.BatchNorm2d(width)
+            self.conv3, self.bn3 = conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
+            self.relu, self.downsample = nn.ReLU(inplace=True), downsample
+
+        def forward(self, x):
+            residual = x
+            out = self.relu(self.bn1(self.conv1(x)))
+            out = self.relu(self.bn2(self.conv2(out)))
+            out = self.bn3(self.conv3(out))
+            if self.downsample is not None:
+                residual = self.downsample(x)
+            out += residual
+            return self.relu(out)
+
+    class Before(nn.Module):
+        expansion = 4
+
+        def __init__(self, channels, width, stride, downsample):
+            super().__init__()
+            self.bn1, self.conv1 = nn.BatchNorm2d(channels), conv(channels, width, 1)
+            self.bn2, self.conv2 = nn.BatchNorm2d(width), conv(width, width, 3, stride)
+            self.bn3, self.conv3 = nn.BatchNorm2d(width), conv(width, 4 * width, 1)
+            self.relu, self.downsample = nn.ReLU(inplace=True), downsample
+
+        def forward(self, x):
+            residual = x
+            out = self.conv1(self.relu(self.bn1(x)))
+            out = self.conv2(self.relu(self.bn2(out)))
+            out = self.conv3(self.relu(self.bn3(out)))
+            if self.downsample is not None:
+                residual = self.downsample(x)
+            out += residual
+            return out
+
+    def __init__(self, block, count, classes=100):
+        super().__init__()
+        self.before = block is self.Before
+        self.conv1, channels = conv(3, 16), 16
+        if not self.before:
+            self.bn1 = nn.BatchNorm2d(16)
+        for stage in range(3):
+            width, blocks = 16 * 2**stage, []
+            for index in range(count):
+                stride, downsample = 2 if stage and not index else 1, None
+                if stride != 1 or channels != 4 * width:
+                    norm = [] if self.before else [nn.BatchNorm2d(4 * width)]
+                    downsample = nn.Sequential(conv(channels, 4 * width, 1, stride), *norm)
+                blocks.append(block(channels, width, stride, downsample))
+                channels = 4 * width
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        if self.before:
+            self.bn = nn.BatchNorm2d(channels)
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        if not self.before:
+            x = F.relu(self.bn1(x))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        if self.before:
+            x = F.relu(self.bn(x))
+        return self.fc(F.avg_pool2d(x, 8).flatten(1))
+
+
 class Xternalz(nn.Module):
     """https://github.com/xternalz/WideResNet-pytorch/blob/master/wideresnet.py"""
 
@@ -374,6 +505,18 @@ FILES = {
         lambda: Kuangliu(Kuangliu.Bottleneck, (3, 4, 6, 3)),
         *("torchvision:resnet50,stem=small", SMALL, "kuangliu"),
     ),
+    "kuangliu PreActResNet18": (
+        lambda: KuangliuPre(KuangliuPre.PreActBlock, (2, 2, 2, 2)),
+        *("preactresnet18", SMALL, "kuangliu/pytorch-cifar, pre-activation"),
+    ),
+    "kuangliu PreActResNet34": (
+        lambda: KuangliuPre(KuangliuPre.PreActBlock, (3, 4, 6, 3), classes=100),
+        *("preactresnet34", SMALL, "kuangliu/pytorch-cifar, pre-activation"),
+    ),
+    "kuangliu PreActResNet50": (
+        lambda: KuangliuPre(KuangliuPre.PreActBottleneck, (3, 4, 6, 3)),
+        *("preactresnet50", SMALL, "kuangliu/pytorch-cifar, pre-activation"),
+    ),
     "weiaicunzai resnet18": (
         lambda: Weiaicunzai((2, 2, 2, 2), 1),
         *("torchvision:resnet18,stem=small", SMALL, "weiaicunzai"),
@@ -387,6 +530,14 @@ FILES = {
     "bearpaw preresnet20": (
         lambda: BearpawPre(3),
         *("preresnet20,projection=raw", SMALL, "bearpaw"),
+    ),
+    "bearpaw preresnet29, bottlenecks": (
+        lambda: BearpawBottleneck(BearpawBottleneck.Before, 3),
+        *("preresnet29-bottleneck,projection=raw", SMALL, "bearpaw"),
+    ),
+    "bearpaw resnet29, bottlenecks": (
+        lambda: BearpawBottleneck(BearpawBottleneck.After, 3),
+        *("resnet29-bottleneck", SMALL, "bearpaw"),
     ),
     "xternalz WRN-16-2": (lambda: Xternalz(2, 2), "wrn-16-2", SMALL, "xternalz"),
     "xternalz WRN-10-1": (lambda: Xternalz(1, 1), "preresnet8", SMALL, "xternalz"),

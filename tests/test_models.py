@@ -27,7 +27,11 @@ def layers_of(module: nn.Module) -> list[str]:
     [
         ("resnet20", 20),
         ("resnet56-b", 56),
+        ("resnet29-bottleneck", 29),
         ("preresnet20", 20),
+        ("preresnet29-bottleneck", 29),
+        ("preactresnet18", 18),
+        ("preactresnet50", 50),
         ("wrn-16-2", 14),  # its name counts the three projections, too, and not the head
         ("residual-fc10", 12),  # stem and head are not counted in its name
     ],
@@ -38,7 +42,13 @@ def test_the_depth_in_a_name_counts_the_layers_with_weights(name, layers):
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("wrn-28-10", 36.5), ("wrn-40-4", 8.9), ("wrn-16-8", 11.0), ("preresnet110", 1.7)],
+    [
+        ("wrn-28-10", 36.5),
+        ("wrn-40-4", 8.9),
+        ("wrn-16-8", 11.0),
+        ("preresnet110", 1.7),
+        ("preresnet164-bottleneck", 1.7),
+    ],
 )
 def test_parameters_are_those_of_the_papers(name, millions):
     with torch.device("meta"):
@@ -112,7 +122,9 @@ def test_dropout_stands_in_every_block_of_a_wide_resnet_or_in_none():
     assert not any(isinstance(layer, nn.Dropout) for layer in without)
 
 
-@pytest.mark.parametrize("name", ["resnet21", "resnet2", "preresnet7", "wrn-11-2", "residual-fc5"])
+@pytest.mark.parametrize(
+    "name", ["resnet21", "resnet28-bottleneck", "preresnet7", "wrn-11-2", "residual-fc5"]
+)
 def test_a_depth_that_no_network_of_the_family_has_is_refused(name):
     with pytest.raises(ArchitectureError, match=rf"{name}: expected a depth of \dn \+ \d .*as in "):
         models.family_of(name)

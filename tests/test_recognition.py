@@ -23,6 +23,7 @@ REAL = Path(__file__).parents[2] / "shared" / "data" / "checkpoints"
 OWN = (
     *("resnet8", "resnet20", "resnet56", "resnet110", "resnet8-b", "resnet20-b", "resnet110-b"),
     *("preresnet8", "preresnet20", "preresnet110"),
+    *("resnet11-bottleneck", "preresnet164-bottleneck", "preactresnet34", "preactresnet101"),
     *("wrn-10-2", "wrn-16-2", "wrn-16-4", "wrn-28-10", "wrn-40-2"),
     *("highway-fc2", "highway-fc10"),
 )

@@ -244,7 +244,7 @@ def test_of_equal_blocks_the_first_is_chosen():
 def test_savings_that_are_known_are_not_measured_again(monkeypatch):
     known = savings(add_gates(whole()).network, "params")
     expected = learn_gates(whole(), DATA, replace(GATING, cost="params"), device="cpu")
-    monkeypatch.setattr(gates_module, "savings", lambda *args: 1 / 0)
+    monkeypatch.setattr(gates_module, "meter_of", lambda *args: 1 / 0)
     recipe = replace(GATING, cost="latency")
     learned = learn_gates(whole(), DATA, recipe, device="cpu", savings=known)
     assert learned.path.records == expected.path.records

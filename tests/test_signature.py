@@ -115,7 +115,7 @@ def test_help_and_panels_come_from_docstrings():
 
 
 def test_every_option_of_every_command_has_a_line_of_help():
-    assert len(app.registered_commands) == len(COMMANDS) == 12
+    assert len(app.registered_commands) == len(COMMANDS) == 13
     for command in app.registered_commands:
         for name, one in inspect.signature(command.callback).parameters.items():
             if name == "context":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -324,7 +325,25 @@ def dropout_by_a_function(self, x):
     return F.dropout(x, self.rate if self.training else 0.0, self.training)
 
 
+def where_the_weights_are(self, x):
+    device = next(self.parameters()).device
+    x = x.to(device, next(self.parameters()).dtype)
+    scale = torch.tensor([2.0, 3.0], device=device).repeat(4).view(8, 1, 1)
+    noise = torch.zeros(x.shape[0], 8, 1, 1, device=device)
+    return x * scale + noise + torch.ones(8, 1, 1).to(device) * torch.arange(6, device=device)
+
+
+@torch.compile(backend="eager")
+def compiled(x):
+    return F.silu(x)
+
+
+def function_that_is_compiled(self, x):
+    return compiled(x) * 2
+
+
 AS_WRITTEN = (
+    *(where_the_weights_are, function_that_is_compiled),
     noise_or_nothing,
     *(activations_made_inside, flags, asserts_on_shapes, factories, loops_over_sizes),
     tensors_made_inside,
@@ -336,6 +355,32 @@ AS_WRITTEN = (
 @pytest.mark.parametrize("written", AS_WRITTEN, ids=lambda written: written.__name__)
 def test_forward_may_be_written_as_people_write_it(written):
     assert_same(Written(written))
+
+
+def layers():
+    return nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+
+def test_a_part_of_a_sequential_is_followed_into_its_layers():
+    assert_same(Written(lambda self, x: self.layers[2:](self.layers[:2](x) + x), layers=layers), 4)
+
+
+class InAutocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.conv(x).float()
+
+
+def test_what_enters_autocast_is_kept_whole():
+    module = Written(lambda self, x: self.inner(x), inner=InAutocast)
+    assert_same(module)
+    kept = Checkpoint.of(module, SHAPE).network.kept
+    assert kept.keys() == {"blocks.0.inner", "blocks.1.inner"}
+    assert all("it enters autocast" in why for why in kept.values())
 
 
 class Asking(nn.Module):
@@ -561,6 +606,13 @@ class Returning(Written):
         return self.form(super().forward(x))
 
 
+@dataclass
+class Output:
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+    features: tuple = ()
+
+
 Result = namedtuple("Result", ["features", "logits"])
 FORMS = {
     "a tuple": lambda x: (x,),
@@ -569,6 +621,7 @@ FORMS = {
     "an ordered dict": lambda x: OrderedDict(logits=x, aux=x * 2),
     "a named tuple": lambda x: Result(x * 2, x),
     "logits and no loss": lambda x: (x, None),
+    "a dataclass": lambda x: Output(x, features=(x * 2, x)),
 }
 
 
@@ -577,7 +630,8 @@ def test_the_logits_are_taken_out_of_what_a_module_returns(form):
     module = Returning(FORMS[form]).eval()
     images = torch.randn(2, *SHAPE)
     result = module(images)
-    expected = getattr(result, "logits", None) if form == "a named tuple" else logits(result)
+    by_name = form in ("a named tuple", "a dataclass")
+    expected = result.logits if by_name else logits(result)
     assert torch.equal(Checkpoint.of(module, SHAPE).build()(images), expected)
 
 
@@ -589,8 +643,43 @@ REFUSED_FORMS = {
 
 @pytest.mark.parametrize("found", REFUSED_FORMS)
 def test_a_result_without_the_one_tensor_of_logits_is_refused(found):
-    with pytest.raises(ArchitectureError, match=f"Returning returns {found}: expected the logits"):
+    with pytest.raises(ArchitectureError, match=f"^Returning returns {found}: expected the logits"):
         Checkpoint.of(Returning(REFUSED_FORMS[found]), SHAPE)
+
+
+def test_a_result_of_another_form_in_training_is_refused_as_such():
+    class Auxiliary(Returning):
+        def forward(self, x):
+            x = super().forward(x)
+            return (x, x * 2) if self.training else x
+
+    with pytest.raises(ArchitectureError, match="Auxiliary in training returns 2 tensors"):
+        Checkpoint.of(Auxiliary(lambda x: x), SHAPE)
+
+
+def test_layers_that_stay_in_evaluation_are_named():
+    class Frozen(Written):
+        def train(self, mode=True):
+            super().train(mode)
+            self.blocks[1].norm.eval()
+            return self
+
+    module = Frozen(lambda self, x: self.norm(x), norm=lambda: nn.BatchNorm2d(8))
+    with pytest.raises(ArchitectureError, match=r"Frozen.train\(\) leaves blocks.1.norm in eval"):
+        Checkpoint.of(module, SHAPE)
+
+
+def test_what_may_be_meant_as_a_block_is_named():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(torch.lerp(x, self.conv(x), 0.5).mean((2, 3)))
+
+    with pytest.raises(ArchitectureError, match="it has lerp: write a block as x \\+ f"):
+        Checkpoint.of(Mixed(), SHAPE)
 
 
 def test_a_module_that_needs_several_inputs_is_refused_by_their_names():

@@ -20,6 +20,7 @@ from gatepruner.cli.compressing import compress
 from gatepruner.cli.gating import gate
 from gatepruner.cli.keeping import StoppedError, stopping
 from gatepruner.cli.looking import evaluate, inspect, rank
+from gatepruner.cli.memory import keep_pages
 from gatepruner.cli.pruning import prune
 from gatepruner.cli.reporting import demo, sweep
 from gatepruner.cli.signature import flat
@@ -59,6 +60,7 @@ def _version(
 def main() -> None:
     """Run the command line; a refused input ends in one line for each reason and exit code 1."""
     as_json = "--json" in sys.argv
+    keep_pages()
     try:
         with handling(_stopped):
             app(standalone_mode=not as_json)

@@ -89,12 +89,15 @@ class Cases:
     def check(self, device: str, problems: Problems) -> None:
         """Collect why nothing can be measured or written."""
         from gatepruner.files.writing import refuse_existing
-        from gatepruner.measuring.engines import device_of, threads_of
+        from gatepruner.measuring.device import pick_device
+        from gatepruner.measuring.engines import check_engine, threads_of
         from gatepruner.report.bench import FILES
 
+        with problems:
+            pick_device(device)
         for engine in self.engines:
             with problems:
-                device_of(engine, device)
+                check_engine(engine)
         with problems:
             threads_of(self.threads)
         for file in FILES:

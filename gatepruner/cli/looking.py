@@ -156,7 +156,7 @@ def evaluate(
     from gatepruner.report.tables import accuracy_text, latency_text
 
     problems = Problems()
-    timing.check(data, problems)
+    timing.check(problems)
     checkpoint = read(source, data, problems)
     images = data.images(checkpoint, call.terminal)
     normalization = data.normalization(checkpoint, images, call.terminal)

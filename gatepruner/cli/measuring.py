@@ -42,12 +42,12 @@ class Timing:
         engine, threads = self.engine, self.threads
         return Meter(whole, device, self.latency_batch, engine=engine, threads=threads, track=track)
 
-    def check(self, how: Data, problems: Problems) -> None:
-        """Collect why latency cannot be measured."""
-        from gatepruner.measuring.engines import device_of, threads_of
+    def check(self, problems: Problems) -> None:
+        """Collect why latency cannot be measured on any device."""
+        from gatepruner.measuring.engines import check_engine, threads_of
 
         with problems:
-            device_of(self.engine, how.device)
+            check_engine(self.engine)
         with problems:
             threads_of(self.threads)
 
@@ -68,3 +68,15 @@ def change(whole: Checkpoint, small: Checkpoint) -> dict[str, Any]:
         counts = {"blocks": network.depth, "params": cost.params, "macs": cost.macs}
         sizes |= {f"{what}_{name}": number for what, number in counts.items()}
     return sizes
+
+
+def say_images(recalibrated: Checkpoint, given: int, terminal: Terminal) -> None:
+    """Say how many images statistics were estimated from, if there was no memory for all."""
+    from gatepruner.measuring.recalibration import MEMORY
+
+    used = recalibrated.notes["history"][-1]["images"]
+    if used < given:
+        terminal.say(
+            f"recalibrated on {used:,} of {given:,} images: the activations of more exceed "
+            f"{MEMORY >> 30} GiB"
+        )

@@ -37,7 +37,8 @@ class Problems:
     ) -> bool:
         if not isinstance(error, GatePrunerError):
             return False
-        self.errors.append(error)
+        if str(error) not in map(str, self.errors):
+            self.errors.append(error)
         return True
 
     def refuse(self) -> None:

@@ -13,7 +13,7 @@ from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.goals import GOALS, Goals, reached_text
 from gatepruner.cli.learning import read, warn_of_misfit
 from gatepruner.cli.looking import Criterion
-from gatepruner.cli.measuring import Timing, change, latencies
+from gatepruner.cli.measuring import Timing, change, latencies, say_images
 from gatepruner.cli.options import Data, HoldOut, Source, Writing, words_of
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
@@ -118,7 +118,7 @@ def prune(
     target = call.target(source.ckpt, name, seed=criterion.seed)
     problems = Problems()
     call.check([target], problems)
-    timing.check(data, problems)
+    timing.check(problems)
     whole = read(source, data, problems)
     sets = _Sets.read(whole, data, held, goals, after, terminal)
     request = _Request(whole, goals, choice, criterion, data, sets, timing, terminal)
@@ -303,6 +303,8 @@ class _Request:
 
         track = self.terminal.track("recalibrating")
         done = recalibrate(small, images, **self.data.how, whole=self.whole, track=track)
+        if done is not small:  # it has batch norm
+            say_images(done, len(images), self.terminal)
         self._warn(small, done, images.spread(COMPARED))
         return done
 

@@ -83,7 +83,7 @@ def finetune(
         with problems:
             described = _described(source, teacher.teacher)
             known = described.read()
-            source = _described(source, source.ckpt)
+            source = _described(source, source.ckpt, described)
     whole = read(source, data, problems)
     images, held_out = read_images(lambda: data.images(whole, call.terminal), held, problems)
     check(whole, images, recipe.batch_size, problems, labels=known is None)
@@ -118,13 +118,21 @@ def finetune(
     return finish(tuned, target, kept, call, document)
 
 
-def _described(source: Source, path: Path) -> Source:
-    """A file with those of the options that it does not answer itself."""
+def _described(source: Source, path: Path, teacher: Source | None = None) -> Source:
+    """A file with the options that it does not answer, and those that its teacher does not need.
+
+    What neither of them has a use for is refused with the file.
+    """
     from gatepruner.files.checkpoints import is_named
 
     named = is_named(path)
-    source = replace(source, ckpt=path, arch=source.arch if named is None else None)
-    return replace(source, module=None, leaves=None) if named else source
+    own = replace(source, ckpt=path, arch=source.arch if named is None else None)
+    own = replace(own, module=None, leaves=None) if named else own
+    if teacher is not None and teacher.arch is None:
+        own = replace(own, arch=source.arch)
+    if teacher is not None and teacher.module is None:
+        own = replace(own, module=source.module, leaves=source.leaves)
+    return own
 
 
 @dataclass(frozen=True)

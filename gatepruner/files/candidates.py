@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gatepruner.models import CIFAR, Shape
+from gatepruner.models.preactivation import LAYERS, SHALLOW
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -64,6 +65,7 @@ GATE_KEY = re.compile(r"(^|\.)gate\d*\.k$")
 PADDED = "ReLU, and shortcuts padded with zeros, half before and half after the channels"
 PROJECTED = "ReLU"
 SHARED = "ReLU, and projections that take what the first ReLU of their block gives"
+UNNORMED = f"{SHARED}, and neither batch norm nor ReLU before the head"
 RAW = "ReLU, and projections that take the block's input as it is"
 STEM = "ReLU and a 3x3 max-pool of stride 2 after the stem"
 SMALL_STEM = "ReLU, and a stem of stride 1 without max-pool"
@@ -109,14 +111,29 @@ def _for_small_images(shapes: Shapes) -> Iterator[Candidate]:
     if not first or "linear.weight" not in shapes:
         return
     width, count = first[0] // 16, _blocks(shapes, "layer1")
-    if "bn.weight" in shapes and width > 1:
+    if any(key.startswith("layer4.") for key in shapes):
+        yield from _before_activation(shapes)
+    elif "bn.weight" in shapes and "layer1.0.conv3.weight" in shapes:
+        yield Candidate(f"preresnet{9 * count + 2}-bottleneck", SHARED)
+    elif "bn.weight" in shapes and width > 1:
         yield Candidate(f"wrn-{6 * count + 4}-{width}", SHARED)
     elif "bn.weight" in shapes:
         yield Candidate(f"preresnet{6 * count + 2}", SHARED)
+    elif "layer1.0.conv3.weight" in shapes:
+        yield Candidate(f"resnet{9 * count + 2}-bottleneck", PROJECTED)
     elif any(".shortcut." in key for key in shapes):
         yield Candidate(f"resnet{6 * count + 2}-b", PROJECTED)
     else:
         yield Candidate(f"resnet{6 * count + 2}", PADDED)
+
+
+def _before_activation(shapes: Shapes) -> Iterator[Candidate]:
+    """Pre-activation ResNets of four stages."""
+    counts = tuple(_blocks(shapes, f"layer{stage}") for stage in (1, 2, 3, 4))
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    for depth, layers in LAYERS.items():
+        if (layers, depth not in SHALLOW) == (counts, bottleneck):
+            yield Candidate(f"preactresnet{depth}", UNNORMED)
 
 
 def _torchvision(shapes: Shapes) -> Iterator[Candidate]:

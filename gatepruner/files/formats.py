@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from gatepruner import __version__
 from gatepruner.errors import CheckpointError, PlanError, listed
-from gatepruner.files import programs, standalone, timm
+from gatepruner.files import programs, quantization, standalone, timm, transformers
 from gatepruner.files.export import to_torchvision
+from gatepruner.files.quantization import Calibration
 from gatepruner.files.storage import read_file, write_tensors
 from gatepruner.files.writing import Fill, refuse_existing, text_filling, write_files
 from gatepruner.images.preprocessing import preprocessing_of
@@ -30,6 +31,7 @@ from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.surgery import fold_gates
 
+FOLDER = ""  # the suffix of a folder
 CHECKED = 3  # images; another number than the batch that a program was made from
 Loaded = Callable[[Tensor], Tensor]
 
@@ -39,10 +41,11 @@ class Export:
     """What was written.
 
     Attributes:
-        path: of the file.
+        path: of the file or folder.
         sidecar: of the JSON file beside it, with preprocessing and classes.
         format: a key of `FORMATS`.
-        difference: greatest difference of a logit from the network's, relative to the greatest.
+        difference: greatest difference of a logit from the network's, relative to the greatest;
+            on the calibration images if it was quantised.
         recipe: Python code that loads the file without gatepruner.
         details: what else there is to know, plain JSON.
     """
@@ -60,7 +63,7 @@ class Format:
     """A format of exports.
 
     Attributes:
-        suffixes: of its files, the usual one first.
+        suffixes: of its files, the usual one first; of a folder, `FOLDER`.
         write: writes a network without gates to a file, with a description; returns code that
             loads it, for a path, and details.
         read: loads such a file as the other software does.
@@ -69,6 +72,7 @@ class Format:
         check: refuses a network of which no part could be exported, before any work is done.
         identity_only: whether only blocks with an identity shortcut may be removed.
         beside: suffixes of further files that have the same stem.
+        quantize: quantises a file in its place to 8 bits; returns what that changes.
     """
 
     suffixes: tuple[str, ...]
@@ -79,6 +83,7 @@ class Format:
     check: Callable[[Network], object] = lambda network: None
     identity_only: bool = False
     beside: tuple[str, ...] = ()
+    quantize: Callable[[Checkpoint, Path, Calibration], Mapping[str, Any]] | None = None
 
 
 def _write_torchvision(
@@ -106,6 +111,7 @@ FORMATS: dict[str, Format] = {
         programs.read_onnx,
         ("onnx", "onnxscript", "onnxruntime"),
         "onnx",
+        quantize=quantization.quantize,
     ),
     "torch": Format((".pt2",), programs.write_torch, programs.read_torch),
     "openvino": Format(
@@ -132,6 +138,15 @@ FORMATS: dict[str, Format] = {
         check=timm.check,
         identity_only=True,
     ),
+    "transformers": Format(
+        (FOLDER,),
+        transformers.write,
+        transformers.read,
+        ("transformers",),
+        "transformers",
+        check=transformers.check,
+        identity_only=True,
+    ),
     "safetensors": Format((".safetensors",), standalone.write, standalone.read),
 }
 """The formats of exports by name."""
@@ -140,17 +155,43 @@ FORMATS: dict[str, Format] = {
 def format_of(path: Path, network: Network) -> str:
     """The format that a file's name asks for; a state dict is of the network's own library.
 
+    A name without a suffix is of a folder of transformers, for a network of transformers.
+
     Raises:
         CheckpointError: no format has such names.
     """
     named = {format.suffixes[0]: name for name, format in FORMATS.items()}
     stock = network.base.source if network.base.source in ("torchvision", "timm") else "torchvision"
     named |= {".pth": stock, ".pt": stock}
+    if network.base.source != "transformers":
+        del named[FOLDER]
     if path.suffix not in named:
         raise CheckpointError(
-            f"cannot write {path}: expected a name ending in {', '.join(sorted(named))}"
+            f"cannot write {path}: expected a name ending in {_endings(sorted(named), ', ')}"
         )
     return named[path.suffix]
+
+
+def _endings(suffixes: Iterable[str], by: str) -> str:
+    return by.join(suffix or "no suffix, for a folder" for suffix in suffixes)
+
+
+def refuse_outputs(to: str, path: Path, *, force: bool) -> Path:
+    """The sidecar of an export, if nothing that may not be replaced is in its place.
+
+    Raises:
+        CheckpointError: there is a file that is not to be replaced, or a folder with something in.
+    """
+    sidecar = path.with_name(f"{path.name}.config.json")
+    folder = FOLDER in FORMATS[to].suffixes and path.is_dir()
+    if folder and any(path.iterdir()) and not force:
+        raise CheckpointError(
+            f"{path} already exists: write to another folder, or into it", force=True
+        )
+    files = [sidecar, *map(path.with_suffix, FORMATS[to].beside)]
+    for file in files if folder else [path, *files]:
+        refuse_existing(file, force=force)
+    return sidecar
 
 
 def check_format(to: str, path: Path, network: Network) -> None:
@@ -164,7 +205,7 @@ def check_format(to: str, path: Path, network: Network) -> None:
     format = FORMATS[to]
     if path.suffix not in format.suffixes:
         raise CheckpointError(
-            f"cannot write {path}: expected a name ending in {' or '.join(format.suffixes)}"
+            f"cannot write {path}: expected a name ending in {_endings(format.suffixes, ' or ')}"
         )
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
@@ -187,8 +228,24 @@ def check_whole_blocks(to: str, network: Network) -> None:
         )
 
 
+def check_quantizable(to: str) -> None:
+    """Refuse to quantise what is exported to a format.
+
+    Raises:
+        PlanError: the format has no quantised form.
+    """
+    if FORMATS[to].quantize is None:
+        able = [name for name, format in FORMATS.items() if format.quantize is not None]
+        raise PlanError(f"cannot quantise a {to} export to 8 bits: expected {listed(able)}")
+
+
 def export(
-    checkpoint: Checkpoint, path: str | Path, to: str | None = None, *, force: bool = False
+    checkpoint: Checkpoint,
+    path: str | Path,
+    to: str | None = None,
+    *,
+    force: bool = False,
+    calibration: Calibration | None = None,
 ) -> Export:
     """Write a network for other software, with its preprocessing, and check what was written.
 
@@ -196,32 +253,42 @@ def export(
 
     Args:
         checkpoint: a network.
-        path: the file; `PATH.config.json` beside it says how to prepare images.
+        path: the file or folder; `PATH.config.json` beside it says how to prepare images.
         to: a key of `FORMATS`; by default what the suffix says.
         force: whether to replace existing files.
+        calibration: quantises an ONNX file to 8 bits with these images.
 
     Raises:
         CheckpointError: a file exists, has another suffix or cannot be written.
+        DataError: the calibration images do not fit.
         EngineError: a package is missing, the format lacks an operation of the network, or what
             was written computes something else; says by how much.
-        PlanError: the format cannot hold the network; says why.
+        PlanError: the format cannot hold the network, or not in 8 bits; says why.
     """
     path = Path(path)
     to = to or format_of(path, checkpoint.network)
     if to not in FORMATS:
         raise CheckpointError(f"unknown format {to!r}: expected {', '.join(FORMATS)}")
-    sidecar = path.with_name(f"{path.name}.config.json")
-    for file in (path, sidecar, *map(path.with_suffix, FORMATS[to].beside)):
-        refuse_existing(file, force=force)
+    sidecar = refuse_outputs(to, path, force=force)
     check_format(to, path, checkpoint.network)
+    if calibration is not None:
+        check_quantizable(to)
+        quantization.check_calibration(checkpoint, calibration)
     checkpoint = fold_gates(checkpoint) if checkpoint.network.edits.gated else checkpoint
     about = description(checkpoint)
     with tempfile.TemporaryDirectory() as made:
         recipe, details = FORMATS[to].write(checkpoint, Path(made, path.name), about)
         loaded = FORMATS[to].read(checkpoint, Path(made, path.name))
         difference = _checked(checkpoint, loaded, f"the {to} export of {checkpoint.network}")
+        quantize = FORMATS[to].quantize
+        if calibration is not None and quantize is not None:
+            int8 = quantize(checkpoint, Path(made, path.name), calibration)
+            difference, details = int8["difference"], {**details, "int8": int8}
         text = json.dumps({**about, **details}, indent=1) + "\n"
-        fills = {path.parent / file.name: _copying(file) for file in Path(made).iterdir()}
+        files = [file for file in Path(made).rglob("*") if file.is_file()]
+        fills = {path.parent / file.relative_to(made): _copying(file) for file in files}
+        if FOLDER in FORMATS[to].suffixes:
+            path.mkdir(exist_ok=True)
         write_files({**fills, sidecar: text_filling(text)}, force=force)
     return Export(path, sidecar, to, difference, recipe(str(path)), details)
 

@@ -64,6 +64,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "a head in a Sequential": Layout({r"^fc\.\d+\.": "fc."}),
     "kuangliu/pytorch-cifar": Layout({r"^linear\.": "fc.", r"\.shortcut\.": ".downsample."}),
+    "kuangliu/pytorch-cifar, pre-activation": Layout({r"\.shortcut\.0\.": ".shortcut."}),
     "weiaicunzai/pytorch-cifar100": Layout(
         {
             r"\.residual_function\.0\.": ".conv1.",

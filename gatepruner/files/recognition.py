@@ -355,7 +355,7 @@ def _misfit(
     near = f"; {names} comes closest, but has other weights" if names else ""
     return ArchitectureError(
         f"cannot recognise the architecture of {name} from its {len(shapes)} weights "
-        f"({listed(shapes, 4)}){near}: name it, as in torchvision:vit_b_16",
+        f"({listed(shapes, 4)}){near}: name it, as in torchvision:vit_b_16, or bring its module",
         arch="NAME",
     )
 

@@ -1,20 +1,16 @@
-"""Exporting pruned networks to timm's own classes.
-
-Such a class can hold a network if it takes the number of its blocks as an argument, and every
-block that is left has all its parts.
-"""
+"""Exporting pruned networks to timm's own classes."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from gatepruner.errors import PlanError, listed
+from gatepruner.errors import PlanError
+from gatepruner.files.stages import OTHERWISE, moved_up, stages_left, state_of
 from gatepruner.files.storage import read_file, write_tensors
 from gatepruner.networks.base import blank
 from gatepruner.networks.checkpoint import Checkpoint
@@ -29,7 +25,6 @@ DEPTHS: dict[str, tuple[str, bool]] = {
     "Eva": ("depth", False),
     "MlpMixer": ("num_blocks", False),
 }
-OTHERWISE = "choose .onnx, .pt2 or .xml instead"
 
 
 def check(network: Network) -> None:
@@ -56,9 +51,9 @@ def write(
     Raises:
         PlanError: a block lacks a part, or a stage has no block left.
     """
-    arguments, renamed = _closed_up(checkpoint.network)
+    arguments, moved = _closed_up(checkpoint.network)
     name = checkpoint.network.base.name
-    write_tensors(_state(checkpoint, renamed), path, force=True)
+    write_tensors(state_of(checkpoint, moved), path, force=True)
     return lambda file: _recipe(name, arguments, file), {"arguments": arguments}
 
 
@@ -74,42 +69,11 @@ def read(checkpoint: Checkpoint, path: Path) -> nn.Module:
 
 def _closed_up(network: Network) -> tuple[dict[str, Any], dict[str, str]]:
     """The arguments of the constructor, and the new path of every block's module."""
-    whole, left = _modules(Network(network.base)), _modules(network)
-    halves = [path for path, names in left.items() if names != whole[path]]
-    halves += [*network.edits.scaled_branches, *network.edits.scaled_shortcuts]
-    halves += [block.name for block in network.blocks if not block.removable]
-    if halves:
-        raise PlanError(
-            f"cannot export {network} to timm: {listed(dict.fromkeys(halves))} lacks a part, and "
-            f"timm's blocks have all; remove all parts of a block, with --blocks, or {OTHERWISE}"
-        )
-    stages: dict[str, list[str]] = {path.rpartition(".")[0]: [] for path in whole}
-    for path in left:
-        stages[path.rpartition(".")[0]].append(path)
-    empty = [stage for stage, paths in stages.items() if not paths]
-    if empty:
-        raise PlanError(
-            f"cannot export {network} to timm: {listed(empty)} has no block left, and timm needs "
-            f"at least one; keep one, or {OTHERWISE}"
-        )
+    stages = stages_left(network, "timm")
     argument, staged = DEPTHS[type(blank(network.base)).__name__]
     counts = [len(paths) for paths in stages.values()]
     arguments = {**arguments_of(network), argument: counts if staged else sum(counts)}
-    moved = {
-        path: f"{stage}.{index}"
-        for stage, paths in stages.items()
-        for index, path in enumerate(paths)
-    }
-    return arguments, moved
-
-
-def _modules(network: Network) -> dict[str, list[str]]:
-    """The names of the blocks that are left, by the path of their module."""
-    modules: dict[str, list[str]] = {}
-    for block in network.blocks:
-        if block.branch or not block.identity:
-            modules.setdefault(block.name.partition(":")[0], []).append(block.name)
-    return modules
+    return arguments, moved_up(stages)
 
 
 def arguments_of(network: Network) -> dict[str, Any]:
@@ -124,16 +88,6 @@ def arguments_of(network: Network) -> dict[str, Any]:
     if sized and (usual is None or list(usual.input_size[1:]) != size):
         arguments["img_size"] = tuple(size)
     return arguments
-
-
-def _state(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> dict[str, Tensor]:
-    """The state dict with the gaps between its blocks closed up."""
-    paths = "|".join(map(re.escape, sorted(renamed, key=len, reverse=True)))
-    pattern = re.compile(rf"^({paths})\.")
-    return {
-        pattern.sub(lambda match: f"{renamed[match[1]]}.", key): tensor
-        for key, tensor in checkpoint.weights.items()
-    }
 
 
 def _recipe(name: str, arguments: Mapping[str, Any], file: str) -> str:

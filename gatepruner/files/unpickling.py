@@ -232,7 +232,7 @@ class Machine:
         if not isinstance(entries, dict) or len(pairs) % 2:
             raise pickle.UnpicklingError("items for what is no dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            dict.__setitem__(entries, _key(key), value)
+            entries[_key(key)] = value
 
     def name(self, argument: str) -> None:
         self._named(*argument.split(" ", 1))

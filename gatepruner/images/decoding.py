@@ -58,8 +58,9 @@ def decode(file: str | Encoded, shape: Shape, resize: Scaling | None) -> Tensor:
     channels, height, width = shape
     try:
         with _opened(file) as opened:
-            upright = ImageOps.exif_transpose(_eight_bits(opened, str(file)))
-            image = _opaque(upright).convert("L" if channels == 1 else "RGB")
+            image = _eight_bits(opened, str(file))
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _in_mode(_opaque(image), "L" if channels == 1 else "RGB")
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -98,6 +99,11 @@ def _opaque(image: Image.Image) -> Image.Image:
         return image
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode; Pillow would copy one that has it already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 @functools.cache

@@ -85,7 +85,8 @@ class _FlopCounter(fx.Interpreter):
     """Counts every operation of a node, on the meta device."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module.to("meta"))
+        # What computes weights from others takes parameters, whose gradients the counter watches.
+        super().__init__(module.to("meta").requires_grad_(False))
         self.macs: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:

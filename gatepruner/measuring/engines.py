@@ -220,6 +220,18 @@ def require(what: str, packages: tuple[str, ...], extra: str) -> None:
         raise EngineError(f"{what} needs {', '.join(missing)}: pip install 'gatepruner[{extra}]'")
 
 
+def check_engine(name: str) -> None:
+    """Refuse an engine that cannot run on this machine.
+
+    Raises:
+        EngineError: it is unknown or not installed.
+        DeviceError: this machine does not have the device that it needs.
+    """
+    from gatepruner.measuring.device import pick_device
+
+    pick_device(engine_named(name).devices[0])
+
+
 def device_of(name: str, device: str | torch.device) -> torch.device:
     """Where an engine is measured if a device computes: there, or else where the engine runs.
 

@@ -1,11 +1,14 @@
 """gatepruner's own networks, each constructed from a name.
 
-resnet56        CIFAR ResNet of depth 6n + 2, shortcut option A (zero padding)
-resnet56-b      the same with shortcut option B (projection)
-preresnet110    pre-activation ResNet of depth 6n + 2
-wrn-28-10       wide ResNet of depth 6n + 4 and width 10; takes `dropout` and `stem`
-residual-fc100  fully-connected, 100 layers in 50 two-layer blocks; takes `width`
-highway-fc100   the same as a highway network; also takes `transform_bias`
+resnet56                CIFAR ResNet of depth 6n + 2, shortcut option A (zero padding)
+resnet56-b              the same with shortcut option B (projection)
+resnet164-bottleneck    the same of bottlenecks, of depth 9n + 2
+preresnet110            pre-activation ResNet of depth 6n + 2; takes `projection`
+preresnet164-bottleneck the same of bottlenecks, of depth 9n + 2
+preactresnet18          pre-activation ResNet of four stages: depth 18, 34, 50, 101 or 152
+wrn-28-10               wide ResNet of depth 6n + 4 and width 10; takes `dropout` and `stem`
+residual-fc100          fully-connected, 100 layers in 50 two-layer blocks; takes `width`
+highway-fc100           the same as a highway network; also takes `transform_bias`
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from torch import nn
 
 from gatepruner.errors import ArchitectureError
 from gatepruner.models.fully_connected import FullyConnected
+from gatepruner.models.preactivation import PreActivationResNet
 from gatepruner.models.resnet import ResNet
 from gatepruner.models.wide import WideResNet
 
@@ -36,14 +40,15 @@ class Family:
     Attributes:
         example: the name of one of them.
         module: the class.
-        depth: `(a, b)` where n blocks make a depth of a * n + b.
+        depth: `(a, b)` where n blocks make a depth of a * n + b; `None` if the class takes the
+            depth itself.
         input_shape: usual `(C, H, W)` of one image.
         fixed: arguments of the class that the name implies.
     """
 
     example: str
     module: Callable[..., nn.Module]
-    depth: tuple[int, int]
+    depth: tuple[int, int] | None
     input_shape: Shape
     fixed: Mapping[str, Any]
 
@@ -51,7 +56,16 @@ class Family:
 FAMILIES: dict[str, Family] = {
     r"resnet(?P<depth>\d+)": Family("resnet56", ResNet, (6, 2), CIFAR, {"shortcut": "A"}),
     r"resnet(?P<depth>\d+)-b": Family("resnet56-b", ResNet, (6, 2), CIFAR, {"shortcut": "B"}),
+    r"resnet(?P<depth>\d+)-bottleneck": Family(
+        "resnet164-bottleneck", ResNet, (9, 2), CIFAR, {"shortcut": "B", "bottleneck": True}
+    ),
     r"preresnet(?P<depth>\d+)": Family("preresnet110", WideResNet, (6, 2), CIFAR, {}),
+    r"preresnet(?P<depth>\d+)-bottleneck": Family(
+        "preresnet164-bottleneck", WideResNet, (9, 2), CIFAR, {"bottleneck": True}
+    ),
+    r"preactresnet(?P<depth>18|34|50|101|152)": Family(
+        "preactresnet18", PreActivationResNet, None, CIFAR, {}
+    ),
     r"wrn-(?P<depth>\d+)-(?P<width>\d+)": Family("wrn-28-10", WideResNet, (6, 4), CIFAR, {}),
     r"residual-fc(?P<depth>\d+)": Family("residual-fc100", FullyConnected, (2, 0), MNIST, {}),
     r"highway-fc(?P<depth>\d+)": Family(
@@ -62,7 +76,7 @@ EXAMPLES = tuple(family.example for family in FAMILIES.values())
 
 
 def family_of(name: str) -> tuple[Family, dict[str, int]]:
-    """The family that `name` belongs to, and the blocks and width that the name gives.
+    """The family that `name` belongs to, and the blocks and width, or depth, that the name gives.
 
     Raises:
         ArchitectureError: no family matches the name, or the family has no network of that depth.
@@ -70,6 +84,8 @@ def family_of(name: str) -> tuple[Family, dict[str, int]]:
     for pattern, family in FAMILIES.items():
         if match := re.fullmatch(pattern, name):
             numbers = {key: int(value) for key, value in match.groupdict().items()}
+            if family.depth is None:
+                return family, numbers
             per_block, other_layers = family.depth
             blocks, remainder = divmod(numbers.pop("depth") - other_layers, per_block)
             if blocks > MOST_BLOCKS or numbers.get("width", 0) > MOST_WIDTH:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import torch
 from torch import Tensor, fx, nn
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from gatepruner.errors import CheckpointError, listed
 from gatepruner.models import Shape
@@ -43,8 +43,10 @@ class ScalingNote(TypedDict):
     """The scaling of pictures."""
 
     side: Size
-    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
-    squash: bool
+    interpolation: NotRequired[
+        Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
+    ]
+    squash: NotRequired[bool]
 
 
 class Notes(TypedDict, total=False):

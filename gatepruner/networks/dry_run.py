@@ -84,6 +84,8 @@ class DryRun:
             with torch.no_grad(), torch.device("meta"), emptied(self.caches):
                 result = self._result(node, args, kwargs)
         except Exception as error:  # functions of others may raise anything on what has no data
+            if node.op == "call_module" and self._refuses(node, args, kwargs):
+                raise
             raise NeedsDataError(node) from error
         self.values[node] = tree_map(_without_data, result, is_leaf=_is_size)
         changed = [value for value in inputs if _versions(inputs[value]) != versions[value]]
@@ -106,6 +108,14 @@ class DryRun:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs) if callable(node.target) else args[0]
+
+    def _refuses(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
+        """Whether a module refuses tensors with data, too."""
+        try:
+            _with_data(self.root.get_submodule(str(node.target)), args, kwargs)
+        except Exception:  # of the module's own code
+            return True
+        return False
 
     def _tensor(self, target: str) -> Any:
         """The tensor at a target: the same one each time, since it may be overwritten."""

@@ -11,16 +11,18 @@ from torch import fx, nn
 
 from gatepruner.errors import ArchitectureError, listed, nearest
 from gatepruner.models import Shape
-from gatepruner.networks.additions import Addition, find_additions
+from gatepruner.networks.additions import CALLS, Addition, find_additions
 from gatepruner.networks.dry_run import NeedsDataError
 from gatepruner.networks.logits import return_logits
 from gatepruner.networks.modes import joined
 from gatepruner.networks.mutations import Overwriting, without_mutations
-from gatepruner.networks.nodes import erase_unused, kind, path_of
+from gatepruner.networks.nodes import erase_unused, function_name, kind, path_of
 from gatepruner.networks.tracer import Tracer, UntraceableError, images_argument
 
 PLAIN = {nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict}
 CHOSEN = "its class is among the leaves"
+# Functions of two values or more that may be meant as residual additions.
+SUMS = {"lerp", "sub", "subtract", "rsub", "addcmul", "addcdiv", "stack", "index_add"}
 ADVICE = "move what does so into a submodule of its own, which is then kept whole"
 
 
@@ -81,11 +83,22 @@ def trace(
     if not additions:
         whole = "".join(f"; {remark}" for remark in remarks_on(tracing.outermost))
         raise ArchitectureError(
-            f"{name} has no residual addition: there is no block to remove{whole}"
+            f"{name} has no residual addition: there is no block to remove{_advice(module)}{whole}"
         )
     named = {addition.name: addition for addition in additions}
     kept = {path: why for path, why in tracing.outermost.items() if not _is_layer(base, path)}
     return Trace(module, named, keys, kept)
+
+
+def _advice(module: fx.GraphModule) -> str:
+    """How to write what may be meant as residual additions, for an error message."""
+    names = [
+        function_name(node.target) or str(node.target)
+        for node in module.graph.nodes
+        if node.op in CALLS and len(node.all_input_nodes) > 1
+    ]
+    names = [name for name in dict.fromkeys(names) if name in SUMS]
+    return f"; it has {listed(names)}: write a block as x + f(x), if that is one" if names else ""
 
 
 def _is_layer(base: nn.Module, path: str) -> bool:
@@ -208,7 +221,7 @@ class _Tracing:
         self.assigned |= tracer.assigned
         run = tracer.runs[-1]
         try:
-            return_logits(graph, run, self.name)
+            return_logits(graph, run, f"{self.name} in training" if training else self.name)
             run.value(next(iter(reversed(graph.nodes))))
         except NeedsDataError as error:
             raise UntraceableError({path_of(error.node): str(error)}) from error

@@ -70,8 +70,8 @@ def construct_classifier(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     from transformers import AutoModelForImageClassification
 
-    with _quietly(), _refusing(name):
-        config = _configuration(name, arguments)
+    with quietly(), _refusing(name):
+        config = configuration(name, arguments)
         module: nn.Module = AutoModelForImageClassification.from_config(
             config, trust_remote_code=False
         )
@@ -102,10 +102,10 @@ def restored(name: str, arguments: Mapping[str, Any], weights: Mapping[str, Tens
     """
     with torch.device("meta"):
         kind = type(construct_classifier(name, arguments))
-    with _quietly(), _refusing(name):
+    with quietly(), _refusing(name):
         module, found = kind.from_pretrained(  # type: ignore[attr-defined]
             None,
-            config=_configuration(name, arguments),
+            config=configuration(name, arguments),
             state_dict=dict(weights),
             dtype=torch.float32,
             local_files_only=True,
@@ -177,7 +177,12 @@ def _own_options(kind: Any) -> set[str]:
     return (own | named) - general - parts - UNUSED
 
 
-def _configuration(name: str, arguments: Mapping[str, Any]) -> Any:
+def configuration(name: str, arguments: Mapping[str, Any]) -> Any:
+    """The configuration of a classifier; the arguments are those of `construct_classifier`.
+
+    Raises:
+        ArchitectureError: transformers does not know the type or an option.
+    """
     kind, known = _configuration_class(name), options_of(name)
     options = {key: value for key, value in arguments.items() if key not in (CLASSES, CLASS)}
     unknown = sorted(options.keys() - known)
@@ -201,7 +206,7 @@ def _lists(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep transformers from writing to the terminal."""
     from transformers.utils import logging
 

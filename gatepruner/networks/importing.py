@@ -169,12 +169,23 @@ def _run(code: Callable[[], Any], what: str) -> Any:
     try:
         return code()
     except (Exception, SystemExit) as error:  # it may raise anything
-        hint = ""
-        if isinstance(error, ImportError) and "relative import" in str(error):
-            hint = "; name it as a part of its package, as in package.module:callable"
         raise ArchitectureError(
-            f"cannot {what}: {type(error).__name__}: {reason(error)}{hint}"
+            f"cannot {what}: {type(error).__name__}: {reason(error)}{_hint(error, what)}"
         ) from error
+
+
+def _hint(error: BaseException, what: str) -> str:
+    """What to do about an error of the caller's code, if that is known."""
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        path = Path(what.removeprefix("import ")).with_suffix("")
+        inside = not path.is_absolute() and all(part.isidentifier() for part in path.parts)
+        name = ".".join(path.parts) if inside and len(path.parts) > 1 else "package.module"
+        return f"; name it as a part of its package, as in {name}:callable"
+    if isinstance(error, SystemExit):
+        return "; expected code that reads no command line and does not end the process"
+    if "CUDA" in str(error) or "NVIDIA" in str(error):
+        return "; expected code that builds the module on the CPU"
+    return ""
 
 
 def _attribute(source: ModuleType, path: str, place: str) -> Any:

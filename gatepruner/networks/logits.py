@@ -1,9 +1,10 @@
-"""The logits among what a network returns, which may be a tensor, a tuple or a dict."""
+"""The logits among what a network returns: a tensor, or one in a tuple, dict or dataclass."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, fx
@@ -25,7 +26,7 @@ def logits_of(result: Any, name: str) -> Tensor:
         ArchitectureError: it has several tensors, none of which is called logits, or no tensor.
     """
     for key in _path(result, name):
-        result = result[key]
+        result = _entry(result, key)
     return result  # type: ignore[no-any-return]
 
 
@@ -34,7 +35,9 @@ def return_logits(graph: fx.Graph, run: DryRun, name: str) -> None:
     (output,) = (node for node in graph.nodes if node.op == "output")
     result = output.args[0]
     for key in _path(run.value(output), name):
-        if isinstance(result, fx.Node):
+        if isinstance(result, fx.Node) and _is_plain_dataclass(result.target):
+            result = result.kwargs[key]
+        elif isinstance(result, fx.Node):
             with graph.inserting_before(output):
                 result = graph.call_function(operator.getitem, (result, key))
         else:
@@ -52,6 +55,9 @@ def _path(result: Any, name: str) -> list[Any]:
         named = {name: index for index, name in enumerate(getattr(result, "_fields", ()))}
     elif isinstance(result, Mapping):
         entries, named = dict(result), {key: key for key in result}
+    elif _is_plain_dataclass(type(result)):
+        entries = {field.name: getattr(result, field.name) for field in fields(result)}
+        named = {key: key for key in entries}
     held = [key for key, value in entries.items() if _holds_tensors(value)]
     held = [named[key] for key in NAMES if key in named] or held
     if len(held) != 1:
@@ -61,6 +67,15 @@ def _path(result: Any, name: str) -> list[Any]:
             "the module in one that returns the logits alone"
         )
     return [held[0], *_path(entries[held[0]], name)]
+
+
+def _entry(result: Any, key: Any) -> Any:
+    return getattr(result, key) if _is_plain_dataclass(type(result)) else result[key]
+
+
+def _is_plain_dataclass(kind: Any) -> bool:
+    """Whether a class has fields that are read as attributes alone."""
+    return isinstance(kind, type) and is_dataclass(kind) and not issubclass(kind, Mapping)
 
 
 def _holds_tensors(value: Any) -> bool:

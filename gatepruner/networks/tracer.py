@@ -12,17 +12,23 @@ import contextlib
 import copy
 import inspect
 import operator
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from gatepruner.errors import ArchitectureError, listed
 from gatepruner.models import Shape
 from gatepruner.networks.dry_run import DryRun
+from gatepruner.networks.surroundings import (
+    attributes_kept,
+    autocast,
+    functions_uncompiled,
+    lengths_of_batches,
+)
 from gatepruner.networks.wrappers import compiled
 
 STOCHASTIC = {"StochasticDepth", "DropPath", "DropBlock2d"}  # read `training` when they run
@@ -111,6 +117,26 @@ class _Attribute(fx.proxy.Attribute, Value):
     """An attribute or a method of a value."""
 
 
+class _OnImagesDevice(TorchFunctionMode):
+    """Tensors that a `forward` puts where its weights are will be where the images are."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        moved = any(map(_is_blank, (*args, *kwargs.values())))
+        blank = bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_meta
+        if self.tracer.answering or not moved or blank:
+            return func(*args, **kwargs)
+        if is_tensor_method_or_property(func):
+            return self.tracer.create_proxy("call_method", func.__name__, args, kwargs)
+        return self.tracer.create_proxy("call_function", func, args, kwargs)
+
+
 class Tracer(fx.Tracer):
     """Traces one module in the mode it is in.
 
@@ -147,8 +173,14 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of a module, in the mode it is in."""
+        self.autocast = autocast()
         try:
-            with _attributes_kept(root, self.assigned), _lengths_of_batches(root):
+            with (
+                attributes_kept(root, self.assigned),
+                lengths_of_batches(root),
+                functions_uncompiled(root),
+                _OnImagesDevice(self),
+            ):
                 graph = super().trace(root, concrete_args)
         except ArchitectureError:
             raise
@@ -169,10 +201,22 @@ class Tracer(fx.Tracer):
             DryRun(self.blank, self.graph, batch, self.shape, self.root) for batch in batches
         ]
         name, by_keyword = images_argument(self.root)
-        images = self.create_proxy("placeholder", name, (), {})
+        self.images = self.create_proxy("placeholder", name, (), {})
         if by_keyword:
-            return lambda images: self.root(**{name: images}), [images]
-        return self.root, [images]
+            return lambda images: self.root(**{name: images}), [self.images]
+        return self.root, [self.images]
+
+    def create_arg(self, a: Any) -> Any:
+        """An argument of a node; the device of the blank weights is that of the images."""
+        if _is_blank(a):
+            return self.create_proxy("call_function", getattr, (self.images, "device"), {}).node
+        return super().create_arg(a)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node, unless a `forward` has entered autocast, which a graph does not hold."""
+        if autocast() != self.autocast:
+            raise RuntimeError("it enters autocast, which belongs around its call")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> Value:
         return Value(node, self)
@@ -192,8 +236,8 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self.answering or not (m in self.paths or _has_tensors(m)):
-            return forward(*args, **kwargs)  # such as `nn.ReLU()(x)`, made inside `forward`
+        if self.answering or not (m in self.paths or _owns_tensors(m)):
+            return forward(*args, **kwargs)  # made inside `forward`: `nn.ReLU()`, `self.layers[:2]`
         if (inner := compiled(m)) is not None:
             return inner(*args, **kwargs)
         path, before = self.path_of_module(m), next(iter(reversed(self.graph.nodes)))
@@ -276,56 +320,18 @@ def images_argument(module: nn.Module) -> tuple[str, bool]:
     return first.name, first.kind is first.KEYWORD_ONLY
 
 
-@contextlib.contextmanager
-def _attributes_kept(root: nn.Module, assigned: dict[str, str]) -> Iterator[None]:
-    """Take back what a `forward` assigns to the attributes of modules, and tell of the buffers."""
-    before = {module: (dict(vars(module)), dict(module._buffers)) for module in root.modules()}
-    paths = {module: path for path, module in root.named_modules()}
-    try:
-        yield
-    finally:
-        for module, (attributes, buffers) in before.items():
-            added = {key for key, value in vars(module).items() if isinstance(value, fx.Proxy)}
-            for key in added - attributes.keys():
-                delattr(module, key)
-            vars(module).update(attributes)
-            path = paths[module]
-            for key, value in module._buffers.items():
-                if isinstance(value, fx.Proxy):
-                    assigned[f"{path}.{key}".lstrip(".")] = path
-            module._buffers.update(buffers)
-
-
-@contextlib.contextmanager
-def _lengths_of_batches(root: nn.Module) -> Iterator[None]:
-    """Let `len(x)` in the code of modules be a value of the graph, which Python has as a number."""
-
-    def length(value: Any) -> Any:
-        return value.length() if isinstance(value, Value) else len(value)
-
-    classes = {kind for module in root.modules() for kind in type(module).__mro__}
-    names = {kind.__module__ for kind in classes} - {"builtins"}
-    homes = [vars(sys.modules[name]) for name in names if name in sys.modules]
-    homes = [home for home in homes if "len" not in home and not _is_torchs(home)]
-    for home in homes:
-        home["len"] = length
-    try:
-        yield
-    finally:
-        for home in homes:
-            del home["len"]
-
-
-def _is_torchs(home: Mapping[str, Any]) -> bool:
-    return str(home.get("__name__")).partition(".")[0] == "torch"
-
-
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
-def _has_tensors(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None or any(True for _ in module.buffers())
+def _owns_tensors(module: nn.Module) -> bool:
+    """Whether a module has tensors apart from those of its submodules."""
+    return bool(module._parameters or module._buffers)
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a value is the device of weights without values."""
+    return isinstance(value, torch.device) and value.type == "meta"
 
 
 def reason(error: BaseException) -> str:

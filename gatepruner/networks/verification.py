@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from gatepruner.errors import ArchitectureError
+from gatepruner.errors import ArchitectureError, listed
 from gatepruner.models import Shape
 from gatepruner.networks.logits import logits_of
 from gatepruner.networks.nodes import path_of
@@ -117,6 +117,8 @@ class _Comparison:
         except Exception as error:  # the module's own code may raise anything
             if training:
                 return
+            if isinstance(error, ArchitectureError):
+                raise
             raise ArchitectureError(
                 f"{self.name} cannot compute images of {'x'.join(map(str, self.shape))}: "
                 f"{_first_line(error)}; name the size that it expects",
@@ -132,6 +134,12 @@ class _Comparison:
             ) from error
         if difference <= TOLERANCE:
             return
+        frozen = [path for path, part in self.author.named_modules() if training > part.training]
+        if frozen:
+            raise ArchitectureError(
+                f"{self.name}.train() leaves {listed(frozen, 4)} in evaluation, which a network "
+                "built here does not: bring the module without that, and freeze when you train"
+            )
         where, leaves = self._origin(training)
         raise ArchitectureError(
             f"{self.name} is not traced as it computes: in {mode}, the logits of its graph differ "
@@ -153,7 +161,7 @@ class _Comparison:
             if mine[0] != other[0] or _difference(mine[1], other[1]) > TOLERANCE:
                 return _begins(self.author, path_of(_above(node)), f"before {node.target}")
             if _difference(mine[2], other[2]) > TOLERANCE:
-                return _begins(self.author, str(node.target), "in what it returns")
+                return _begins(self.author, path_of(node), f"in what {node.target} returns")
         return _begins(self.author, path_of(_above(last)), "after its last layer")
 
 

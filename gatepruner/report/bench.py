@@ -15,10 +15,9 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from gatepruner.files.writing import text_filling, write_files
 from gatepruner.measuring.bench import Measured
 from gatepruner.report.files import versions
-from gatepruner.report.style import COLORS, STYLE, WIDE, figure_fillings
+from gatepruner.report.style import COLORS, MARKERS, STYLE, WIDE, figure_fillings
 from gatepruner.report.tables import table
 
-MARKERS = ("o", "s", "^", "D", "v")
 FILES = ("bench.json", "bench.png", "bench.svg", "bench.pdf")
 MOST_PANELS = 4  # batch sizes in one figure
 

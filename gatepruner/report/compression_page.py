@@ -42,7 +42,8 @@ def compression_page(
         lead=[
             f"Removed {len(compressed.removed)} of {whole.blocks} blocks. "
             f"{MEASURES[last.measure].capitalize()}: {percent(whole.share)} before, "
-            f"{percent(last.share)} after (n = {last.images:,})."
+            f"{percent(last.share)} after (n = {last.images:,}).",
+            *([] if compressed.target is None else [f"Latency {compressed.target}."]),
         ],
         measure=MEASURES[last.measure],
         axis="step",

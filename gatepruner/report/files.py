@@ -154,7 +154,7 @@ def _page(report: Report, conditions: Mapping[str, Any]) -> Page:
     """The content of `report.html`; latencies are of the whole network and of the pruned one."""
     removed = {"whole": 0, "pruned": len(report.removed)}
     latency = {
-        removed[name]: {_measured_on(time): (time["low"], time["median"], time["high"])}
+        removed[name]: {Latency(**time).conditions: (time["low"], time["median"], time["high"])}
         for name, time in report.latency.items()
         if name in removed
     }
@@ -166,10 +166,6 @@ def _page(report: Report, conditions: Mapping[str, Any]) -> Page:
         commands=report.commands,
         conditions=conditions,
     )
-
-
-def _measured_on(time: Mapping[str, Any]) -> str:
-    return f"batch size {time['batch']}, {time['device']}"
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:

@@ -157,7 +157,13 @@ def _row(page: Page, index: int) -> Element:
     state = page.curves[0].states[index]
     title = element("th", str(state.removed) if page.ranked else state.title, scope="row")
     current = "true" if index == page.start else None
-    return element("tr", title, *(element("td", cell) for cell in cells), aria_current=current)
+    written = (element("td", _unbroken(cell)) for cell in cells)
+    return element("tr", title, *written, aria_current=current)
+
+
+def _unbroken(text: str) -> str:
+    """A number with its interval, which may begin a line of its own but not be broken."""
+    return text.replace(" ", "\u00a0").replace("\u00a0(", " (")
 
 
 def _conditions(page: Page) -> Element:
