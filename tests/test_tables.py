@@ -366,3 +366,13 @@ def test_commands_read_tables(run, tmp_path):
         assert done.document["accuracy"] == known.correct / known.images
     done = run("recalibrate", path, "--data", f"parquet:{tmp_path}", "-o", tmp_path / "out.pt")
     assert done.code == 0, done.err
+
+
+def test_a_row_that_is_repeated_takes_no_memory(tmp_path):
+    count = 300_000
+    labels = pa.array(np.zeros(count, dtype=np.int64))
+    rows = pa.table({"image": pa.nulls(count, ENCODED), "label": labels})
+    pq.write_table(rows, tmp_path / "test.parquet")
+    assert (tmp_path / "test.parquet").stat().st_size < count
+    with pytest.raises(DataError, match=r"has 300,000 rows, more than bytes"):
+        load_images(f"parquet:{tmp_path}", SHAPE)

@@ -134,6 +134,8 @@ def _in_file(file: Path, groups: Iterator[tuple[int, Any, Callable[[str], Any]]]
     for rows, schema, read in groups:
         numbered.append(_Group(file, start, rows, schema, read))
         start += rows
+    if start > file.stat().st_size:  # a row that is repeated takes no place
+        raise DataError(f"{file} has {start:,} rows, more than bytes: expected a picture in each")
     return numbered
 
 
