@@ -183,7 +183,7 @@ def processor_of(prepared: Preprocessing, shape: Shape) -> dict[str, Any]:
         "image_processor_type": f"{'DeiT' if scaling.squash else 'Bit'}ImageProcessor",
         "do_resize": True,
         "size": {"height": side, "width": side} if scaling.squash else {"shortest_edge": side},
-        "resample": RESAMPLING.index(scaling.interpolation),
+        "resample": {name: code for code, name in RESAMPLING.items()}[scaling.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         **settings,
