@@ -505,7 +505,7 @@ BAD = {
     "a folder": ("inspect a.folder", "a.folder is a folder"),
     "text": ("inspect text.pt", "text.pt is not a checkpoint"),
     "empty": ("prune empty.pt --drop 1", "empty.pt is empty"),
-    "cut short": ("prune cut.pt --drop 1", "cut.pt is not a checkpoint, or is truncated"),
+    "cut short": ("prune cut.pt --drop 1", "cut.pt is damaged or truncated"),
     "cut safetensors": ("rank cut.safetensors", "cut.safetensors is not a safetensors file, or is"),
     "code": ("prune evil.pt --drop 1", "evil.pt contains .*system, which would run code"),
     "nan gate": ("prune nan.pt --drop 1", r"not finite: blocks\.2 \(k = nan\)"),
