@@ -473,8 +473,9 @@ class Averaging(nn.Module):
 def test_a_buffer_that_forward_assigns_to_is_trained():
     module = Written(lambda self, x: self.act(x), act=Averaging)
     checkpoint = Checkpoint.of(module, SHAPE)
-    reason = "its buffer mean gets another value"
-    assert checkpoint.network.kept == dict.fromkeys(("blocks.0.act", "blocks.1.act"), reason)
+    kept = checkpoint.network.kept
+    assert set(kept) == {"blocks.0.act", "blocks.1.act"}
+    assert all("buffer" in why for why in kept.values())  # torch 2.6 says it in its own words
     built, images = checkpoint.build().train(), torch.randn(4, *SHAPE)
     module.train()
     for _ in range(2):
@@ -493,7 +494,7 @@ def test_a_network_that_overwrites_its_own_buffer_is_refused():
             self.calls += 1
             return super().forward(x)
 
-    with pytest.raises(ArchitectureError, match="its buffer calls gets another value; move"):
+    with pytest.raises(ArchitectureError, match=r"buffer '?calls'? .*; move"):
         Checkpoint.of(Stepping(), SHAPE)
 
 
