@@ -268,12 +268,19 @@ def assemble(traced: Trace, edits: Edits, name: str) -> fx.GraphModule:
         for target in _targets(result.graph)
         if target not in result.new
     }
-    # As graphs of PyTorch's own, so that the module can be unpickled without gatepruner.
-    new = {target: fx.symbolic_trace(module) for target, module in result.new.items()}
+    new = {target: _plain(module) for target, module in result.new.items()}
     module = fx.GraphModule({**root, **new}, result.graph, class_name=identifier(name))
     forget_constants(module, traced.keys | {f"{target}.c" for target in result.new})
     settle_in_place(module)
     return module.eval()
+
+
+def _plain(module: nn.Module) -> fx.GraphModule:
+    """A module of ours as one of PyTorch's own, which is unpickled without gatepruner."""
+    traced = fx.symbolic_trace(module)
+    for node in traced.graph.nodes:
+        node.type = None  # annotations are texts, which torch 2.6 takes for what they name
+    return fx.GraphModule(traced, traced.graph, class_name=type(module).__name__)
 
 
 def _targets(graph: fx.Graph) -> dict[str, None]:
