@@ -59,7 +59,7 @@ def decode(file: str | Encoded, shape: Shape, resize: Scaling | None) -> Tensor:
     channels, height, width = shape
     try:
         with _opened(file) as opened:
-            upright = _eight_bits(ImageOps.exif_transpose(opened), str(file))
+            upright = _eight_bits(ImageOps.exif_transpose(opened), opened.format, str(file))
             image = _in_mode(_opaque(upright), "L" if channels == 1 else "RGB")
     except DataError:
         raise
@@ -115,9 +115,9 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _eight_bits(image: Image.Image, file: str) -> Image.Image:
+def _eight_bits(image: Image.Image, kind: str | None, file: str) -> Image.Image:
     """The image with 8 bits a channel; Pillow would cut off whatever is above 255."""
-    deep = image.mode == "I" and image.format == "PNG"  # of 16 bits, in Pillow before 11
+    deep = image.mode == "I" and kind == "PNG"  # of 16 bits, in Pillow before 11
     if image.mode.startswith("I;16") or deep:
         pixels = np.asarray(image)
         grey = Image.fromarray((pixels >> 8).astype(np.uint8))
