@@ -30,12 +30,15 @@ gatepruner.save(gatepruner.Checkpoint(network, network.initial_weights(0)), sys.
 COMMAND = str(Path(sys.executable).with_name("gatepruner"))
 
 
-def parser(description: str | None, splits: str = "") -> argparse.ArgumentParser:
+def parser(
+    description: str | None, splits: str = "", *, device: bool = True
+) -> argparse.ArgumentParser:
     """The options that every script has.
 
     Args:
         description: what the script measures.
         splits: of the folder of images that the script takes beside a trained network.
+        device: whether such a script can compute elsewhere than on the CPU.
     """
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,6 +47,8 @@ def parser(description: str | None, splits: str = "") -> argparse.ArgumentParser
     if splits:
         options.add_argument("--checkpoint", required=True, type=Path, help="a trained network")
         options.add_argument("--data", required=True, help=f"folder with {splits}; in each CLASS/*")
+    if splits and device:
+        options.add_argument("--device", default="cpu", help="where to compute")
     return options
 
 
@@ -92,7 +97,7 @@ def write(name: str, settings: Mapping[str, Any], rows: Sequence[Any], *, quick:
 
 
 def hardware() -> dict[str, Any]:
-    """The processor, how many of its cores this process may use, threads, memory, load."""
+    """The processor, how many of its cores this process may use, threads, memory, load, GPU."""
     model = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -108,6 +113,7 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": memory,
         "system": f"{platform.system()} {platform.machine()}",
         "load_average": round(os.getloadavg()[0], 2),
+        **({"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_initialized() else {}),
     }
 
 
