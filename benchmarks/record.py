@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -119,9 +120,15 @@ def hardware() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What the numbers were measured with."""
-    packages = ("torch", "torchvision", "gatepruner")
-    installed = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **installed}
+    installed = {name: importlib.metadata.version(name) for name in ("torch", "torchvision")}
+    return {"python": platform.python_version(), **installed, "gatepruner": own_version()}
+
+
+def own_version() -> str:
+    """The version of gatepruner, which runs from its folder, too."""
+    code = Path(__file__).parents[1] / "gatepruner" / "__init__.py"
+    (version,) = re.findall(r'^__version__ = "(.+)"', code.read_text(), re.MULTILINE)
+    return str(version)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
