@@ -100,7 +100,8 @@ def check_same(what: str, logits: Tensor, expected: Tensor) -> float:
         raise EngineError(
             f"{what} gives logits {tuple(logits.shape)}, expected {tuple(expected.shape)}"
         )
-    difference = float((logits - expected).abs().max() / expected.abs().max())
+    greatest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    difference = float((logits - expected).abs().max() / greatest)
     most = tolerance(logits.device)
     if not difference <= most:
         raise EngineError(
