@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from gatepruner.documents import text_of
 from gatepruner.errors import DataError, listed, nearest
 from gatepruner.images.images import Images
 from gatepruner.images.readers import NUMBERED
@@ -90,10 +91,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     Raises:
         DataError: the file cannot be read, or is empty.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the names of classes from {file}: {error}") from None
+    lines = text_of(file, kind=DataError).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise DataError(f"{file} has no names of classes: expected one a line")

@@ -99,6 +99,8 @@ def _groups(file: Path) -> list[_Group]:
         import pyarrow.parquet
     except ImportError as error:
         raise DataError(f"{file} is read by pyarrow, which is missing: {INSTALL}") from error
+    if not file.is_file():
+        raise DataError(f"{file} is no regular file: expected a table")
     try:
         if file.suffix == ".parquet":
             return _in_file(file, _parquet_groups(pyarrow.parquet.ParquetFile(file)))
