@@ -1,7 +1,7 @@
 """All commands open what they were told to, and nothing that a file or `--arch` names.
 
-Python tells of every file that it opens (`sys.addaudithook`), and of every socket and program. It does
-not tell of files that pyarrow maps: `tests/test_tables.py` sees to those.
+Python tells of every file that it opens (`sys.addaudithook`), and of every socket and program. It
+does not tell of files that pyarrow maps: `tests/test_tables.py` sees to those.
 """
 
 from __future__ import annotations
