@@ -16,8 +16,10 @@ from gatepruner.cli.measuring import Timing, change, latencies
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.prune_command import prune_command
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.errors import PlanError
+from gatepruner.processes import agreed
 from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
@@ -126,9 +128,13 @@ def sweep(
 
     target = call.target(source.ckpt, curves.name, seed=curves.seed, suffix="")
     problems = Problems()
-    with problems:
+
+    def check_target() -> None:
         refuse_report(target, force=call.force)
         call.hold_folder(target)
+
+    with problems:
+        agreed(check_target)
     checkpoint = read(source, data, problems)
     curves.check(checkpoint, problems)
     data = replace(data, device=str(pick_device(data.device)))
@@ -174,6 +180,8 @@ def sweep(
     }
     commands = {name: prune_command(call.given, name) for name in curves.criteria}
     report = Report(checkpoint, list(orders), configuration=configuration, commands=commands)
+    if not writes():
+        return None
     write_report(report, target, force=call.force)
     call.record(target)
     call.terminal.say(curve_table(report.orders))
