@@ -175,6 +175,7 @@ TABLES: dict[str, Table] = {
     "after_recovery_resnet20": CORRELATED,
     "few_pictures": FEW_PICTURES,
     "few_pictures_lite0": FEW_PICTURES,
+    "much_data": table(*RECOVERIES[:1], *RECOVERIES[3:], keys=2),
     "recovery": table(Column("epochs", "epochs"), *RECOVERIES, keys=5),
     "accuracy": table(
         Column("network", "network"),
@@ -199,7 +200,6 @@ TABLES: dict[str, Table] = {
         timed=True,
     ),
     "compress": COMPRESSED,
-    "compress_logits": COMPRESSED,
     "compress_pictures": COMPRESSED,
     "endurance": table(
         Column("command", "`{command}`"),
@@ -341,8 +341,9 @@ def conditions(table: Table, result: Record) -> str:
     hardware = result["hardware"]
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
     software = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    gpu = f"{hardware['gpu']}, " if "gpu" in hardware else ""
     return (
-        f"\n{'Median (quartiles) of n runs. ' if table.timed else ''}{hardware['cpu']}, "
+        f"\n{'Median (quartiles) of n runs. ' if table.timed else ''}{gpu}{hardware['cpu']}, "
         f"{hardware['cores']} cores, {hardware['threads']} threads, {hardware['system']}; "
         f"{software}; {result['date']}.\n\n"
         f"<details><summary>Settings</summary>\n\n{settings}.\n\n</details>\n"

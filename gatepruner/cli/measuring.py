@@ -11,8 +11,10 @@ from gatepruner.cli.options import Data
 from gatepruner.cli.problems import Problems
 
 if TYPE_CHECKING:
+    from gatepruner.measuring.latency import Latency
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.networks.network import Network
+    from gatepruner.networks.onnx_file import Subject
     from gatepruner.pruning.meter import Meter
     from gatepruner.report.terminal import Terminal
 
@@ -41,6 +43,21 @@ class Timing:
         device, track = pick_device(how.device), terminal.track("measuring latency")
         engine, threads = self.engine, self.threads
         return Meter(whole, device, self.latency_batch, engine=engine, threads=threads, track=track)
+
+    def latency_of(self, subject: Subject, how: Data, terminal: Terminal) -> Latency:
+        """The latency of a network alone."""
+        from gatepruner.measuring.bench import bench
+
+        (one,) = bench(
+            {str(subject.network): subject},
+            [self.engine],
+            [self.latency_batch],
+            device=how.device,
+            threads=self.threads,
+            seconds=2.0,
+            track=terminal.track("measuring latency"),
+        )
+        return one.latency
 
     def check(self, problems: Problems) -> None:
         """Collect why latency cannot be measured on any device."""

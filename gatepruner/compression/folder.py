@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from gatepruner import processes
 from gatepruner.compression.record import StepRecord
-from gatepruner.documents import checked, parsed
+from gatepruner.documents import checked, parsed, text_of
 from gatepruner.errors import CheckpointError, differences, listed
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.locks import SUFFIX
@@ -97,11 +97,10 @@ class Folder:
 
     def _read(self, steps: Path, known: Sequence[str]) -> None:
         try:
-            plain = parsed(steps.read_text(encoding="utf-8"), str(steps))
+            plain = parsed(text_of(steps), str(steps))
             document = checked(plain, Document, str(steps))
-        except (CheckpointError, ValueError) as error:
-            reason = error if isinstance(error, CheckpointError) else f"{steps} is damaged: no text"
-            raise CheckpointError(f"{reason}; start a new compression", force=True) from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; start a new compression", force=True) from None
         names = [record.name for record in document.steps]
         changed = differences(document.configuration, self.configuration)
         if not changed and names != list(known[: len(names)]):

@@ -38,7 +38,7 @@ from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
 from gatepruner.networks.path import RemovalDocument
-from gatepruner.networks.weights import cast, refuse_unusable
+from gatepruner.networks.weights import cast, refuse_odd, refuse_unusable
 
 
 class NetworkDocument(msgspec.Struct):
@@ -118,6 +118,8 @@ def _path_of(
             problems.append(f"path/{key} is unknown")
         elif tensor.shape != state[inner].shape:
             problems.append(f"path/{key} is {tuple(tensor.shape)}, not {tuple(state[inner].shape)}")
+        elif tensor.is_floating_point() != state[inner].is_floating_point():
+            problems.append(f"path/{key} is of {tensor.dtype}, not {state[inner].dtype}")
         elif not bool(tensor.isfinite().all()):
             problems.append(f"path/{key} is not finite")
     if problems:
@@ -220,12 +222,12 @@ def load(
         raise CheckpointError(f"{path} is damaged: expected only tensors{said}")
     state = {key: tensor for key, tensor in content.items() if not key.startswith("path/")}
     learned = {key[5:]: tensor for key, tensor in content.items() if key not in state}
+    with _naming(path):
+        refuse_odd(content)
     checkpoint = _fitted(path, network, state, {**header["notes"], **brought.notes})
-    try:
+    with _naming(path):
         refuse_unusable(checkpoint.weights)
         cast(checkpoint.weights, network.state())
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     return replace(checkpoint, path=_path_of(path, network, header["path"], learned))
 
 
@@ -245,13 +247,13 @@ def _check_header(path: Path, header: Mapping[str, Any], arch: str | None) -> No
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Begin what is said of an architecture with the name of its file."""
+    """Begin what is said of an architecture or of weights with the name of their file."""
     try:
         yield
-    except ArchitectureError as error:
+    except (ArchitectureError, CheckpointError) as error:
         if str(path) in str(error):
             raise
-        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
+        raise type(error)(f"{path}: {error.args[0]}", **error.arguments) from None
 
 
 def is_named(path: str | Path) -> bool | None:
@@ -342,10 +344,8 @@ def _load_model(path: Path, content: Any, folder: Folder, wanted: Wanted) -> Che
     tensors = isinstance(content, dict) and all(isinstance(it, Tensor) for it in content.values())
     if not tensors:
         raise CheckpointError(f"{path} has something else than tensors: expected a state dict")
-    try:
+    with _naming(path):
         model = read_model(folder.config, folder.processor, content, wanted)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     notes = {"source": path.name, **model.notes}
     return _fitted(path, Network(model.base), model.weights, notes)
 
@@ -372,11 +372,9 @@ def _foreign(
         raise
     _refuse_differing(path, match, content)
     expected = match.network.state()
-    try:
+    with _naming(path):
         refuse_unusable(match.weights)
         state, casts = cast(match.weights, expected)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     notes: dict[str, Any] = {"source": visible(path.name), **known}
     if match.others:
         notes["weights"] = match.name
@@ -432,8 +430,6 @@ def _fitted(
         )
     weights = MappingProxyType({key: state[key] for key in expected})
     checkpoint = Checkpoint(network, weights, dict(notes))
-    try:
+    with _naming(path):
         checkpoint.gates  # noqa: B018 - raises if a gate is not finite
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     return checkpoint

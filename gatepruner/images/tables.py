@@ -7,8 +7,9 @@ address in it is a name, which is never opened. See https://huggingface.co/docs/
 
 from __future__ import annotations
 
+import bisect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError, listed
+from gatepruner.images.arrow import Group, groups_of, picked, values_of
 from gatepruner.images.decoding import Encoded
 from gatepruner.images.examples import spread_over
 
-INSTALL = "pip install 'gatepruner[parquet]'"
 # Names by which columns are found where `datasets` does not say what they are.
 PICTURES, LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label")
 MOST_BYTES = 32 * 2**30  # of encoded pictures
@@ -52,7 +53,7 @@ def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
     Raises:
         DataError: pyarrow is missing, or a file cannot be read or has no column of pictures.
     """
-    groups = [group for file in files for group in _groups(file)]
+    groups = [group for file in files for group in groups_of(file)]
     if not groups:
         return Table((), torch.empty(0, dtype=torch.int64), ())
     first = groups[0]
@@ -60,7 +61,7 @@ def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
     other = [group.file.name for group in groups if not group.has(column, label)]
     if other:
         raise DataError(f"{source}: {listed(other)} has other columns than {first.file.name}")
-    values = [value for group in groups for value in (_values(group, label) if label else ())]
+    values = [value for group in groups if label for value in values_of(group.column(label))]
     labels, classes = _labels(values, _class_names(first, label), source)
     count = sum(group.rows for group in groups)
     rows = spread_over(count, limit).tolist()
@@ -70,76 +71,7 @@ def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
     return Table(pictures, labels[torch.tensor(rows, dtype=torch.int64)], classes)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Some rows of a file.
-
-    Attributes:
-        file: the file.
-        start: number of its first row in the file.
-        rows: how many there are.
-        schema: of pyarrow.
-        read: reads a column.
-    """
-
-    file: Path
-    start: int
-    rows: int
-    schema: Any
-    read: Callable[[str], Any]
-
-    def has(self, *columns: str | None) -> bool:
-        """Whether it has these columns."""
-        return all(name is None or name in self.schema.names for name in columns)
-
-
-def _groups(file: Path) -> list[_Group]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"{file} is read by pyarrow, which is missing: {INSTALL}") from error
-    try:
-        if file.suffix == ".parquet":
-            return _in_file(file, _parquet_groups(pyarrow.parquet.ParquetFile(file)))
-        with pyarrow.memory_map(str(file)) as mapped:
-            return _in_file(file, _batches(pyarrow.ipc.open_stream(mapped)))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:200]
-    return DataError(f"{file} is no table, or is truncated: {reason}")
-
-
-def _parquet_groups(table: Any) -> Iterator[tuple[int, Any, Callable[[str], Any]]]:
-    """Rows, schema and reader of the groups of a parquet file."""
-
-    def reading(index: int) -> Callable[[str], Any]:
-        return lambda name: table.read_row_group(index, columns=[name]).column(name)
-
-    for index in range(table.num_row_groups):
-        yield table.metadata.row_group(index).num_rows, table.schema_arrow, reading(index)
-
-
-def _batches(stream: Any) -> Iterator[tuple[int, Any, Callable[[str], Any]]]:
-    """Rows, schema and reader of the batches of a file of Arrow."""
-    for batch in stream:
-        yield batch.num_rows, batch.schema, batch.column
-
-
-def _in_file(file: Path, groups: Iterator[tuple[int, Any, Callable[[str], Any]]]) -> list[_Group]:
-    numbered, start = [], 0
-    for rows, schema, read in groups:
-        numbered.append(_Group(file, start, rows, schema, read))
-        start += rows
-    if start > file.stat().st_size:  # a row that is repeated takes no place
-        raise DataError(f"{file} has {start:,} rows, more than bytes: expected a picture in each")
-    return numbered
-
-
-def _features(group: _Group) -> Mapping[str, Any]:
+def _features(group: Group) -> Mapping[str, Any]:
     """What `datasets` says about the columns."""
     try:
         features = json.loads((group.schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -148,7 +80,7 @@ def _features(group: _Group) -> Mapping[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _columns(group: _Group, source: str) -> tuple[str, str | None]:
+def _columns(group: Group, source: str) -> tuple[str, str | None]:
     """The column of pictures, and that of labels if there is one."""
     encoded = [field.name for field in group.schema if _holds_bytes(field.type)]
     pictures = _of_kind(group, "Image", PICTURES, encoded)
@@ -161,11 +93,16 @@ def _columns(group: _Group, source: str) -> tuple[str, str | None]:
     labels = _of_kind(group, "ClassLabel", LABELS, others, needed=False)
     if len(labels) > 1:
         raise DataError(f"{source} has several columns of labels: {listed(labels)}; keep one")
+    for name in labels:
+        if not _are_labels(kind := group.schema.field(name).type):
+            raise DataError(
+                f"{source} has labels of the type {kind}: expected whole numbers, or names"
+            )
     return pictures[0], labels[0] if labels else None
 
 
 def _of_kind(
-    group: _Group, kind: str, names: Sequence[str], among: Sequence[str], *, needed: bool = True
+    group: Group, kind: str, names: Sequence[str], among: Sequence[str], *, needed: bool = True
 ) -> list[str]:
     """The columns of a kind: those of a usual name first, then by what `datasets` says."""
     features = _features(group)
@@ -190,21 +127,20 @@ def _holds_bytes(kind: Any) -> bool:
     return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
 
 
-def _class_names(group: _Group, label: str | None) -> list[str]:
+def _are_labels(kind: Any) -> bool:
+    """Whether values of a type can be labels: others could repeat what takes no place."""
+    from pyarrow import types
+
+    plain = (types.is_integer, types.is_string, types.is_large_string, types.is_null)
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    return any(fits(values) for fits in plain)
+
+
+def _class_names(group: Group, label: str | None) -> list[str]:
     """The names of the classes, if `datasets` says them."""
     about = _features(group).get(label or "")
     names = about.get("names") if isinstance(about, dict) else None
     return list(map(str, names)) if isinstance(names, list) else []
-
-
-def _values(group: _Group, column: str) -> list[Any]:
-    import pyarrow
-
-    try:
-        values: list[Any] = group.read(column).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(group.file, error) from None
-    return values
 
 
 def _labels(
@@ -226,6 +162,11 @@ def _labels(
             "whole numbers, or names"
         )
     if names and kinds == {int}:
+        if min(values) < 0 or max(values) >= len(names):
+            raise DataError(
+                f"{source}: labels reach from {min(values)} to {max(values)}, expected 0 to "
+                f"{len(names) - 1}"
+            )
         return torch.tensor(values, dtype=torch.int64), tuple(names)
     classes = sorted(set(values))
     indices = {value: index for index, value in enumerate(classes)}
@@ -233,43 +174,27 @@ def _labels(
 
 
 def _pictures(
-    groups: Sequence[_Group], column: str, rows: Sequence[int], source: str
+    groups: Sequence[Group], column: str, rows: Sequence[int], source: str
 ) -> Iterator[Encoded]:
-    """The encoded pictures of these rows, which are in order."""
-    at, before, size = 0, 0, 0
+    """The encoded pictures of these rows, which are in order; equal ones are one object."""
+    at, before, size, known = 0, 0, 0, dict[bytes, bytes]()
     for group in groups:
-        last = before + group.rows
-        if at < len(rows) and rows[at] < last:
-            values = _encoded(group, column)
-            while at < len(rows) and rows[at] < last:
-                row = rows[at] - before
-                name, content = f"{group.file.name}, row {group.start + row}", values[row].as_py()
-                if not content:
-                    raise DataError(
-                        f"{source}: {name} has no picture, at most its name: save the set with its "
-                        "pictures in it"
-                    )
-                size += len(content)
-                yield Encoded(name, content)
-                at += 1
+        end = bisect.bisect_left(rows, before + group.rows, at)
+        here = [row - before for row in rows[at:end]]
+        contents = picked(group.column(column, "bytes"), here) if here else ()
+        for row, content in zip(here, contents, strict=True):
+            name = f"{group.file.name}, row {group.start + row}"
+            if not content:
+                raise DataError(
+                    f"{source}: {name} has no picture, at most its name: save the set with its "
+                    "pictures in it"
+                )
+            size += len(content) if content not in known else 0
+            yield Encoded(name, known.setdefault(content, content))
         if size > MOST_BYTES:
             raise DataError(
                 f"{source} has more than {MOST_BYTES >> 30} GiB of pictures, which are kept in "
                 "memory: read fewer, or write them into an imagefolder",
-                limit=at,
+                limit=end,
             )
-        before = last
-
-
-def _encoded(group: _Group, column: str) -> Any:
-    """The column of bytes of a group."""
-    import pyarrow
-    import pyarrow.compute
-
-    try:
-        values = group.read(column)
-        if pyarrow.types.is_struct(values.type):
-            values = pyarrow.compute.struct_field(values, "bytes")
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(group.file, error) from None
-    return values
+        at, before = end, before + group.rows

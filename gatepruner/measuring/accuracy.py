@@ -15,7 +15,8 @@ from gatepruner.images.normalization import Normalization
 from gatepruner.images.task import Task
 from gatepruner.measuring.device import laid_out, pick_device, place, precision, wide_type
 from gatepruner.measuring.inputs import check_fit, check_shared, normalization_of
-from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.measuring.onnx_program import running
+from gatepruner.networks.onnx_file import OnnxFile, Subject
 
 Z95 = 1.959963984540054  # quantile of the normal distribution for 95 %
 
@@ -72,7 +73,7 @@ def wilson(count: float, n: int) -> tuple[float, float]:
 
 
 def accuracy(
-    checkpoint: Checkpoint,
+    checkpoint: Subject,
     data: Examples,
     *,
     device: str | torch.device = "auto",
@@ -88,7 +89,8 @@ def accuracy(
     for the others until it times out.
 
     Args:
-        checkpoint: a network with its weights.
+        checkpoint: a network with its weights, or in an ONNX file, which ONNX Runtime runs on the
+            CPU.
         data: labelled images of the network's size and classes; in several processes the same
             images in all of them.
         device: where to compute; `"auto"` is CUDA if available, else MPS, else the CPU.
@@ -107,7 +109,11 @@ def accuracy(
     if not sharded:
         check_shared("accuracy", checkpoint, data)
     chosen = normalization_of(checkpoint, data, normalization)
-    (result,) = tally(checkpoint.build(), data, chosen, device, batch_size, track, sharded=sharded)
+    if isinstance(checkpoint, OnnxFile):
+        module, device = running(checkpoint), "cpu"
+    else:
+        module = checkpoint.build()
+    (result,) = tally(module, data, chosen, device, batch_size, track, sharded=sharded)
     return result
 
 

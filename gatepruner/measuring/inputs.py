@@ -11,12 +11,12 @@ from gatepruner.errors import DataError, TrainingError, listed
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import PREPARED, Normalization
 from gatepruner.images.preprocessing import preprocessing_of
-from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.onnx_file import OnnxNetwork, Subject
 
 
 def normalization_of(
-    checkpoint: Checkpoint, data: Examples, chosen: Normalization | None = None
+    checkpoint: Subject, data: Examples, chosen: Normalization | None = None
 ) -> Normalization:
     """The normalisation that images get for a network; see `preprocessing_of`.
 
@@ -39,7 +39,7 @@ def normalization_of(
     return normalization
 
 
-def check_size(network: Network, data: Examples) -> None:
+def check_size(network: Network | OnnxNetwork, data: Examples) -> None:
     """Raise a `DataError` if the images have another size than the network takes."""
     if data.shape != network.base.input_shape:
         raise DataError(
@@ -48,7 +48,7 @@ def check_size(network: Network, data: Examples) -> None:
         )
 
 
-def check_shared(verb: str, checkpoint: Checkpoint, *sets: Examples | None) -> None:
+def check_shared(verb: str, checkpoint: Subject, *sets: Examples | None) -> None:
     """Make sure that all processes call the same verb for the same network and images.
 
     Args:
@@ -66,12 +66,12 @@ def check_shared(verb: str, checkpoint: Checkpoint, *sets: Examples | None) -> N
             for number, data in enumerate(sets, 1)
             if data is not None
         }
-        return {"network": f"{checkpoint.network} ({checkpoint.fingerprint[:8]})", **images}
+        return {"network": f"{checkpoint.network} ({checkpoint.fingerprint[:16]})", **images}
 
     processes.meet(verb, facts)
 
 
-def check_fit(checkpoint: Checkpoint, data: Examples) -> None:
+def check_fit(checkpoint: Subject, data: Examples) -> None:
     """Raise a `DataError` if images are of another size or other classes, or have no labels."""
     check_size(checkpoint.network, data)
     if not data.labelled:
@@ -82,7 +82,7 @@ def check_fit(checkpoint: Checkpoint, data: Examples) -> None:
     (_check_classes if data.task.classes else _check_targets)(checkpoint, data)
 
 
-def _check_classes(checkpoint: Checkpoint, data: Examples) -> None:
+def _check_classes(checkpoint: Subject, data: Examples) -> None:
     network, own = checkpoint.network, data.classes
     if not own:
         raise DataError(
@@ -105,7 +105,7 @@ def _check_classes(checkpoint: Checkpoint, data: Examples) -> None:
         )
 
 
-def _check_targets(checkpoint: Checkpoint, data: Examples) -> None:
+def _check_targets(checkpoint: Subject, data: Examples) -> None:
     """Raise a `DataError` if the task has no loss for outputs of the network and the targets."""
     ((_, targets),) = data.batches(torch.zeros(2, dtype=torch.int64), 2)
     outputs = torch.zeros(2, checkpoint.network.num_classes, device=targets.device)
