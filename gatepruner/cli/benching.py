@@ -10,6 +10,7 @@ import typer
 
 from gatepruner.cli.options import COMMON, Call, Data, Source
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.measuring.engines import ENGINES
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
         "threads": first.threads,
         "data": images,
     }
+    if not writes():
+        return None
     document = write_bench(measured, accuracies, configuration, cases.output)
     call.terminal.say(bench_table(measured, accuracies))
     threads = counted(first.threads, "CPU thread") if first.threads else first.device

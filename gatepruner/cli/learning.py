@@ -12,6 +12,7 @@ from gatepruner.cli.foretelling import LEARNING, Work
 from gatepruner.cli.keeping import Kept, write_epochs
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.errors import visible
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ def finish(
     """Write a trained network and its history, and say so."""
     from gatepruner.files.checkpoints import save
 
+    if not writes():
+        return
     epochs = learned.notes["epochs"]
     save(learned, target, force=kept.force)
     write_epochs(epochs, kept.history)

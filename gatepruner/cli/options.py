@@ -25,6 +25,7 @@ from gatepruner.errors import CheckpointError, DataError, listed, visible
 from gatepruner.files.folders import local
 from gatepruner.files.locks import held, held_folder
 from gatepruner.files.writing import refuse_existing, refuse_name
+from gatepruner.processes import agreed
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -351,13 +352,18 @@ class Writing(Call):
 
     def check(self, outputs: Sequence[Path], problems: Problems, *, resume: bool = False) -> None:
         """Collect which of these files cannot be written, and keep other runs from writing them."""
+        force = self.force or resume
+
+        def check_one(output: Path) -> None:
+            refuse_existing(output, force=force)
+            refuse_name(output)
+            self.hold(output)
+
         for output in outputs:
             with problems:
-                refuse_existing(output, force=self.force or resume)
-                refuse_name(output)
-                self.hold(output)
+                agreed(functools.partial(check_one, output))
         with problems:
-            refuse_existing(configuration_path(outputs[0]), force=self.force or resume)
+            agreed(lambda: refuse_existing(configuration_path(outputs[0]), force=force))
 
     def hold(self, output: Path) -> None:
         """Keep other runs from writing a file; a dry run writes nothing."""

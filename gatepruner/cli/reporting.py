@@ -16,8 +16,10 @@ from gatepruner.cli.measuring import Engines, Timing, change, latencies
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.prune_command import prune_command
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.errors import PlanError
+from gatepruner.processes import agreed
 from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
@@ -129,9 +131,13 @@ def sweep(
 
     target = call.target(source.ckpt, curves.name, seed=curves.seed, suffix="")
     problems = Problems()
-    with problems:
+
+    def check_target() -> None:
         refuse_report(target, force=call.force)
         call.hold_folder(target)
+
+    with problems:
+        agreed(check_target)
     engines.check(problems)
     checkpoint = read(source, data, problems)
     curves.check(checkpoint, problems)
@@ -179,6 +185,8 @@ def sweep(
         "seed": curves.seed,
     }
     commands = {name: prune_command(call.given, name) for name in curves.criteria}
+    if not writes():
+        return None
     report = Report(checkpoint, orders, configuration=configuration, commands=commands, times=times)
     write_report(report, target, force=call.force)
     call.record(target)

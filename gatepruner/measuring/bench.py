@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gatepruner import processes
 from gatepruner.errors import EngineError, listed
 from gatepruner.measuring.device import pick_device
 from gatepruner.measuring.engines import ENGINES, device_of, ready, threads_of, torch_threads
@@ -41,6 +42,7 @@ class Measured:
         return {"network": self.name, "difference": self.difference, **asdict(self.latency)}
 
 
+@processes.decided_by_the_first
 def bench(
     checkpoints: Mapping[str, Subject],
     engines: Sequence[str] = ("eager",),
@@ -52,6 +54,8 @@ def bench(
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Measured]:
     """Measure several networks on several engines in turns, so that conditions are the same.
+
+    Of several processes the first one measures, while the others wait for what it has measured.
 
     Args:
         checkpoints: the networks by name, each on random images of its own size; an ONNX file only

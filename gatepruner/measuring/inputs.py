@@ -6,6 +6,7 @@ import warnings
 
 import torch
 
+from gatepruner import processes
 from gatepruner.errors import DataError, TrainingError, listed
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import PREPARED, Normalization
@@ -45,6 +46,29 @@ def check_size(network: Network | OnnxNetwork, data: Examples) -> None:
             f"{data.source} has images of {data.shape} (channels, height, width): "
             f"{network} takes {network.base.input_shape}"
         )
+
+
+def check_shared(verb: str, checkpoint: Subject, *sets: Examples | None) -> None:
+    """Make sure that all processes call the same verb for the same network and images.
+
+    Args:
+        verb: what they do, in words.
+        checkpoint: the network.
+        sets: sets of images, of which the processes share each.
+
+    Raises:
+        ProcessError: one of them does something else, or does not come.
+    """
+
+    def facts() -> dict[str, str]:
+        images = {
+            f"set {number} of images": f"{len(data)} of {data.source} ({data.fingerprint})"
+            for number, data in enumerate(sets, 1)
+            if data is not None
+        }
+        return {"network": f"{checkpoint.network} ({checkpoint.fingerprint[:16]})", **images}
+
+    processes.meet(verb, facts)
 
 
 def check_fit(checkpoint: Subject, data: Examples) -> None:
@@ -107,6 +131,11 @@ def check_several(data: Examples) -> None:
             f"cannot estimate batch-norm statistics: expected at least 2 images, {data.source} has "
             f"{len(data)}"
         )
+    if len(data) < processes.count():
+        raise DataError(
+            f"cannot share {len(data)} images of {data.source} among {processes.count()} "
+            "processes: expected one for each; use fewer processes"
+        )
 
 
 def check_batch(data: Examples, batch_size: int) -> None:
@@ -115,4 +144,10 @@ def check_batch(data: Examples, batch_size: int) -> None:
         raise TrainingError(
             f"{data.source} has {len(data)} images, fewer than one batch of {batch_size}",
             **({"batch_size": len(data)} if len(data) > 1 else {}),
+        )
+    if batch_size < 2 * processes.count() > 2:
+        raise TrainingError(
+            f"cannot share a batch of {batch_size} images among {processes.count()} processes: "
+            "expected at least 2 for each",
+            batch_size=2 * processes.count(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,11 @@ class OnnxFile:
     model: bytes = field(repr=False)
     notes: Mapping[str, Any] = field(default_factory=dict)
     rounding: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the file."""
+        return hashlib.sha256(self.model).hexdigest()
 
 
 Subject = Checkpoint | OnnxFile
