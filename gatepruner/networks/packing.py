@@ -35,9 +35,14 @@ class Packed:
     tensors: Mapping[str, Tensor]
 
 
-def pack(states: Sequence[Mapping[str, Tensor]]) -> Packed:
-    """Pack states, which `unpack` returns as they are."""
-    entries: dict[tuple[str, str, tuple[int, ...]], int] = {}
+NOTHING = Packed((), (), {})
+
+
+def pack(states: Sequence[Mapping[str, Tensor]], before: Packed = NOTHING) -> Packed:
+    """Pack states, which `unpack` returns as they are, after others that are packed already."""
+    entries = {
+        (key, kind, tuple(shape)): at for at, (key, kind, shape) in enumerate(before.entries)
+    }
     numbered: list[list[tuple[int, Tensor]]] = []
     for state in states:
         found = (
@@ -45,13 +50,14 @@ def pack(states: Sequence[Mapping[str, Tensor]]) -> Packed:
             for key, tensor in state.items()
         )
         numbered.append(sorted(found, key=lambda place: place[0]))
-    tensors = {}
-    for number, places in enumerate(numbered):
+    tensors = dict(before.tensors)
+    for number, places in enumerate(numbered, start=len(before.spans)):
         for kind in dict.fromkeys(_type(tensor) for _, tensor in places):
             flat = [tensor.detach().flatten() for _, tensor in places if _type(tensor) == kind]
             tensors[f"{number}/{kind}"] = torch.cat(flat)
     spans = [list(_spans(at for at, _ in places)) for places in numbered]
-    return Packed([(key, kind, list(shape)) for key, kind, shape in entries], spans, tensors)
+    every = [(key, kind, list(shape)) for key, kind, shape in entries]
+    return Packed(every, [*before.spans, *spans], tensors)
 
 
 def unpack(packed: Packed) -> list[dict[str, Tensor]]:

@@ -179,9 +179,19 @@ STATE = {
     "tensors": {"a": torch.zeros(1)},
     "optimizer": {"state": {0: {}}, "param_groups": [{}]},
 }
-REMOVAL = {"block": "a", "gate": 1.0, "score": 1.0, "loss": 1.0, "step": 1, "weights": {}}
+REMOVAL = {"block": "a", "gate": 1.0, "score": 1.0, "loss": 1.0, "step": 1, "spans": [[0, 1]]}
 STATES = {
-    "gates": (GateState, {**STATE, "slopes": torch.zeros(1), "costs": {}, "removals": [REMOVAL]}),
+    "gates": (
+        GateState,
+        {
+            **STATE,
+            "slopes": torch.zeros(1),
+            "costs": {},
+            "removals": [REMOVAL],
+            "entries": [("k", "float32", [])],
+            "learned": {"0/float32": torch.zeros(1)},
+        },
+    ),
     "training": (TrainingState, {**STATE, "history": [{}], "scheduler": {}, "best": {}}),
 }
 
