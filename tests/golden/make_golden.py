@@ -1,12 +1,12 @@
-"""Makes the golden files of checkpoint format 3; run once, and never again for this format.
+"""Makes the golden files of checkpoint format 4; run once, and never again for this format.
 
 PYTHONPATH=. python tests/golden/make_golden.py
 
-`format3-path`: a gated network with a path of two blocks. Those of formats 1 and 2 were made here
-when they were the current ones: `format2-path`, the same network, `format1-gated`, a gated network
-with one block removed, and `format1-folded`: plain gates, one block and one shortcut removed, then
-folded, so that constants are left. Nothing is overwritten: a new format gets new files beside
-these, which have to load for ever.
+`format4-path`: a gated network with a path of two blocks. Those of formats 1 to 3 were made here
+when they were the current ones: `format2-path` and `format3-path`, the same network,
+`format1-gated`, a gated network with one block removed, and `format1-folded`: plain gates, one
+block and one shortcut removed, then folded, so that constants are left. Nothing is overwritten: a
+new format gets new files beside these, which have to load for ever.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def write(name: str, checkpoint: Checkpoint) -> None:
 
 def main() -> None:
     network = Network.named("gated-residual-fc8,width=4", num_classes=2, input_shape=(1, 4, 4))
-    write("format3-path", with_path(trained(network), ["blocks.2", "blocks.0"]))
+    write("format4-path", with_path(trained(network), ["blocks.2", "blocks.0"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""The learned path in a checkpoint file; see `docs/format.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gatepruner.errors import CheckpointError, PlanError, listed
+from gatepruner.networks.network import Network
+from gatepruner.networks.packing import Entry, Packed, Span, pack, type_of, unpack
+from gatepruner.networks.path import Path as LearnedPath
+from gatepruner.networks.path import RemovalDocument
+
+PREFIX = "path/"  # of the names of tensors
+
+
+class PackedRemovalDocument(RemovalDocument):
+    """The record of a removal as JSON, and which of the tensors of `states` its state has."""
+
+    state: list[Span]
+
+
+def packed_path(path: LearnedPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A path as fields of a header and tensors."""
+    packed = pack([removal.weights for removal in path.removals])
+    records = [
+        {**record, "state": spans} for record, spans in zip(path.records, packed.spans, strict=True)
+    ]
+    tensors = {PREFIX + name: tensor for name, tensor in packed.tensors.items()}
+    return {"path": records, "states": list(packed.entries)}, tensors
+
+
+def path_in(
+    file: Path, network: Network, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> LearnedPath:
+    """The learned path in a file.
+
+    Args:
+        file: for messages.
+        network: of the file.
+        header: of the file, with `states` if the path is packed.
+        tensors: those of the path without `PREFIX`.
+
+    Raises:
+        CheckpointError: the path does not fit the network.
+    """
+    problems = list(_misfits(network, header.get("states"), tensors))
+    if problems:
+        raise CheckpointError(
+            f"{file} is damaged: its path does not fit {network}: {listed(problems)}"
+        )
+    try:
+        network.without([record["block"] for record in header["path"]])  # raises if it lacks one
+        if "states" in header:
+            spans = [record["state"] for record in header["path"]]
+            states = unpack(Packed(header["states"], spans, tensors))
+            return LearnedPath.of_states(header["path"], states)
+        return LearnedPath.of(header["path"], tensors)
+    except (KeyError, TypeError, ValueError, PlanError) as error:
+        raise CheckpointError(
+            f"{file} is damaged: its path does not fit {network} ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _misfits(
+    network: Network, states: list[Entry] | None, tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """What of a path does not fit a network, or is not finite."""
+    known = network.state()
+    given = (
+        [
+            (key.partition("/")[2], key, type_of(tensor), tensor.shape)
+            for key, tensor in tensors.items()
+        ]
+        if states is None
+        else [(key, key, kind, shape) for key, kind, shape in states]
+    )
+    for key, name, kind, shape in given:
+        if key not in known:
+            yield f"{PREFIX}{name} is unknown"
+        elif tuple(shape) != tuple(known[key].shape):
+            yield f"{PREFIX}{name} is {tuple(shape)}, not {tuple(known[key].shape)}"
+        elif ("float" in kind) != known[key].is_floating_point():
+            yield f"{PREFIX}{name} is of {kind}, not {type_of(known[key])}"
+    if states is not None and len({(key, kind) for key, kind, _ in states}) < len(states):
+        yield "a tensor is listed twice"
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            yield f"{PREFIX}{name} is not finite"
