@@ -239,7 +239,7 @@ def test_own_file_is_plain_to_everyone(tmp_path):
     content = torch.load(save(before, tmp_path / "net.pt"), weights_only=True)
     header = json.loads(content["gatepruner"])
     network = as_json(before.network)
-    assert header == {"format": 3, "network": network, "notes": NOTES, "path": []}
+    assert header == {"format": 4, "network": network, "notes": NOTES, "path": []}
     assert_same_weights(content["weights"], before.weights)
 
 
@@ -276,7 +276,7 @@ def test_file_of_format_1_loads_for_ever(name, suffix):
 
 
 @pytest.mark.parametrize("suffix", OWN_SUFFIXES)
-@pytest.mark.parametrize("name", ["format2-path", "format3-path"])
+@pytest.mark.parametrize("name", ["format2-path", "format3-path", "format4-path"])
 def test_file_with_a_path_loads_for_ever(name, suffix):
     expected = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     checkpoint = load(GOLDEN / f"{name}{suffix}")
@@ -690,12 +690,12 @@ REFUSED = {
         *("net.pt", {"arch": "preresnet8"}, ("does not fit preresnet8", "bn.weight", "arch=")),
     ),
     "newer format": (
-        lambda p: with_header(p, changed("format", to=4)),
-        *("net.pt", {}, ("format 4", "formats 1 to 3")),
+        lambda p: with_header(p, changed("format", to=5)),
+        *("net.pt", {}, ("format 5", "formats 1 to 4")),
     ),
     "newer format, .safetensors": (
-        lambda p: with_header(p, changed("format", to=4)),
-        *("net.safetensors", {}, ("format 4", "formats 1 to 3")),
+        lambda p: with_header(p, changed("format", to=5)),
+        *("net.safetensors", {}, ("format 5", "formats 1 to 4")),
     ),
     "no format": (lambda p: with_header(p, changed("format", to=None)), "net.pt", {}, ("format",)),
     "own file, arch said": (

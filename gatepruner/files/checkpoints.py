@@ -32,12 +32,13 @@ from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
 from gatepruner.networks.base import BaseDocument
 from gatepruner.networks.checkpoint import Checkpoint, Notes
-from gatepruner.networks.edits import EditsDocument
+from gatepruner.networks.edits import EditsDocument, NarrowedEditsDocument
 from gatepruner.networks.graph import remarks_on
 from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
 from gatepruner.networks.path import RemovalDocument
+from gatepruner.networks.slices import Slice, sorted_out
 from gatepruner.networks.weights import cast, refuse_unusable
 
 
@@ -46,6 +47,12 @@ class NetworkDocument(msgspec.Struct):
 
     base: BaseDocument
     edits: EditsDocument
+
+
+class NarrowedDocument(NetworkDocument):
+    """A network with narrowed layers as JSON."""
+
+    edits: NarrowedEditsDocument
 
 
 class Header1(msgspec.Struct):
@@ -68,8 +75,14 @@ class Header3(Header1):
     path: list[RemovalDocument]
 
 
-HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3}
-FORMAT = 3  # format 2 added the path, format 3 its records in the header
+class Header4(Header3):
+    """The header of a file of format 4."""
+
+    network: NarrowedDocument
+
+
+HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3, 4: Header4}
+FORMAT = 4  # 2 added the path, 3 its records in the header, 4 narrowed layers and slices
 READS = tuple(HEADERS)
 
 
@@ -126,12 +139,21 @@ def _path_of(
         )
     try:
         path = LearnedPath.of(records, tensors)
-        network.without(path.blocks)  # raises if the network lacks a block
+        blocks, slices = sorted_out(path.blocks)
+        network.without(blocks)  # raises if the network lacks a block
+        _check_slices(state, slices)
     except (KeyError, TypeError, ValueError, PlanError) as error:
         raise CheckpointError(
             f"{file} is damaged: its path does not fit {network} ({type(error).__name__}: {error})"
         ) from None
     return path
+
+
+def _check_slices(state: Mapping[str, Tensor], slices: Iterable[Slice]) -> None:
+    """Raise a `KeyError` or `ValueError` if a network has no such layer or channels."""
+    for one in slices:
+        if one.channels[-1] >= len(state[f"{one.width}.weight"]):
+            raise ValueError(f"{one.width} has fewer channels than {one}")
 
 
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +167,7 @@ def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
         if records and not path:
             gates = {name: record["gate"] for name, record in records.items()}
             notes["gates"] = {**notes.get("gates", {}), **gates}
-    elif header["format"] == FORMAT:
+    elif header["format"] > 2:
         path = list(header["path"])
     return {**header, "notes": notes, "path": path}
 

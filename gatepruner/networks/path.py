@@ -94,9 +94,13 @@ class Path:
         return tuple(itertools.takewhile(lambda removal: removal.block in plan, self.removals))
 
     def learned(self, plan: Collection[str]) -> Mapping[str, Tensor]:
-        """The weights learned after the last removal that the plan follows; empty without one."""
-        followed = self.followed(plan)
-        return followed[-1].weights if followed else MappingProxyType({})
+        """The weights learned after the last removal that the plan follows; empty without one.
+
+        Units that are removed together share the weights of the last one of them.
+        """
+        followed = len(self.followed(plan))
+        later = self.removals[followed - 1 :] if followed else ()
+        return next((one.weights for one in later if one.weights), MappingProxyType({}))
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Path:
