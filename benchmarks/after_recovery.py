@@ -62,7 +62,7 @@ class Study:
         self.chosen, self.folder = chosen, folder
         limits = {"train": chosen.pictures, chosen.split: 100 if chosen.quick else chosen.images}
         self.whole, self.pictures, self.images = record.loaded(chosen, **limits)
-        self.how: dict[str, Any] = {"device": "cpu"}
+        self.how: dict[str, Any] = {"device": chosen.device}
         folder.mkdir(parents=True, exist_ok=True)
 
     def without(self, plan: Sequence[str]) -> gatepruner.Checkpoint:
@@ -99,7 +99,7 @@ class Study:
         """The rank of every block by a criterion, and how long it took."""
         start, whole = time.time(), self.whole
         if criterion == "recoverability":
-            left = recoverability(whole, self.pictures, self.chosen.single_steps)
+            left = recoverability(whole, self.pictures, self.chosen.single_steps, **self.how)
             order = sorted(left, key=left.__getitem__)
         elif criterion.startswith("gates"):
             recipe = gatepruner.GateRecipe(

@@ -339,7 +339,6 @@ def settings_of(task: Task, chosen: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     options = record.parser(__doc__, "train, val and test")
-    options.add_argument("--device", default="cpu", help="where to compute and to measure")
     options.add_argument("--epochs", type=int, default=2, help="of fine-tuning, besides 0")
     options.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")
     options.add_argument("--limit", type=int, help="training images to fine-tune on, not all")

@@ -50,7 +50,7 @@ def main() -> None:
         recipe.fitted(len(train)),
         held_out=held_out,
         test=test,
-        device="cpu",
+        device=chosen.device,
         folder=chosen.keep,
         watch=lambda event: isinstance(event, SHOWN) and print(event, flush=True),
     )

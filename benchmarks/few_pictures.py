@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,20 +37,25 @@ from gatepruner.learning.learner import FEATURES
 from gatepruner.measuring.agreement import answering
 from gatepruner.measuring.inputs import normalization_of
 
+STEPS = 400  # of recovery
 PROBE = 14  # steps of recovery without a single block
 MIR_RATE = 0.02  # of the paper
 LITE0 = "efficientnet-lite0-57934424.pth"
 
 
 class FewPictures(Bench):
-    """Trials with few pictures."""
+    """Trials with few pictures, of so many steps each; of fewer where pictures are held out."""
+
+    steps = STEPS
 
     def recipe_of(self, trial: Trial) -> gatepruner.Recipe:
+        size = min(self.recipe.batch_size, trial.images)
+        epochs = math.ceil(self.steps / (trial.images // size))
         if trial.match != "MiR":
-            recipe = super().recipe_of(trial)
+            recipe = replace(super().recipe_of(trial), epochs=epochs)
             return recipe.careful if "careful" in trial.match else recipe
         rate = MIR_RATE * mean_square(self.whole, self.train.spread(100)) / FEATURES
-        return replace(self.recipe, learning_rate=rate, seed=trial.seed)
+        return replace(self.recipe, learning_rate=rate, seed=trial.seed, epochs=epochs)
 
     def split(self, trial: Trial) -> tuple[gatepruner.Images, gatepruner.Images | None]:
         pictures = self.train.spread(trial.images)
@@ -61,9 +67,10 @@ class FewPictures(Bench):
         if trial.order != "recoverability":
             return super().order(trial)
         path = self.folder / f"recoverability-{trial.images}-order.json"
+        pictures = self.train.spread(trial.images)
 
         def ranked() -> dict[str, Any]:
-            left = recoverability(self.whole, self.train.spread(trial.images), PROBE)
+            left = recoverability(self.whole, pictures, PROBE, self.device)
             return {"names": sorted(left, key=left.__getitem__)}
 
         return list(record.once(path, ranked)["names"])
@@ -82,20 +89,22 @@ def sample_trials(counts: Sequence[int], pictures: Sequence[int]) -> list[Trial]
                 ("none", "gates"),
                 ("features, careful, best kept", "statistics kept"),
                 ("features, best kept", "statistics kept"),
+                ("features, careful", "statistics kept"),
+                ("features", "statistics kept"),
             ),
         )
     ]
 
 
-def trials(counts: Sequence[int], pictures: Sequence[int], seeds: int) -> list[Trial]:
+def trials(counts: Sequence[int], pictures: Sequence[int], seeds: Sequence[int]) -> list[Trial]:
     """What is compared."""
     found = []
-    for images, removed in itertools.product(pictures, counts):
-        for seed in range(seeds):
-            found.append(Trial(removed, "features, best kept", "gates", seed=seed, images=images))
+    for images, removed, seed in itertools.product(pictures, counts, seeds):
+        given: dict[str, Any] = {"images": images, "removed": removed, "seed": seed}
         found += [
-            Trial(removed, match, state, images=images)
+            Trial(match=match, state=state, **given)
             for match, state in (
+                ("features, best kept", "gates"),
                 ("none", "plain"),
                 ("none", "gates"),
                 ("features", "plain"),
@@ -105,10 +114,10 @@ def trials(counts: Sequence[int], pictures: Sequence[int], seeds: int) -> list[T
             )
         ]
         found += [
-            Trial(removed, match, state, order="gates by logits", images=images)
+            Trial(match=match, state=state, order="gates by logits", **given)
             for match, state in (("features", "plain"), ("none", "gates"))
         ]
-        found.append(Trial(removed, "MiR", order="recoverability", images=images))
+        found.append(Trial(match="MiR", order="recoverability", **given))
     return found
 
 
@@ -157,9 +166,9 @@ def main() -> None:
     options.add_argument("--name", default="few_pictures", help="of the result")
     options.add_argument("--pictures", type=int, nargs="*", default=[500, 100])
     options.add_argument("--removed", type=int, nargs="*", default=[10, 13], help="blocks")
-    options.add_argument("--seeds", type=int, default=1)
+    options.add_argument("--seeds", type=int, nargs="*", default=[0])
     options.add_argument("--batch-size", type=int, default=64)
-    options.add_argument("--epochs", type=int, help="of recovery; by default 400 steps")
+    options.add_argument("--steps", type=int, default=STEPS, help="of recovery")
     options.add_argument("--gate-steps", type=int, default=50)
     next(action for action in options._actions if action.dest == "data").required = False
     chosen = options.parse_args()
@@ -167,15 +176,15 @@ def main() -> None:
         chosen.pictures, chosen.removed = [64], [2]
     whole = loaded(chosen.checkpoint)
     train, test = images_of(chosen, whole)
-    epochs = 1 if chosen.quick else chosen.epochs
-    recipe = replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size, epochs=epochs)
+    recipe = replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size)
     gating = gatepruner.GateRecipe(
         blocks=max(chosen.removed),
         steps=2 if chosen.quick else chosen.gate_steps,
         batch_size=chosen.batch_size,
     )
     folder = record.folder(chosen.quick) / f"{chosen.name}.work"
-    bench = FewPictures(whole, train, test, folder, recipe, gating)
+    bench = FewPictures(whole, train, test, folder, recipe, gating, chosen.device)
+    bench.steps = 2 if chosen.quick else chosen.steps
     found = (
         trials(chosen.removed, chosen.pictures, chosen.seeds)
         if chosen.sample is None
@@ -184,10 +193,11 @@ def main() -> None:
     rows = bench.run(found)
     settings: dict[str, Any] = {
         "checkpoint": chosen.checkpoint.name,
-        "whole": round(gatepruner.accuracy(whole, test, device="cpu").accuracy, 4),
+        "whole": round(gatepruner.accuracy(whole, test, device=chosen.device).accuracy, 4),
         "test images": len(test),
         "learning rate": recipe.peak(fresh=False),
         "batch size": recipe.batch_size,
+        "steps": bench.steps,
     }
     record.write(chosen.name, settings, rows, quick=chosen.quick)
     draw(rows, settings["whole"], record.folder(chosen.quick) / chosen.name)

@@ -72,12 +72,12 @@ def main() -> None:
     how: dict[str, Any] = {
         "statistics": train.spread(STATISTICS),
         "counts": counts,
-        "device": "cpu",
+        "device": chosen.device,
     }
     rows = []
     for seed in range(chosen.seeds):
         recipe, start = gatepruner.GateRecipe(blocks=blocks, steps=steps, seed=seed), time.time()
-        gated = gatepruner.learn_gates(whole, train, recipe, device="cpu")
+        gated = gatepruner.learn_gates(whole, train, recipe, device=chosen.device)
         seconds, order = time.time() - start, gatepruner.rank(gated)
         rows += rows_of("gates", seed, seconds, gatepruner.sweep(gated, test, order, **how))
         points = gatepruner.sweep(whole, test, replace(order, learned=False), **how)
@@ -86,7 +86,7 @@ def main() -> None:
     for compared in gatepruner.compare(whole, test, chosen.by, **given, **how):
         for seed, points in enumerate(compared.runs):
             rows += rows_of(compared.criterion, seed, compared.seconds, points)
-    accuracy = gatepruner.accuracy(whole, test, device="cpu").accuracy
+    accuracy = gatepruner.accuracy(whole, test, device=chosen.device).accuracy
     settings = {
         "checkpoint": chosen.checkpoint.name,
         "training images": len(train),

@@ -112,7 +112,7 @@ def rows_of(
 
 
 def main() -> None:
-    options = record.parser(__doc__, "train and val")
+    options = record.parser(__doc__, "train and val", device=False)
     options.add_argument("--rounds", type=int, default=400)
     chosen = options.parse_args()
     limits = (20, 40) if chosen.quick else (CALIBRATION, IMAGES)

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -30,12 +31,15 @@ gatepruner.save(gatepruner.Checkpoint(network, network.initial_weights(0)), sys.
 COMMAND = str(Path(sys.executable).with_name("gatepruner"))
 
 
-def parser(description: str | None, splits: str = "") -> argparse.ArgumentParser:
+def parser(
+    description: str | None, splits: str = "", *, device: bool = True
+) -> argparse.ArgumentParser:
     """The options that every script has.
 
     Args:
         description: what the script measures.
         splits: of the folder of images that the script takes beside a trained network.
+        device: whether such a script can compute elsewhere than on the CPU.
     """
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,6 +48,8 @@ def parser(description: str | None, splits: str = "") -> argparse.ArgumentParser
     if splits:
         options.add_argument("--checkpoint", required=True, type=Path, help="a trained network")
         options.add_argument("--data", required=True, help=f"folder with {splits}; in each CLASS/*")
+    if splits and device:
+        options.add_argument("--device", default="cpu", help="where to compute")
     return options
 
 
@@ -92,7 +98,7 @@ def write(name: str, settings: Mapping[str, Any], rows: Sequence[Any], *, quick:
 
 
 def hardware() -> dict[str, Any]:
-    """The processor, how many of its cores this process may use, threads, memory, load."""
+    """The processor, how many of its cores this process may use, threads, memory, load, GPU."""
     model = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -108,14 +114,21 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": memory,
         "system": f"{platform.system()} {platform.machine()}",
         "load_average": round(os.getloadavg()[0], 2),
+        **({"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_initialized() else {}),
     }
 
 
 def versions() -> dict[str, str]:
     """What the numbers were measured with."""
-    packages = ("torch", "torchvision", "gatepruner")
-    installed = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **installed}
+    installed = {name: importlib.metadata.version(name) for name in ("torch", "torchvision")}
+    return {"python": platform.python_version(), **installed, "gatepruner": own_version()}
+
+
+def own_version() -> str:
+    """The version of gatepruner, which runs from its folder, too."""
+    code = Path(__file__).parents[1] / "gatepruner" / "__init__.py"
+    (version,) = re.findall(r'^__version__ = "(.+)"', code.read_text(), re.MULTILINE)
+    return str(version)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from time import time
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import record
@@ -69,6 +69,14 @@ class Trial:
         return "-".join(values).replace(" ", "_")
 
 
+AnyRecipe = TypeVar("AnyRecipe", gatepruner.Recipe, gatepruner.GateRecipe)
+
+
+def batched(recipe: AnyRecipe, images: gatepruner.Images) -> AnyRecipe:
+    """The recipe with batches of no more images than there are."""
+    return replace(recipe, batch_size=min(recipe.batch_size, len(images)))
+
+
 class Bench:
     """A whole network, its images, and the folder that keeps what is finished."""
 
@@ -80,9 +88,10 @@ class Bench:
         folder: Path,
         recipe: gatepruner.Recipe,
         gating: gatepruner.GateRecipe,
+        device: str = "cpu",
     ) -> None:
         self.whole, self.train, self.test = whole, train, test
-        self.folder, self.recipe, self.gating = folder, recipe, gating
+        self.folder, self.recipe, self.gating, self.device = folder, recipe, gating, device
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, trials: Iterable[Trial]) -> list[dict[str, Any]]:
@@ -103,13 +112,13 @@ class Bench:
             small = gatepruner.finetune(
                 small,
                 images,
-                self.recipe_of(trial),
+                batched(self.recipe_of(trial), images),
                 teacher=self.whole if trial.match != "labels" else None,
                 validation=held_out,
-                device="cpu",
+                device=self.device,
             )
         seconds = time() - start
-        agreed = gatepruner.agreement(small, self.whole, self.test, device="cpu")
+        agreed = gatepruner.agreement(small, self.whole, self.test, device=self.device)
         row = {**asdict(trial), "seconds": seconds, "accuracy": agreed.accuracy}
         kept = small.notes.get("kept", {}) if held_out is not None else {}
         return {
@@ -146,7 +155,7 @@ class Bench:
         if trial.state == "statistics kept":
             return small
         statistics = self.train.spread(min(trial.images, STATISTICS))
-        return gatepruner.recalibrate(small, statistics, whole=self.whole, device="cpu")
+        return gatepruner.recalibrate(small, statistics, whole=self.whole, device=self.device)
 
     def gated(self, trial: Trial) -> gatepruner.Checkpoint:
         """The network with gates learned from the images of a trial."""
@@ -154,8 +163,8 @@ class Bench:
         path = self.folder / f"gated-{match}-{trial.images}-{trial.seed}.pt"
         if not path.exists():
             images = self.train.spread(min(trial.images, GATE_IMAGES))
-            recipe = replace(self.gating, match=match, seed=trial.seed)
-            gated = gatepruner.learn_gates(self.whole, images, recipe, device="cpu")
+            recipe = batched(replace(self.gating, match=match, seed=trial.seed), images)
+            gated = gatepruner.learn_gates(self.whole, images, recipe, device=self.device)
             gatepruner.save(gated, path)
         return gatepruner.load(path)
 
@@ -166,7 +175,7 @@ class Bench:
         path = self.folder / f"{trial.order}-{trial.images}-{trial.seed}-order.json"
 
         def ranked() -> dict[str, Any]:
-            ranking = gatepruner.rank(self.whole, by, images, seed=trial.seed, device="cpu")
+            ranking = gatepruner.rank(self.whole, by, images, seed=trial.seed, device=self.device)
             return {"names": ranking.names}
 
         return list(record.once(path, ranked)["names"])
@@ -248,11 +257,12 @@ def main() -> None:
         record.folder(chosen.quick) / "recovery.work",
         gatepruner.FINE_TUNING,
         gating,
+        chosen.device,
     )
     rows = bench.run(trials(chosen.removed, chosen.images, chosen.epochs, chosen.seeds))
     settings: dict[str, Any] = {
         "checkpoint": chosen.checkpoint.name,
-        "whole": round(gatepruner.accuracy(whole, bench.test, device="cpu").accuracy, 4),
+        "whole": round(gatepruner.accuracy(whole, bench.test, device=chosen.device).accuracy, 4),
         "images": chosen.images,
         "test images": len(bench.test),
         "learning rate": bench.recipe.peak(fresh=False),

@@ -341,8 +341,9 @@ def conditions(table: Table, result: Record) -> str:
     hardware = result["hardware"]
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
     software = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    gpu = f"{hardware['gpu']}, " if "gpu" in hardware else ""
     return (
-        f"\n{'Median (quartiles) of n runs. ' if table.timed else ''}{hardware['cpu']}, "
+        f"\n{'Median (quartiles) of n runs. ' if table.timed else ''}{gpu}{hardware['cpu']}, "
         f"{hardware['cores']} cores, {hardware['threads']} threads, {hardware['system']}; "
         f"{software}; {result['date']}.\n\n"
         f"<details><summary>Settings</summary>\n\n{settings}.\n\n</details>\n"

@@ -15,7 +15,7 @@ from gatepruner.measuring import bench as bench_module
 from gatepruner.measuring.bench import Measured, bench
 from gatepruner.measuring.engines import ENGINES, Eager
 from gatepruner.measuring.latency import Latency
-from gatepruner.measuring.programs import TOLERANCE, check_same
+from gatepruner.measuring.programs import TOLERANCE, check_same, tolerance
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.surgery import remove
 from gatepruner.report.bench import bench_figure, bench_table
@@ -76,6 +76,21 @@ def test_a_difference_is_relative_to_the_greatest_logit():
         check_same("it", expected * torch.nan, expected)
     with pytest.raises(EngineError, match=r"gives logits \(1, 1\), expected \(1, 2\)"):
         check_same("it", expected[:, :1], expected)
+
+
+def test_a_gpu_may_differ_by_what_it_rounds():
+    assert tolerance(torch.device("cpu")) == TOLERANCE
+    assert tolerance(torch.device("cuda:1")) == 10 * TOLERANCE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_engines_of_a_gpu_and_of_the_cpu_are_measured_in_turns(networks):
+    pytest.importorskip("onnxruntime")
+    engines = ("eager", "onnxruntime")
+    measured = bench(networks, engines, (1, 2), device="cuda", threads=1, seconds=0)
+    places = {one.latency.engine: one.latency.device for one in measured}
+    assert places == {"eager": "cuda:0", "onnxruntime": "cpu"}
+    assert all(one.difference <= tolerance(torch.device("cuda")) for one in measured)
 
 
 def made_up() -> list[Measured]:

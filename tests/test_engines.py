@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import os
+import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -23,8 +28,8 @@ from gatepruner.measuring.engines import (
     threads_of,
     torch_threads,
 )
-from gatepruner.measuring.latency import Latency, latency
-from gatepruner.measuring.programs import Program, refusing
+from gatepruner.measuring.latency import Latency, in_turns, latency
+from gatepruner.measuring.programs import Program, check_same, refusing, tolerance
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning import meter as meter_module
@@ -85,6 +90,52 @@ def test_a_program_leaves_its_module_as_it_is(small):
     images = images_for(small.network, 5)  # of another size than the example
     expected = logits(small.build(), images)
     torch.testing.assert_close(logits(exported.module(), images), expected)
+
+
+def test_a_program_goes_to_another_device_as_a_copy():
+    program = Program(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout()), SHAPE_1)
+    there = program.on(torch.device("meta"))
+    assert program.module[0].weight.device.type == "cpu"
+    assert there[0].weight.device.type == "meta"
+    assert program.on(torch.device("meta")) is there
+    assert program.on(torch.device("cpu")) is program.module
+    assert not there.training
+    assert not program.module.training
+
+
+def test_a_network_is_compiled_for_every_batch_size(small, monkeypatch):
+    compiled = []
+
+    def counting(graph, examples):
+        compiled.append(tuple(graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
+    program = Program(torch.fx.symbolic_trace(nn.ReLU()), SHAPE_1)
+    sizes = range(1, 11)  # torch compiles a function eight times, then runs it as it is
+    for size in sizes:
+        ready("compile", program, torch.zeros(size, *SHAPE_1), 1)
+    assert len(compiled) == len(sizes)
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:1"])
+def test_the_clock_waits_for_the_gpu_that_computes(name, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    in_turns({"it": lambda: waited.append("pass")}, 2, torch.device(name))
+    assert waited == ["pass", torch.device(name)] * (3 + 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["eager", "compile"])
+def test_an_engine_on_a_gpu_gives_the_logits_of_the_network(small, program, name):
+    images = images_for(small.network, 3)
+    with torch.inference_mode():
+        found = ready(name, program, images.to("cuda:0"), 1)(images.to("cuda:0"))
+    assert found.device == torch.device("cuda:0")
+    expected = logits(small.build(), images)
+    most = tolerance(found.device) * float(expected.abs().max())
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=most)
 
 
 def test_a_latency_says_its_engine_and_threads():
@@ -160,6 +211,38 @@ class Bessel(nn.Module):
 
     def forward(self, x):
         return (x + torch.special.i1(x)).mean((2, 3))
+
+
+class Parser:
+    """As of a TensorRT that does not know an operation."""
+
+    def __init__(self, network, logger):
+        pass
+
+    def parse(self, model):
+        return False
+
+    def get_error(self, index):
+        return SimpleNamespace(desc=lambda: "No importer registered for op: Bessel\nmore")
+
+
+@pytest.mark.parametrize(
+    ("parser", "reason"),
+    [
+        (Parser, "No importer registered for op: Bessel"),
+        (lambda *rest: SimpleNamespace(parse=lambda model: True), "cannot build it; its log"),
+    ],
+)
+def test_a_network_that_tensorrt_cannot_run_is_refused(monkeypatch, parser, reason):
+    fake = MagicMock(OnnxParser=parser)
+    fake.Builder.return_value.build_serialized_network.return_value = None
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: object())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    program = MagicMock(spec=Program, onnx=MagicMock())
+    program.name = "it"
+    with pytest.raises(EngineError, match=f"^tensorrt cannot run it: .*{reason}"):
+        ready("tensorrt", program, torch.zeros(1, *SHAPE_1), 1)
 
 
 def test_an_engine_names_the_operation_that_it_does_not_have():
@@ -296,3 +379,10 @@ def test_measuring_again_does_not_take_what_is_known(monkeypatch):
     meter.latencies([network])
     meter.again([network, network.without(network.removable)])
     assert measured == [1, 2]
+
+
+def test_logits_of_zero_equal_themselves():
+    zeros = torch.zeros(2, 10)
+    assert check_same("a network with a fresh head", zeros, zeros) == 0
+    with pytest.raises(EngineError, match="computes something else"):
+        check_same("a network with a fresh head", zeros + 1e-6, zeros)

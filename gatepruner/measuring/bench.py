@@ -97,6 +97,6 @@ def _prepared(
 ) -> tuple[Callable[[], object], float]:
     """A pass of images on an engine, and how far its logits are from PyTorch's."""
     running = ready(engine, program, images, threads)
-    expected = program.module.to(images.device).eval()(images)
+    expected = program.on(images.device)(images)
     difference = check_same(f"{program.name} on {engine}", running(images), expected)
     return functools.partial(running, images), difference

@@ -8,11 +8,12 @@ command line can offer the engines at once.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gatepruner.errors import DeviceError, EngineError, nearest
 
@@ -51,7 +52,7 @@ class Eager(Engine):
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
 
     def __init__(self, program: Program, images: Tensor, threads: int) -> None:
-        self.run: Callable[[Tensor], Tensor] = program.module.to(images.device).eval()
+        self.run: Callable[[Tensor], Tensor] = program.on(images.device)
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.run(images)
@@ -65,8 +66,9 @@ class Compiled(Eager):
     def __init__(self, program: Program, images: Tensor, threads: int) -> None:
         import torch
 
-        super().__init__(program, images, threads)
-        self.run = torch.compile(self.run, dynamic=False)
+        # A copy: torch compiles no function more than eight times, then runs it as it is.
+        module = copy.deepcopy(program.on(images.device))
+        self.run = torch.compile(module, dynamic=False)
         self.run(images)  # it is compiled when it is first called
 
 
@@ -141,29 +143,45 @@ class TensorRt(Engine):
 
     def __init__(self, program: Program, images: Tensor, threads: int) -> None:
         import tensorrt
+        import torch
 
-        logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+        logger, shape = tensorrt.Logger(tensorrt.Logger.ERROR), tuple(images.shape)
+        with torch.cuda.device(images.device):  # it is built for the current one
+            plan = self._plan(tensorrt, logger, program.onnx.SerializeToString(), shape)
+            self.engine = tensorrt.Runtime(logger).deserialize_cuda_engine(plan)
+            self.context = self.engine.create_execution_context()
+            # On the default stream it would wait for the GPU before and after each pass.
+            self.stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        self.source, self.target = (self.engine.get_tensor_name(index) for index in (0, 1))
+        self.context.set_input_shape(self.source, shape)
+        self.size = tuple(self.context.get_tensor_shape(self.target))
+
+    @staticmethod
+    def _plan(tensorrt: Any, logger: Any, model: bytes, shape: tuple[int, ...]) -> Any:
+        """The network as code for the current GPU."""
         builder = tensorrt.Builder(logger)
         network, settings = builder.create_network(0), builder.create_builder_config()
         parser = tensorrt.OnnxParser(network, logger)
-        if not parser.parse(program.onnx.SerializeToString()):
+        if not parser.parse(model):
             raise RuntimeError(parser.get_error(0).desc())
-        profile, shape = builder.create_optimization_profile(), tuple(images.shape)
+        profile = builder.create_optimization_profile()
         profile.set_shape(network.get_input(0).name, shape, shape, shape)
         settings.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, settings)
-        self.engine = tensorrt.Runtime(logger).deserialize_cuda_engine(plan)
-        self.context = self.engine.create_execution_context()
-        self.context.set_input_shape(self.engine.get_tensor_name(0), shape)
+        if plan is None:
+            raise RuntimeError("TensorRT cannot build it; its log says why")
+        return plan
 
     def __call__(self, images: Tensor) -> Tensor:
         import torch
 
-        source, target = (self.engine.get_tensor_name(index) for index in (0, 1))
-        logits = torch.empty(tuple(self.context.get_tensor_shape(target)), device=images.device)
-        self.context.set_tensor_address(source, images.data_ptr())
-        self.context.set_tensor_address(target, logits.data_ptr())
-        self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+        current = torch.cuda.current_stream(images.device)
+        logits = torch.empty(self.size, device=images.device)
+        self.stream.wait_stream(current)
+        self.context.set_tensor_address(self.source, images.data_ptr())
+        self.context.set_tensor_address(self.target, logits.data_ptr())
+        self.context.execute_async_v3(self.stream.cuda_stream)
+        current.wait_stream(self.stream)
         return logits
 
 

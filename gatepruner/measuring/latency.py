@@ -73,7 +73,7 @@ def latency(
     """Measure the latency of several modules in turns, so that conditions are the same for all.
 
     Args:
-        modules: modules or checkpoints by name; modules are moved to the device.
+        modules: modules or checkpoints by name; modules stay on their devices.
         input_shape: `(C, H, W)` of one image; by default that of the first checkpoint.
         batch: images per pass.
         device: where to measure; engines that do not run there are measured on the CPU.
@@ -174,5 +174,7 @@ def summary(times: list[float], **conditions: Any) -> Latency:
 
 def _wait_for(device: torch.device) -> None:
     """Wait until the device has finished its work."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # by default it waits for the first GPU
+    elif device.type == "mps":
+        torch.mps.synchronize()
