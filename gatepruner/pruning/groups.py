@@ -25,9 +25,11 @@ from gatepruner.networks.narrowing import (
     LAYERS,
     heads_counted,
     is_reshape,
+    is_used,
 )
 from gatepruner.networks.network import Network
 from gatepruner.networks.nodes import OWNS_TENSORS, path_of
+from gatepruner.networks.slices import sorted_out, united
 from gatepruner.pruning.widths import (
     Cut,
     Gone,
@@ -98,6 +100,24 @@ def narrowed(network: Network, gone: Gone) -> Network:
     widths = widths_of(network)
     check_slices(network, widths, gone)
     return network.narrowed_to(sizes_left(network, widths.found, gone))
+
+
+def reduced(network: Network, units: Iterable[str]) -> Network:
+    """A network without some units.
+
+    Args:
+        network: the whole one.
+        units: names of removable blocks and of slices.
+
+    Raises:
+        EngineError, PlanError: see `Network.without` and `narrowed`.
+    """
+    blocks, slices = sorted_out(units)
+    small = network.without(blocks)
+    graph = small.graph()
+    if left := united([one for one in slices if is_used(one.width, graph)]):
+        return narrowed(network, left).without(blocks)
+    return small
 
 
 class _UnfitError(Exception):
@@ -197,8 +217,6 @@ class _Search:
             )
             for one in members
         )
-        if not any(cut.axis == 1 for cut in cuts):
-            raise _UnfitError("no layer reads them")
         return Width(name, home, cuts, kind, len(elements[0]), attention)
 
     def _layer(self, name: str) -> nn.Module:
@@ -216,7 +234,9 @@ class _Search:
             if item.dep.target.module in self.names
             and graph.is_in_channel_pruning_fn(item.dep.handler)
         ]
-        if reads and min(reads) < _made(layer):  # queries, keys and values of one layer go together
+        if not reads:
+            raise _UnfitError("no other layer reads them")
+        if min(reads) < _made(layer):  # queries, keys and values of one layer go together
             group = self._group(layer, min(reads))
         members: dict[tuple[str, int], dict[int, tuple[int, ...]]] = {}
         for item in group.items:

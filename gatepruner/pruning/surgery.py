@@ -12,6 +12,7 @@ from gatepruner.errors import PlanError
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.narrowing import is_used
 from gatepruner.networks.network import Network, listed_names
+from gatepruner.networks.path import Path
 from gatepruner.networks.slices import sorted_out, united
 from gatepruner.pruning.groups import narrowed, widths_of
 from gatepruner.pruning.ranking import Ranking
@@ -110,7 +111,7 @@ def follow(checkpoint: Checkpoint, units: str | Iterable[str]) -> Checkpoint:
         return remove(checkpoint, units)
     weights = MappingProxyType({**checkpoint.weights, **checkpoint.path.learned(units)})
     small = remove(replace(checkpoint, weights=weights), units)
-    gates = {removal.block: removal.gate for removal in followed}
+    gates = Path(followed).gates
     notes = checkpoint.noting(removed=list(units), path=len(followed))
     notes = {**notes, "gates": {**notes.get("gates", {}), **gates}}
     return replace(small, notes=notes)
