@@ -15,7 +15,7 @@ from PIL import Image
 
 import gatepruner
 from gatepruner.errors import DataError
-from gatepruner.images import readers, tables
+from gatepruner.images import memory, tables
 from gatepruner.images.decoding import Encoded, decode
 from gatepruner.images.readers import has_split, load_images
 
@@ -105,7 +105,7 @@ def test_a_file_is_a_set_without_splits(hub):
 
 def test_images_are_decoded_when_they_are_used(hub, monkeypatch):
     every = load_images(f"parquet:{hub}", SHAPE, split="train")
-    monkeypatch.setattr(readers, "IN_MEMORY", 10)
+    monkeypatch.setattr(memory, "IN_MEMORY", 10)
     late = load_images(f"parquet:{hub}", SHAPE, split="train")
     assert late.pixels is None
     order = torch.tensor([5, 0, 3])
@@ -324,6 +324,7 @@ def test_what_cannot_be_read_is_refused(kind, make, said, tmp_path, monkeypatch)
 
 def test_more_pictures_than_memory_should_hold_are_refused(hub, monkeypatch):
     monkeypatch.setattr(tables, "MOST_BYTES", 300)
+    monkeypatch.setattr(memory, "IN_MEMORY", 10)
     with pytest.raises(DataError, match=r"kept in memory: read fewer.*limit="):
         load_images(f"parquet:{hub}", SHAPE, split="train")
 

@@ -198,14 +198,18 @@ def _images(
     with problems:
         steps.check(whole.network)
     with problems:
-        train = data.training(whole, terminal)
+        train = data.training_listed(whole, terminal)
         if train is None:
             raise DataError(f"{data.data} has no train split: compress learns from training images")
         apart = data.split or has_split(data.data, "test") or has_split(data.data, "val")
-        test = data.images(whole, terminal) if apart else None
+        test = data.listed(whole, terminal) if apart else None
     problems.refuse()
     assert train is not None
     train, held_out = held_out_fifth(train, held, terminal)
+    if steps.epochs != 0:  # else only some of them are learned from
+        train = data.kept(train, terminal)
+    held_out = None if held_out is None else data.kept(held_out, terminal)
+    test = None if test is None else data.kept(test, terminal)
     if test is None:
         test = train if held_out is None else held_out
         measure = "accuracy" if test.labelled else "agreement"

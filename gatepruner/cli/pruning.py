@@ -192,14 +192,14 @@ class _Sets:
         if not data.data:
             return cls()
         choosing = goals.max_loss is not None
-        test = data.images(whole, terminal)
+        test = data.listed(whole, terminal)
         if test.labelled or choosing:
             check_fit(whole, test)
         data.normalization(whole, test, terminal)
         train = held_out = None
         if choosing or after.recalibrate:
             limit = None if choosing else after.recalibrate
-            train = data.training(whole, terminal, limit, labels=choosing)
+            train = data.training_listed(whole, terminal, limit, labels=choosing)
         if train is None and after.recalibrate:
             terminal.say(f"{data.data} has no training images: batch norm keeps its statistics")
         if choosing:
@@ -210,7 +210,11 @@ class _Sets:
                 )
             train, held_out = train.held_out(held.hold_out, held.seed)
         statistics = train.spread(after.recalibrate) if train and after.recalibrate else None
-        return cls(test, statistics, held_out)
+        kept = (
+            None if images is None else data.kept(images, terminal)
+            for images in (test, statistics, held_out)
+        )
+        return cls(*kept)
 
 
 @dataclass(frozen=True)

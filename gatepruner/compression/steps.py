@@ -91,7 +91,7 @@ def _gate(request: Request, whole: Checkpoint) -> Checkpoint:
     recipe = replace(request.recipe.gating, cost=cost, blocks=_blocks(request))
     return learn_gates(
         whole,
-        request.train.spread(request.recipe.gate_images),
+        request.train.spread(request.recipe.gate_images).kept(),
         recipe,
         savings=saved,
         **request.learning("gated"),
@@ -130,7 +130,7 @@ def _remove(request: Request, gated: Checkpoint) -> Checkpoint:
             gated,
             request.held_out,
             ranking,
-            statistics=request.train.spread(count) if count else None,
+            statistics=request.train.spread(count).kept() if count else None,
             device=request.device,
             normalization=request.normalization,
             track=request.track("measuring the loss of accuracy"),
@@ -164,7 +164,7 @@ def _choose(request: Request, small: Checkpoint) -> Checkpoint:
 def _recalibrated(request: Request, small: Checkpoint) -> Checkpoint:
     return recalibrate(
         small,
-        request.train.spread(request.recipe.recalibrate),
+        request.train.spread(request.recipe.recalibrate).kept(),
         device=request.device,
         normalization=request.normalization,
         whole=request.whole,

@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.documents import checked, parsed
-from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed, visible
+from gatepruner.errors import ArchitectureError, CheckpointError, listed, visible
 from gatepruner.files.folders import HUB, INDEX, Folder, local, read_folder, read_shards
 from gatepruner.files.foreign import COUNTER, has_built, pickled_modules, state_dicts, word
 from gatepruner.files.huggingface import read_model
+from gatepruner.files.paths import PREFIX, PackedRemovalDocument, packed_path, path_in
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
@@ -36,9 +37,8 @@ from gatepruner.networks.edits import EditsDocument, NarrowedEditsDocument
 from gatepruner.networks.graph import remarks_on
 from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
-from gatepruner.networks.path import Path as LearnedPath
+from gatepruner.networks.packing import Entry
 from gatepruner.networks.path import RemovalDocument
-from gatepruner.networks.slices import Slice, sorted_out
 from gatepruner.networks.weights import cast, refuse_unusable
 
 
@@ -75,14 +75,16 @@ class Header3(Header1):
     path: list[RemovalDocument]
 
 
-class Header4(Header3):
+class Header4(Header1):
     """The header of a file of format 4."""
 
     network: NarrowedDocument
+    path: list[PackedRemovalDocument]
+    states: list[Entry]
 
 
 HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3, 4: Header4}
-FORMAT = 4  # 2 added the path, 3 its records in the header, 4 narrowed layers and slices
+FORMAT = 4  # 2 added the path, 3 its records in the header, 4 packs its states; narrowed layers
 READS = tuple(HEADERS)
 
 
@@ -102,11 +104,12 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
     """
     path = Path(path)
     checked(dict(checkpoint.notes), Notes, f"cannot write {path}: its notes")
+    learned, tensors = packed_path(checkpoint.path)
     header = {
         "format": FORMAT,
         "network": checkpoint.network.to_json(),
         "notes": dict(checkpoint.notes),
-        "path": checkpoint.path.records,
+        **learned,
     }
     try:
         text = json.dumps(header)
@@ -114,50 +117,11 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
         raise CheckpointError(
             f"cannot write {path}: its notes are not valid JSON ({error})"
         ) from None
-    return write_tensors(checkpoint.tensors, path, text, force=force)
-
-
-def _path_of(
-    file: Path,
-    network: Network,
-    records: Sequence[Mapping[str, Any]],
-    tensors: Mapping[str, Tensor],
-) -> LearnedPath:
-    """The learned path in a file; raises a `CheckpointError` if it does not fit the network."""
-    state, problems = network.state(), []
-    for key, tensor in tensors.items():
-        inner = key.partition("/")[2]
-        if inner not in state:
-            problems.append(f"path/{key} is unknown")
-        elif tensor.shape != state[inner].shape:
-            problems.append(f"path/{key} is {tuple(tensor.shape)}, not {tuple(state[inner].shape)}")
-        elif not bool(tensor.isfinite().all()):
-            problems.append(f"path/{key} is not finite")
-    if problems:
-        raise CheckpointError(
-            f"{file} is damaged: its path does not fit {network}: {listed(problems)}"
-        )
-    try:
-        path = LearnedPath.of(records, tensors)
-        blocks, slices = sorted_out(path.blocks)
-        network.without(blocks)  # raises if the network lacks a block
-        _check_slices(state, slices)
-    except (KeyError, TypeError, ValueError, PlanError) as error:
-        raise CheckpointError(
-            f"{file} is damaged: its path does not fit {network} ({type(error).__name__}: {error})"
-        ) from None
-    return path
-
-
-def _check_slices(state: Mapping[str, Tensor], slices: Iterable[Slice]) -> None:
-    """Raise a `KeyError` or `ValueError` if a network has no such layer or channels."""
-    for one in slices:
-        if one.channels[-1] >= len(state[f"{one.width}.weight"]):
-            raise ValueError(f"{one.width} has fewer channels than {one}")
+    return write_tensors({**checkpoint.weights, **tensors}, path, text, force=force)
 
 
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
-    """A header in the present format, from one in any format."""
+    """A header as in format 3 or 4, from one in any format."""
     notes, path = dict(header["notes"].items()), []
     if header["format"] == 2:  # the notes held the path's records, even without a path
         records = {
@@ -240,22 +204,24 @@ def load(
     if bad or not all(isinstance(key, str) for key in content):
         said = f", {listed(map(word, bad))} is none" if bad else ", by names"
         raise CheckpointError(f"{path} is damaged: expected only tensors{said}")
-    state = {key: tensor for key, tensor in content.items() if not key.startswith("path/")}
-    learned = {key[5:]: tensor for key, tensor in content.items() if key not in state}
+    state = {key: tensor for key, tensor in content.items() if not key.startswith(PREFIX)}
+    learned = {
+        key.removeprefix(PREFIX): tensor for key, tensor in content.items() if key not in state
+    }
     checkpoint = _fitted(path, network, state, {**header["notes"], **brought.notes})
     try:
         refuse_unusable(checkpoint.weights)
         cast(checkpoint.weights, network.state())
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return replace(checkpoint, path=_path_of(path, network, header["path"], learned))
+    return replace(checkpoint, path=path_in(path, network, header, learned))
 
 
 def _check_header(path: Path, header: Mapping[str, Any], arch: str | None) -> None:
     """Raise a `CheckpointError` unless a header is of a known format and of its schema."""
     if type(header.get("format")) is not int or header["format"] not in READS:
         raise CheckpointError(
-            f"{path} has format {header.get('format')}: this version of gatepruner reads "
+            f"{path} has format {header.get('format')!r}: this version of gatepruner reads "
             f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
         )
     if arch is not None:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError
-from gatepruner.images.decoding import Encoded, decode
-from gatepruner.images.examples import Examples
+from gatepruner.images.decoding import decode
+from gatepruner.images.examples import Examples, Track
+from gatepruner.images.memory import decode_all, fits
 from gatepruner.images.scaling import Scaling
+from gatepruner.images.tables import Picture, encoded, read
 from gatepruner.models import Shape
 
 
@@ -31,7 +33,7 @@ class Images(Examples):
         shape: `(C, H, W)` of every image.
         source: where the images come from, for messages and reports.
         pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
-        files: paths of the images, or encoded images, if they are decoded when they are used.
+        files: paths of the images, or pictures in tables, if they are decoded when they are used.
         resize: how they are scaled, or were when they were decoded; `None` if they are not.
 
     Raises:
@@ -44,7 +46,7 @@ class Images(Examples):
     shape: Shape
     source: str
     pixels: Tensor | None = None
-    files: tuple[str | Encoded, ...] = ()
+    files: tuple[Picture, ...] = ()
     resize: Scaling | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +112,22 @@ class Images(Examples):
             files=self.files + other.files,
         )
 
+    def kept(self, track: Track = iter) -> Images:
+        """The images decoded once, if they fit in memory; what does not fit stays in its files.
+
+        Args:
+            track: wraps the decoding, to show progress.
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+        if self.in_memory or not len(self):
+            return self
+        if not fits(len(self), self.shape):
+            return replace(self, files=encoded(self.files, self.source))
+        pixels = decode_all(self.files, self.shape, self.resize, track)
+        return replace(self, pixels=pixels.to(self.labels.device), files=())
+
     def to(self, device: torch.device) -> Images:
         """The images with labels and pixels on the device."""
         pixels = None if self.pixels is None else self.pixels.to(device)
@@ -133,7 +151,7 @@ class Images(Examples):
                 yield pixels.to(device, non_blocking=True), self.labels[part.to(device)]
 
     def _decoding(self, pool: ThreadPoolExecutor, part: Tensor) -> list[Any]:
-        files = [self.files[index] for index in part.tolist()]
+        files = read(self.files[index] for index in part.tolist())
         return [pool.submit(decode, file, self.shape, self.resize) for file in files]
 
     def unlabelled(self) -> Images:

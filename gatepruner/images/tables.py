@@ -7,8 +7,10 @@ address in it is a name, which is never opened. See https://huggingface.co/docs/
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,23 +28,87 @@ PICTURES, LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label"
 MOST_BYTES = 32 * 2**30  # of encoded pictures
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The picture in a row of a table, which has not been read yet.
+
+    Attributes:
+        group: the rows that are read together.
+        column: name of the column of pictures.
+        index: number of the row in its group.
+    """
+
+    group: _Group
+    column: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.group.file.name}, row {self.group.start + self.index}"
+
+
+Picture = str | Encoded | Row  # a path, or a picture in memory or in a table
+
+
+def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded]:
+    """Pictures, those of tables read; rows that follow each other in a group are read at once.
+
+    Raises:
+        DataError: a row has no picture, or a table cannot be read.
+    """
+    last: _Group | None = None
+    values: Any = None
+    for picture in pictures:
+        if not isinstance(picture, Row):
+            yield picture
+            continue
+        if last is not picture.group:
+            last, values = picture.group, _encoded(picture.group, picture.column)
+        content = values[picture.index].as_py()
+        if not content:
+            raise DataError(
+                f"{picture.group.source}: {picture} has no picture, at most its name: save the "
+                "set with its pictures in it"
+            )
+        yield Encoded(str(picture), content)
+
+
+def encoded(pictures: Sequence[Picture], source: str) -> tuple[str | Encoded, ...]:
+    """Pictures, those of tables read into memory.
+
+    Raises:
+        DataError: a row has no picture, a table cannot be read, or the pictures of tables take too
+            much memory.
+    """
+    size, every = 0, list[str | Encoded]()
+    for picture in read(pictures):
+        size += len(picture.content) if isinstance(picture, Encoded) else 0
+        if size > MOST_BYTES:
+            raise DataError(
+                f"{source} has more than {MOST_BYTES >> 30} GiB of pictures, which are kept in "
+                "memory: read fewer, or write them into an imagefolder",
+                limit=len(every),
+            )
+        every.append(picture)
+    return tuple(every)
+
+
 @dataclass(frozen=True)
 class Table:
     """The rows of a set, or as many as were asked for.
 
     Attributes:
-        pictures: encoded pictures, one a row.
+        pictures: one a row; they are read when they are used.
         labels: `(N,)` int64; -1 without labels.
         classes: name of each class; none without labels.
     """
 
-    pictures: tuple[Encoded, ...]
+    pictures: tuple[Row, ...]
     labels: Tensor
     classes: tuple[str, ...]
 
 
 def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
-    """Read pictures and labels.
+    """Read labels, and find pictures.
 
     Args:
         files: of one set, in their order.
@@ -52,7 +118,7 @@ def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
     Raises:
         DataError: pyarrow is missing, or a file cannot be read or has no column of pictures.
     """
-    groups = [group for file in files for group in _groups(file)]
+    groups = [group for file in files for group in _groups(file, source)]
     if not groups:
         return Table((), torch.empty(0, dtype=torch.int64), ())
     first = groups[0]
@@ -64,7 +130,7 @@ def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
     labels, classes = _labels(values, _class_names(first, label), source)
     count = sum(group.rows for group in groups)
     rows = spread_over(count, limit).tolist()
-    pictures = tuple(_pictures(groups, column, rows, source))
+    pictures = tuple(_rows(groups, column, rows))
     if not classes:
         return Table(pictures, torch.full((len(rows),), -1), ())
     return Table(pictures, labels[torch.tensor(rows, dtype=torch.int64)], classes)
@@ -76,6 +142,7 @@ class _Group:
 
     Attributes:
         file: the file.
+        source: what the set is called.
         start: number of its first row in the file.
         rows: how many there are.
         schema: of pyarrow.
@@ -83,6 +150,7 @@ class _Group:
     """
 
     file: Path
+    source: str
     start: int
     rows: int
     schema: Any
@@ -93,7 +161,7 @@ class _Group:
         return all(name is None or name in self.schema.names for name in columns)
 
 
-def _groups(file: Path) -> list[_Group]:
+def _groups(file: Path, source: str) -> list[_Group]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -101,9 +169,9 @@ def _groups(file: Path) -> list[_Group]:
         raise DataError(f"{file} is read by pyarrow, which is missing: {INSTALL}") from error
     try:
         if file.suffix == ".parquet":
-            return _in_file(file, _parquet_groups(pyarrow.parquet.ParquetFile(file)))
+            return _in_file(file, source, _parquet_groups(pyarrow.parquet.ParquetFile(file)))
         with pyarrow.memory_map(str(file)) as mapped:
-            return _in_file(file, _batches(pyarrow.ipc.open_stream(mapped)))
+            return _in_file(file, source, _batches(pyarrow.ipc.open_stream(mapped)))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _unreadable(file, error) from None
 
@@ -129,10 +197,12 @@ def _batches(stream: Any) -> Iterator[tuple[int, Any, Callable[[str], Any]]]:
         yield batch.num_rows, batch.schema, batch.column
 
 
-def _in_file(file: Path, groups: Iterator[tuple[int, Any, Callable[[str], Any]]]) -> list[_Group]:
+def _in_file(
+    file: Path, source: str, groups: Iterator[tuple[int, Any, Callable[[str], Any]]]
+) -> list[_Group]:
     numbered, start = [], 0
     for rows, schema, read in groups:
-        numbered.append(_Group(file, start, rows, schema, read))
+        numbered.append(_Group(file, source, start, rows, schema, read))
         start += rows
     if start > file.stat().st_size:  # a row that is repeated takes no place
         raise DataError(f"{file} has {start:,} rows, more than bytes: expected a picture in each")
@@ -232,33 +302,12 @@ def _labels(
     return torch.tensor([indices[value] for value in values]), tuple(map(str, classes))
 
 
-def _pictures(
-    groups: Sequence[_Group], column: str, rows: Sequence[int], source: str
-) -> Iterator[Encoded]:
-    """The encoded pictures of these rows, which are in order."""
-    at, before, size = 0, 0, 0
-    for group in groups:
-        last = before + group.rows
-        if at < len(rows) and rows[at] < last:
-            values = _encoded(group, column)
-            while at < len(rows) and rows[at] < last:
-                row = rows[at] - before
-                name, content = f"{group.file.name}, row {group.start + row}", values[row].as_py()
-                if not content:
-                    raise DataError(
-                        f"{source}: {name} has no picture, at most its name: save the set with its "
-                        "pictures in it"
-                    )
-                size += len(content)
-                yield Encoded(name, content)
-                at += 1
-        if size > MOST_BYTES:
-            raise DataError(
-                f"{source} has more than {MOST_BYTES >> 30} GiB of pictures, which are kept in "
-                "memory: read fewer, or write them into an imagefolder",
-                limit=at,
-            )
-        before = last
+def _rows(groups: Sequence[_Group], column: str, rows: Sequence[int]) -> Iterator[Row]:
+    """The rows of these numbers in a set."""
+    starts = [0, *itertools.accumulate(group.rows for group in groups)]
+    for row in rows:
+        at = bisect.bisect_right(starts, row) - 1
+        yield Row(groups[at], column, row - starts[at])
 
 
 def _encoded(group: _Group, column: str) -> Any:

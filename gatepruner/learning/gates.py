@@ -36,6 +36,7 @@ from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
+from gatepruner.networks.packing import NOTHING, Entry, Packed, Span, pack, unpack
 from gatepruner.networks.path import Path, Removal
 from gatepruner.networks.slices import sorted_out
 from gatepruner.pruning.groups import widths_of
@@ -141,7 +142,7 @@ class RemovalState(TypedDict):
     score: float
     loss: float
     step: int
-    weights: dict[str, Tensor]
+    spans: list[Span]
 
 
 class GateState(State):
@@ -152,6 +153,8 @@ class GateState(State):
     costs: dict[str, float]
     table: dict[str, float]
     removals: list[RemovalState]
+    entries: list[Entry]
+    learned: dict[str, Tensor]
 
 
 class _Run(Learner[GateMoment]):
@@ -167,6 +170,7 @@ class _Run(Learner[GateMoment]):
         super().__init__(start, data, recipe, mirrored if recipe.mirror else None, **options)
         self.saved = saved
         self.removals: list[Removal] = []
+        self.packed = NOTHING  # the weights learned after each removal
         self.good: dict[str, Any] = {}  # the snapshot to restore if a number is not finite
         named = dict(self.root.named_parameters(remove_duplicate=False))
         for parameter in named.values():
@@ -232,7 +236,8 @@ class _Run(Learner[GateMoment]):
 
     def step(self) -> GateMoment | None:
         if self.done == self.next_removal or not self.good:
-            self.good = self._copy()
+            # Later steps change what is copied; removals never change.
+            self.good = {**copy.deepcopy(self._changing()), **self._completed_removals()}
         if self.done == self.next_removal:
             (self._remove_next if self.recipe.units == "blocks" else self._remove_several)()
         self.compute_gradients()
@@ -343,6 +348,7 @@ class _Run(Learner[GateMoment]):
         turn = [removal for removal in self.removals if removal.step == self.removals[-1].step]
         turn = [replace(removal, loss=moment.loss) for removal in turn]
         self.removals[-len(turn) :] = [*turn[:-1], replace(turn[-1], weights=weights)]
+        self.packed = pack([*({} for _ in turn[1:]), weights], self.packed)
         return moment
 
     def moment(self) -> GateMoment:
@@ -364,18 +370,23 @@ class _Run(Learner[GateMoment]):
         }
 
     def snapshot(self) -> dict[str, Any]:
-        removals = [
-            {**removal.record(), "weights": dict(removal.weights)} for removal in self.removals
-        ]
-        own = {"slopes": self.slopes, "costs": self.costs, "removals": removals}
-        own |= {"channel_slopes": self.channels.slopes, "table": self.table}
-        return {**super().snapshot(), **own}
+        return {**self._changing(), **self._completed_removals()}
 
-    def _copy(self) -> dict[str, Any]:
-        """A snapshot that later steps do not change; removals never change and are not copied."""
-        snapshot = self.snapshot()
-        removals = snapshot.pop("removals")
-        return {**copy.deepcopy(snapshot), "removals": removals}
+    def _changing(self) -> dict[str, Any]:
+        """What of a snapshot later steps change."""
+        own = {"slopes": self.slopes, "costs": self.costs, "table": self.table}
+        return {**super().snapshot(), **own, "channel_slopes": self.channels.slopes}
+
+    def _completed_removals(self) -> dict[str, Any]:
+        """The removals in a snapshot; the last one has no weights while blocks adapt to it."""
+        adapting = len(self.removals) - len(self.packed.spans)
+        spans = [*self.packed.spans, *([] for _ in range(adapting))]
+        removals = [
+            {**removal.record(), "spans": one}
+            for removal, one in zip(self.removals, spans, strict=True)
+        ]
+        entries, learned = list(self.packed.entries), dict(self.packed.tensors)
+        return {"removals": removals, "entries": entries, "learned": learned}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         super().restore(snapshot)
@@ -383,7 +394,11 @@ class _Run(Learner[GateMoment]):
         for name, slopes in snapshot["channel_slopes"].items():
             self.channels.slopes[name].copy_(slopes)
         self.costs, self.table = snapshot["costs"], snapshot["table"]
-        self.removals = [Removal(**record) for record in snapshot["removals"]]
+        spans = [record["spans"] for record in snapshot["removals"]]
+        states = unpack(Packed(snapshot["entries"], spans, snapshot["learned"]))
+        self.removals = list(Path.of_states(snapshot["removals"], states).removals)
+        completed = max((at for at, one in enumerate(spans, 1) if one), default=0)
+        self.packed = Packed(snapshot["entries"], spans[:completed], snapshot["learned"])
         self._rebuild()
 
     def result(self) -> Checkpoint:

@@ -120,12 +120,23 @@ class Path:
             KeyError, TypeError, ValueError: they do not describe a path.
         """
         records = list(records)
-        weights: list[dict[str, Tensor]] = [{} for _ in records]
+        states: list[dict[str, Tensor]] = [{} for _ in records]
         for key, tensor in tensors.items():
             index, _, inner = key.partition("/")
-            if not (index.isdecimal() and int(index) < len(weights)):
+            if not (index.isdecimal() and int(index) < len(states)):
                 raise ValueError(f"path/{key} does not belong to any removal")
-            weights[int(index)][inner] = tensor
+            states[int(index)][inner] = tensor
+        return cls.of_states(records, states)
+
+    @classmethod
+    def of_states(
+        cls, records: Iterable[Mapping[str, Any]], states: Iterable[Mapping[str, Tensor]]
+    ) -> Path:
+        """The path with these records and the weights learned after each removal.
+
+        Raises:
+            KeyError, TypeError, ValueError: they do not describe a path.
+        """
         removals = (
             Removal(
                 block=str(record["block"]),
@@ -133,9 +144,9 @@ class Path:
                 score=float(record["score"]),
                 loss=float(record["loss"]),
                 step=int(record["step"]),
-                weights=MappingProxyType(learned),
+                weights=MappingProxyType(dict(learned)),
             )
-            for record, learned in zip(records, weights, strict=True)
+            for record, learned in zip(records, states, strict=True)
         )
         return cls(tuple(removals))
 

@@ -2,12 +2,12 @@
 
 PYTHONPATH=. python tests/golden/make_golden.py
 
-`format4-path`: a narrowed network with a path of a slice and a block, removed together. Those of
-earlier formats were made here when they were the current ones: `format3-path`, a gated network with
-a path of two blocks, `format2-path`, the same network, `format1-gated`, a gated network
-with one block removed, and `format1-folded`: plain gates, one block and one shortcut removed, then
-folded, so that constants are left. Nothing is overwritten: a new format gets new files beside
-these, which have to load for ever.
+`format4-path`: a gated network with a path of two blocks; `format4-narrowed`: a narrowed network
+with a path of a slice and a block, removed together. Those of formats 1 to 3 were made here
+when they were the current ones: `format2-path` and `format3-path`, the same network,
+`format1-gated`, a gated network with one block removed, and `format1-folded`: plain gates, one
+block and one shortcut removed, then folded, so that constants are left. Nothing is overwritten: a
+new format gets new files beside these, which have to load for ever.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def with_path(whole: Checkpoint, gone: Sequence[str]) -> Checkpoint:
         small = [key for key in left if "bn" in key or key.endswith(".k")]
         small = [key for key in small if not key.endswith("num_batches_tracked")]
         drawn = {key: torch.rand(left[key].shape, generator=draw) + 0.5 for key in small}
-        removals.append(Removal(name, 0.25, 0.5, 1.5, 3, drawn if number == len(gone) else {}))
+        removals.append(Removal(name, 0.25, 0.5, 1.5, 3, drawn))
     return replace(whole, path=Path(tuple(removals)))
 
 
@@ -97,10 +97,14 @@ def write(name: str, checkpoint: Checkpoint) -> None:
 
 
 def main() -> None:
+    network = Network.named("gated-residual-fc8,width=4", num_classes=2, input_shape=(1, 4, 4))
+    write("format4-path", with_path(trained(network), ["blocks.2", "blocks.0"]))
     network = Network.named("gated-resnet8", num_classes=2, input_shape=(3, 4, 4))
     most = ["layer1.0.conv1[2-15]", "layer2.0.conv1[0-4,6-29]", "layer3.0.conv1[4-63]"]
     small = narrow(trained(network), most)  # so that the files are small
-    write("format4-path", with_path(small, ["layer2.0.conv1[1]", "layer3.0"]))
+    together = with_path(small, ["layer2.0.conv1[1]", "layer3.0"]).path.removals
+    shared = (replace(together[0], weights={}), together[1])
+    write("format4-narrowed", replace(small, path=Path(shared)))
 
 
 if __name__ == "__main__":
