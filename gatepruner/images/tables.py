@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError, listed
-from gatepruner.images.decoding import Encoded
+from gatepruner.images.decoding import Decoded, Encoded
 from gatepruner.images.examples import spread_over
 
 INSTALL = "pip install 'gatepruner[parquet]'"
@@ -46,10 +46,10 @@ class Row:
         return f"{self.group.file.name}, row {self.group.start + self.index}"
 
 
-Picture = str | Encoded | Row  # a path, or a picture in memory or in a table
+Picture = str | Encoded | Decoded | Row  # a path, or a picture in memory, a cache or a table
 
 
-def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded]:
+def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded | Decoded]:
     """Pictures, those of tables read; rows that follow each other in a group are read at once.
 
     Raises:
@@ -72,14 +72,14 @@ def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded]:
         yield Encoded(str(picture), content)
 
 
-def encoded(pictures: Sequence[Picture], source: str) -> tuple[str | Encoded, ...]:
+def encoded(pictures: Sequence[Picture], source: str) -> tuple[str | Encoded | Decoded, ...]:
     """Pictures, those of tables read into memory.
 
     Raises:
         DataError: a row has no picture, a table cannot be read, or the pictures of tables take too
             much memory.
     """
-    size, every = 0, list[str | Encoded]()
+    size, every = 0, list[str | Encoded | Decoded]()
     for picture in read(pictures):
         size += len(picture.content) if isinstance(picture, Encoded) else 0
         if size > MOST_BYTES:
