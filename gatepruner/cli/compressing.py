@@ -22,10 +22,12 @@ from gatepruner.cli.learning import (
 )
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.errors import DataError
 from gatepruner.learning.recipes import CHOICES, FINE_TUNING, GateRecipe, Recipe
+from gatepruner.processes import agreed
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -133,7 +135,7 @@ def compress(
     exports = [steps.export] if steps.export else []
     folder = output.with_name(f"{output.stem}-compress")
     problems = Problems()
-    begun = call.resume and (folder / "steps.json").exists()
+    begun = call.resume and agreed((folder / "steps.json").exists)
     call.check([output], problems, resume=begun)
     for export in exports:
         with problems:
@@ -167,6 +169,8 @@ def compress(
             track=call.terminal.track,
             on_stop=call.terminal.stopping,
         )
+    if not writes():
+        return None
     save(result.checkpoint, output, force=True)
     for export in exports:
         to = format_of(export, whole.network)

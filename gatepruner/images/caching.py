@@ -70,6 +70,8 @@ class Cache:
     @property
     def complete(self) -> bool:
         """Whether the file is there, and is what it should be."""
+        if not os.path.isfile(self.file):  # a pipe would never end
+            return False
         try:
             with self.file.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from gatepruner import processes
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import Normalization
@@ -168,6 +169,7 @@ class _Run(Learner[GateMoment]):
         norms = {key: named[key].requires_grad_() for key in norm_keys}
         buffers = dict(self.root.named_buffers())
         running = {key: buffers[key] for pair in statistics(self.root).values() for key in pair}
+        self.running = list(running.values())
         self.tensors = {**{key: named[key] for key in keys.values()}, **norms, **running}
         groups = [list(self.gates.values()), list(norms.values())]
         self.optimizer = torch.optim.Adam(
@@ -224,11 +226,21 @@ class _Run(Learner[GateMoment]):
             )
         names = list(self.gates)
         slopes = self.slopes[[names.index(name) for name in self.candidates]]
-        index, score = choose(gates, slopes, [self.costs[name] for name in self.candidates])
+        costs = [self.costs[name] for name in self.candidates]
+        index, score = processes.agreed(lambda: choose(gates, slopes, costs))
         gate, loss = gates[index].item(), math.nan  # known when the other blocks have adapted
         self.removals.append(Removal(self.candidates[index], gate, score, loss, self.done, {}))
         self.sums.zero_()
         self._rebuild()
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """Gradients of gates and norms, and the statistics of batch norm."""
+        learned = (
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        )
+        gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
+        return [*gradients, *self.running]
 
     def _rebuild(self) -> None:
         """Build the module without the blocks removed so far."""
