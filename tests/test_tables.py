@@ -412,7 +412,7 @@ def test_a_picture_and_a_label_that_are_repeated_take_the_memory_of_one(nested, 
 
 def test_equal_pictures_of_several_groups_are_one(tmp_path):
     file = repeated(tmp_path, False, rows=40, groups=4)
-    pictures = tables.read_table([file], "it", None).pictures
+    pictures = tables.encoded(tables.read_table([file], "it", None).pictures, "it")
     assert len(pictures) == 40
     assert len({id(one.content) for one in tables.encoded(pictures, "it")}) == 1
 

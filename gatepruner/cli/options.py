@@ -153,6 +153,8 @@ class Data:
         interpolation: how to scale, as bilinear or bicubic.
         device: where to compute: auto, cpu, cuda, cuda:N or mps.
         batch_size: images in one pass.
+        cache: folder for decoded pictures: they are decoded once, and read from there by later
+            commands; it may take more room than there is memory.
     """
 
     data: Annotated[
@@ -168,6 +170,7 @@ class Data:
         str, typer.Option(rich_help_panel=COMMON, metavar="NAME", autocompletion=device_words)
     ] = "auto"
     batch_size: Annotated[int, typer.Option(min=1)] = 128
+    cache: Annotated[Path | None, typer.Option(metavar="DIR")] = None
 
     def images(self, whole: Subject, terminal: Terminal, *, labels: bool = True) -> Images:
         """The images as the network takes them, with its classes, read."""
@@ -209,6 +212,7 @@ class Data:
             resize=scaling,
             limit=self.limit,
             decode=False,
+            cache=self.cache,
         )
 
     def kept(self, images: Images, terminal: Terminal) -> Images:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gatepruner.errors import CheckpointError, PlanError, listed
 from gatepruner.networks.network import Network
-from gatepruner.networks.packing import Entry, Packed, Span, pack, type_of, unpack
+from gatepruner.networks.packing import Entry, Packed, Span, pack, unpack
 from gatepruner.networks.path import Path as LearnedPath
 from gatepruner.networks.path import RemovalDocument
 from gatepruner.networks.slices import Slice, sorted_out
@@ -80,23 +81,29 @@ def _misfits(
 ) -> Iterator[str]:
     """What of a path does not fit a network, or is not finite."""
     known = network.state()
-    given = (
+    found = (
         [
-            (key.partition("/")[2], key, type_of(tensor), tensor.shape)
+            (key.partition("/")[2], key, tensor.dtype, tensor.shape)
             for key, tensor in tensors.items()
         ]
         if states is None
-        else [(key, key, kind, shape) for key, kind, shape in states]
+        else [(key, key, _dtype(kind), shape) for key, kind, shape in states]
     )
-    for key, name, kind, shape in given:
+    for key, name, kind, shape in found:
         if key not in known:
             yield f"{PREFIX}{name} is unknown"
         elif tuple(shape) != tuple(known[key].shape):
             yield f"{PREFIX}{name} is {tuple(shape)}, not {tuple(known[key].shape)}"
-        elif ("float" in kind) != known[key].is_floating_point():
-            yield f"{PREFIX}{name} is of {kind}, not {type_of(known[key])}"
+        elif getattr(kind, "is_floating_point", None) != known[key].is_floating_point():
+            yield f"{PREFIX}{name} is of {kind}, not {known[key].dtype}"
     if states is not None and len({(key, kind) for key, kind, _ in states}) < len(states):
         yield "a tensor is listed twice"
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             yield f"{PREFIX}{name} is not finite"
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    """The type of this name, or the name if there is no such type."""
+    found = getattr(torch, name, None)
+    return found if isinstance(found, torch.dtype) else name

@@ -7,8 +7,7 @@ what would unpack to much more than its file is refused.
 from __future__ import annotations
 
 import bisect
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,27 +87,27 @@ def most_unpacked(file: Path) -> int:
     return max(MOST_UNPACKED * file.stat().st_size, UNPACKED)
 
 
-def reader(column: Any) -> Callable[[int], Any]:
-    """What reads the value of a column in a row; equal values of a dictionary are one object."""
+def picked(column: Any, rows: Sequence[int]) -> Iterator[Any]:
+    """The values of a column at some rows, which are in order; equal ones are one object."""
+    start, at = 0, 0
+    for chunk in _chunks(column):
+        end = bisect.bisect_left(rows, start + len(chunk), at)
+        yield from _picked(chunk, [row - start for row in rows[at:end]])
+        start, at = start + len(chunk), end
+
+
+def _picked(chunk: Any, rows: Sequence[int]) -> Iterator[Any]:
     import pyarrow
 
-    chunks = _chunks(column)
-    starts = [0, *itertools.accumulate(map(len, chunks))]
-    made: dict[tuple[int, int], Any] = {}
-
-    def value(row: int) -> Any:
-        number = bisect.bisect_right(starts, row) - 1
-        chunk, at = chunks[number], row - starts[number]
-        if not pyarrow.types.is_dictionary(chunk.type):
-            return chunk[at].as_py()
-        place = chunk.indices[at].as_py()
-        if place is None:
-            return None
-        if (number, place) not in made:
-            made[number, place] = chunk.dictionary[place].as_py()
-        return made[number, place]
-
-    return value
+    if not pyarrow.types.is_dictionary(chunk.type):
+        yield from (chunk[row].as_py() for row in rows)
+        return
+    made: dict[int | None, Any] = {None: None}
+    for row in rows:
+        place = chunk.indices[row].as_py()
+        if place not in made:
+            made[place] = chunk.dictionary[place].as_py()
+        yield made[place]
 
 
 def values_of(column: Any) -> list[Any]:

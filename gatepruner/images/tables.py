@@ -10,8 +10,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError, listed
-from gatepruner.images.arrow import Group, groups_of, reader, values_of
-from gatepruner.images.decoding import Encoded
+from gatepruner.images.arrow import Group, groups_of, picked, values_of
+from gatepruner.images.decoding import Decoded, Encoded
 from gatepruner.images.examples import spread_over
 
 # Names by which columns are found where `datasets` does not say what they are.
@@ -48,53 +48,64 @@ class Row:
         return f"{self.group.file.name}, row {self.group.start + self.index}"
 
 
-Picture = str | Encoded | Row  # a path, or a picture in memory or in a table
+Picture = str | Encoded | Decoded | Row  # a path, or a picture in memory, a cache or a table
 
 
-def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded]:
+def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded | Decoded]:
     """Pictures, those of tables read; rows that follow each other in a group are read at once.
 
     Raises:
         DataError: a row has no picture, or a table cannot be read.
     """
-    last: Group | None = None
-    value: Callable[[int], Any]
-    for picture in pictures:
-        if not isinstance(picture, Row):
-            yield picture
-            continue
-        if last is not picture.group:
-            last, value = picture.group, reader(picture.group.column(picture.column, "bytes"))
-        content = value(picture.index)
+    for _, run in itertools.groupby(pictures, _group_of):
+        rows: list[Row] = []
+        for picture in run:
+            if isinstance(picture, Row):
+                rows.append(picture)
+            else:
+                yield picture
+        if rows:
+            yield from _read(rows)
+
+
+def _group_of(picture: Picture) -> int | None:
+    return id(picture.group) if isinstance(picture, Row) else None
+
+
+def _read(rows: Sequence[Row]) -> Iterator[Encoded]:
+    """The pictures in rows of one group; equal ones are one object."""
+    wanted = sorted({row.index for row in rows})
+    contents = picked(rows[0].group.column(rows[0].column, "bytes"), wanted)
+    found = dict(zip(wanted, contents, strict=True))
+    for row in rows:
+        content = found[row.index]
         if not content:
             raise DataError(
-                f"{picture.source}: {picture} has no picture, at most its name: save the set with "
-                "its pictures in it"
+                f"{row.source}: {row} has no picture, at most its name: save the set with its "
+                "pictures in it"
             )
-        yield Encoded(str(picture), content)
+        yield Encoded(str(row), content)
 
 
-def encoded(pictures: Sequence[Picture], source: str) -> tuple[str | Encoded, ...]:
-    """Pictures, those of tables read into memory, where equal ones are one object.
+def encoded(pictures: Sequence[Picture], source: str) -> tuple[str | Encoded | Decoded, ...]:
+    """Pictures, those of tables read into memory; equal ones are one object.
 
     Raises:
         DataError: a row has no picture, a table cannot be read, or the pictures of tables take too
             much memory.
     """
-    size, every, known = 0, list[str | Encoded](), dict[bytes, bytes]()
+    size, known, every = 0, dict[bytes, bytes](), list[str | Encoded | Decoded]()
     for picture in read(pictures):
-        if not isinstance(picture, Encoded):
-            every.append(picture)
-            continue
-        size += len(picture.content) if picture.content not in known else 0
+        if isinstance(picture, Encoded):
+            size += len(picture.content) if picture.content not in known else 0
+            picture = Encoded(picture.name, known.setdefault(picture.content, picture.content))
         if size > MOST_BYTES:
             raise DataError(
                 f"{source} has more than {MOST_BYTES >> 30} GiB of pictures, which are kept in "
                 "memory: read fewer, or write them into an imagefolder",
                 limit=len(every),
             )
-        content = known.setdefault(picture.content, picture.content)
-        every.append(replace(picture, content=content))
+        every.append(picture)
     return tuple(every)
 
 

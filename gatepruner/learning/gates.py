@@ -9,11 +9,13 @@ adapt after each removal. The path keeps what they have learned by then, which i
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any
@@ -133,6 +135,14 @@ def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, 
     scores = [importance / cost for importance, cost in zip(importances, costs, strict=True)]
     index = min(range(len(scores)), key=scores.__getitem__)
     return index, scores[index]
+
+
+def _least(units: Sequence[Candidate]) -> Candidate:
+    """The unit that is least important for what it saves, with that quotient."""
+    quotients = [
+        (name, importance / max(saving, 1e-12), saving) for name, importance, saving in units
+    ]
+    return min(quotients, key=itemgetter(1))
 
 
 class RemovalState(TypedDict):
@@ -275,7 +285,8 @@ class _Run(Learner[GateMoment]):
         learned = (
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         )
-        gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
+        every = [*learned, *self.channels.gates.values()]
+        gradients = [parameter.grad for parameter in every if parameter.grad is not None]
         return [*gradients, *self.running]
 
     def _remove_several(self) -> None:
@@ -285,12 +296,10 @@ class _Run(Learner[GateMoment]):
         saved, share = 0.0, costs.total / len(_candidates(self.start.network, self.recipe))
         self._count_channels()
         while saved < share and (units := [*self._blocks(), *self._slices()]):
-            scores = [importance / max(saving, 1e-12) for _, importance, saving in units]
-            index = min(range(len(scores)), key=scores.__getitem__)
-            name, _, saving = units[index]
+            name, score, saving = processes.agreed(functools.partial(_least, units))
             saved += saving
             gate = self.gates[name].detach().relu().item() if name in self.gates else 1.0
-            self.removals.append(Removal(name, gate, scores[index], math.nan, self.done, {}))
+            self.removals.append(Removal(name, gate, score, math.nan, self.done, {}))
             self._settle()
         self.sums.zero_()
         self._rebuild()

@@ -173,6 +173,7 @@ READERS = {
     "files/quantization.py",
     "files/locks.py",
     "files/writing.py",
+    "images/caching.py",  # only after os.path.isfile
     "images/decoding.py",
     "images/classes.py",  # what the package brings
     "demo/__init__.py",
