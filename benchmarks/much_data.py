@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import record
@@ -33,6 +34,7 @@ def main() -> None:
     options = record.parser(__doc__, "train, val and test")
     options.add_argument("--images", type=int, default=40_000, help="to learn from")
     options.add_argument("--epochs", type=int, default=8, help="of recovery")
+    options.add_argument("--batch-size", type=int, default=128, help="of recovery")
     options.add_argument("--removed", type=int, nargs="+", default=[13, 16], help="blocks")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     losses = ["none", "labels", "logits", "both", "features"]
@@ -47,7 +49,7 @@ def main() -> None:
         train,
         val.joined(test),
         record.folder(chosen.quick) / "much_data.work",
-        gatepruner.FINE_TUNING,
+        replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size),
         gatepruner.GateRecipe(blocks=16, steps=2 if chosen.quick else 50),
         chosen.device,
     )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gatepruner.files.export import to_torchvision as to_torchvision
     from gatepruner.files.formats import FORMATS as FORMATS
     from gatepruner.files.formats import export as export
+    from gatepruner.files.onnx_files import load_onnx as load_onnx
     from gatepruner.files.quantization import Calibration as Calibration
     from gatepruner.images.classes import map_classes as map_classes
     from gatepruner.images.dataset import examples_of as examples_of
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint as Checkpoint
     from gatepruner.networks.network import Block as Block
     from gatepruner.networks.network import Network as Network
+    from gatepruner.networks.onnx_file import OnnxFile as OnnxFile
     from gatepruner.networks.path import Path as Path
     from gatepruner.networks.path import Removal as Removal
     from gatepruner.pruning.criteria import CRITERIA as CRITERIA
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from gatepruner.pruning.curve import accuracies as accuracies
     from gatepruner.pruning.curve import sweep as sweep
     from gatepruner.pruning.goals import Goal as Goal
+    from gatepruner.pruning.groups import widths_of as widths_of
     from gatepruner.pruning.meter import Meter as Meter
     from gatepruner.pruning.meter import savings as savings
     from gatepruner.pruning.orders import Order as Order
@@ -84,6 +87,7 @@ if TYPE_CHECKING:
     from gatepruner.pruning.surgery import add_gates as add_gates
     from gatepruner.pruning.surgery import fold_gates as fold_gates
     from gatepruner.pruning.surgery import follow as follow
+    from gatepruner.pruning.surgery import narrow as narrow
     from gatepruner.pruning.surgery import prune as prune
     from gatepruner.pruning.surgery import remove as remove
     from gatepruner.pruning.surgery import remove_shortcuts as remove_shortcuts
@@ -100,6 +104,7 @@ _PUBLIC = {
     "files.checkpoints": "load save",
     "files.export": "to_torchvision",
     "files.formats": "FORMATS export",
+    "files.onnx_files": "load_onnx",
     "files.quantization": "Calibration",
     "images.classes": "map_classes",
     "images.dataset": "examples_of",
@@ -122,6 +127,7 @@ _PUBLIC = {
     "measuring.statistics": "compare_statistics StatisticsFit",
     "networks.checkpoint": "Checkpoint",
     "networks.network": "Block Network",
+    "networks.onnx_file": "OnnxFile",
     "networks.path": "Path Removal",
     "pruning.criteria": "CRITERIA",
     "pruning.criteria.criterion": "Criterion Evidence",
@@ -130,7 +136,8 @@ _PUBLIC = {
     "pruning.meter": "Meter savings",
     "pruning.orders": "compare Order",
     "pruning.ranking": "rank Ranking",
-    "pruning.surgery": "add_gates fold_gates follow prune remove remove_shortcuts",
+    "pruning.groups": "widths_of",
+    "pruning.surgery": "add_gates fold_gates follow narrow prune remove remove_shortcuts",
     "report.files": "Report write_report",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -29,7 +29,7 @@ from gatepruner.measuring.engines import (
     torch_threads,
 )
 from gatepruner.measuring.latency import Latency, in_turns, latency
-from gatepruner.measuring.programs import Program, refusing, tolerance
+from gatepruner.measuring.programs import Program, check_same, refusing, tolerance
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning import meter as meter_module
@@ -229,7 +229,7 @@ class Parser:
 @pytest.mark.parametrize(
     ("parser", "reason"),
     [
-        (Parser, "No importer registered for op: Bessel"),
+        (Parser, "it does not have the operation Bessel"),
         (lambda *rest: SimpleNamespace(parse=lambda model: True), "cannot build it; its log"),
     ],
 )
@@ -379,3 +379,10 @@ def test_measuring_again_does_not_take_what_is_known(monkeypatch):
     meter.latencies([network])
     meter.again([network, network.without(network.removable)])
     assert measured == [1, 2]
+
+
+def test_logits_of_zero_equal_themselves():
+    zeros = torch.zeros(2, 10)
+    assert check_same("a network with a fresh head", zeros, zeros) == 0
+    with pytest.raises(EngineError, match="computes something else"):
+        check_same("a network with a fresh head", zeros + 1e-6, zeros)

@@ -14,9 +14,11 @@ from typing_extensions import TypedDict
 
 from gatepruner.cli.configuration import configuration_path
 from gatepruner.cli.options import Resumable
+from gatepruner.cli.several import writes
 from gatepruner.documents import checked, parsed, text_of
 from gatepruner.errors import CheckpointError
 from gatepruner.files.writing import refuse_existing, refuse_name, write_text
+from gatepruner.processes import agreed
 
 if TYPE_CHECKING:
     from gatepruner.learning.moments import Moment
@@ -49,7 +51,14 @@ class Kept:
 
     @classmethod
     def beside(cls, output: Path, call: Resumable, *, epochs: bool = True) -> Kept:
-        """The files beside an output, if nothing is lost by writing them."""
+        """The files beside an output, if nothing is lost by writing them.
+
+        Of several processes the first one looks, and keeps other runs away.
+        """
+        return agreed(lambda: cls._beside(output, call, epochs=epochs))
+
+    @classmethod
+    def _beside(cls, output: Path, call: Resumable, *, epochs: bool) -> Kept:
         state = output.with_name(f"{output.name}.state")
         history = output.with_name(f"{output.name}.history.jsonl")
         resume = call.resume and state.is_file()
@@ -105,7 +114,7 @@ def recording(
 
     def record(moment: Moment) -> None:
         watch(moment)
-        if moment.ends_epoch:
+        if moment.ends_epoch and writes():
             earlier[:] = [one for one in earlier if one["epoch"] < moment.epoch]
             earlier.append(moment.record())
             write_epochs(earlier, history)

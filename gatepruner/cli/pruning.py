@@ -16,6 +16,7 @@ from gatepruner.cli.looking import Criterion
 from gatepruner.cli.measuring import Timing, change, latencies, say_images
 from gatepruner.cli.options import Data, HoldOut, Source, Writing, words_of
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.errors import DataError, PlanError
 from gatepruner.learning.recipes import CHOICES
@@ -138,6 +139,8 @@ def prune(
     again = remeasured(goals.goal, request.meter, small.network) if goals.goal else None
     if again is not None:
         document["target"] = again.to_json()
+    if not writes():
+        return None
     save(small, target, force=call.force)
     call.record(target)
     _show(document, terminal)
@@ -192,14 +195,14 @@ class _Sets:
         if not data.data:
             return cls()
         choosing = goals.max_loss is not None
-        test = data.images(whole, terminal)
+        test = data.listed(whole, terminal)
         if test.labelled or choosing:
             check_fit(whole, test)
         data.normalization(whole, test, terminal)
         train = held_out = None
         if choosing or after.recalibrate:
             limit = None if choosing else after.recalibrate
-            train = data.training(whole, terminal, limit, labels=choosing)
+            train = data.training_listed(whole, terminal, limit, labels=choosing)
         if train is None and after.recalibrate:
             terminal.say(f"{data.data} has no training images: batch norm keeps its statistics")
         if choosing:
@@ -210,7 +213,11 @@ class _Sets:
                 )
             train, held_out = train.held_out(held.hold_out, held.seed)
         statistics = train.spread(after.recalibrate) if train and after.recalibrate else None
-        return cls(test, statistics, held_out)
+        kept = (
+            None if images is None else data.kept(images, terminal)
+            for images in (test, statistics, held_out)
+        )
+        return cls(*kept)
 
 
 @dataclass(frozen=True)
@@ -328,8 +335,9 @@ class _Request:
 def _works(whole: Checkpoint, plan: Sequence[str], shortcuts: int, sets: _Sets) -> list[Work]:
     """What a removal would do."""
     from gatepruner.measuring.cost import count
+    from gatepruner.pruning.groups import reduced
 
-    before, after = count(whole.network), count(whole.network.without(plan))
+    before, after = count(whole.network), count(reduced(whole.network, plan))
     left = f"{after.params / before.params:.1%} of the parameters would be left"
     works = [Work(f"remove {len(plan)} of {whole.network.depth} blocks; {left}", 0)]
     if shortcuts:

@@ -16,7 +16,7 @@ from gatepruner.documents import text_of
 from gatepruner.errors import DataError, listed, nearest
 from gatepruner.images.images import Images
 from gatepruner.images.readers import NUMBERED
-from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.onnx_file import Subject
 
 NAMED = ("imagefolder", "hf", "parquet")  # kinds of data with classes of their own
 IMAGENET_CLASSES = 1000
@@ -27,7 +27,7 @@ EXACT = "="  # before a name as it is written; no name without differences has i
 
 
 def map_classes(
-    images: Images, checkpoint: Checkpoint, classes: Sequence[str] | Path = ()
+    images: Images, checkpoint: Subject, classes: Sequence[str] | Path = ()
 ) -> tuple[Images, str]:
     """Map the labels of images to the network's classes, and say how these were found.
 
@@ -65,7 +65,7 @@ def map_classes(
     return replace(images, labels=labels, classes=tuple(shown)), how
 
 
-def _known(checkpoint: Checkpoint, given: Sequence[str] | Path) -> Sequence[str]:
+def _known(checkpoint: Subject, given: Sequence[str] | Path) -> Sequence[str]:
     """The names of a network's classes, as far as they are known."""
     names = read_classes(given) if isinstance(given, Path) else given
     network = checkpoint.network
@@ -76,7 +76,7 @@ def _known(checkpoint: Checkpoint, given: Sequence[str] | Path) -> Sequence[str]
     return names or class_names(checkpoint)
 
 
-def class_names(checkpoint: Checkpoint) -> list[str]:
+def class_names(checkpoint: Subject) -> list[str]:
     """Names of a network's classes in the order of its logits; none if they are not known.
 
     They are those that the checkpoint records, or ImageNet's if there are a thousand.
@@ -189,7 +189,7 @@ def _by_order(
     return list(range(classes)), f"by mere order, {listed(pairs, 3)}"
 
 
-def _refusal(images: Images, checkpoint: Checkpoint, known: Sequence[str]) -> str:
+def _refusal(images: Images, checkpoint: Subject, known: Sequence[str]) -> str:
     """Why the classes of images are none of the network's."""
     own, network = images.classes, checkpoint.network
     if not known:

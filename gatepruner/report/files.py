@@ -21,6 +21,7 @@ from gatepruner.errors import CheckpointError, visible
 from gatepruner.files.writing import Fill, text_filling, write_files
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning.block_times import BlockTimes
 from gatepruner.pruning.orders import NOISE, Order
 from gatepruner.report.curve_page import curve_page
 from gatepruner.report.figures import curve_figure, gates_figure
@@ -47,6 +48,7 @@ class Report:
         configuration: data, device, seed and all else that the numbers depend on.
         commands: by criterion, the words of a command that removes blocks in its order, to which
             `--drop N` is added.
+        times: the latency of the networks of the curves, on each engine.
     """
 
     checkpoint: Checkpoint
@@ -55,6 +57,7 @@ class Report:
     latency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    times: Sequence[BlockTimes] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON; accuracies are fractions of 1, times seconds."""
@@ -66,6 +69,7 @@ class Report:
             "orders": [order.to_json() for order in self.orders],
             "removed": list(self.removed),
             "latency": {name: dict(time) for name, time in self.latency.items()},
+            "block_times": [times.to_json() for times in self.times],
             "configuration": dict(self.configuration),
             "versions": versions(),
         }
@@ -163,6 +167,7 @@ def _page(report: Report, conditions: Mapping[str, Any]) -> Page:
         report.orders,
         len(report.removed) or None,
         latency=latency,
+        times=report.times,
         commands=report.commands,
         conditions=conditions,
     )
@@ -202,6 +207,7 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
             f"- ≈: within noise of {report.orders[0].criterion} (McNemar's test on the same "
             f"images, p ≥ {NOISE:g})"
         )
+    lines += [f"- {literal(str(times))}" for times in report.times]
     return "\n".join([*lines, *condition_lines(document)]) + "\n"
 
 
