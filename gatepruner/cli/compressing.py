@@ -102,6 +102,8 @@ class Steps:
 
 
 GATING = {
+    "units": "units",
+    "multiple": "multiple",
     "warmup": "gate_warmup",
     "steps": "gate_steps",
     "learning_rate": "gate_learning_rate",
