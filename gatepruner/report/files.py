@@ -21,9 +21,9 @@ from gatepruner.errors import CheckpointError, visible
 from gatepruner.files.writing import Fill, text_filling, write_files
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.pruning.block_times import BlockTimes
 from gatepruner.networks.network import Network
 from gatepruner.networks.slices import sorted_out
+from gatepruner.pruning.block_times import BlockTimes
 from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.orders import NOISE, Order
 from gatepruner.pruning.widths import left_of_widths
