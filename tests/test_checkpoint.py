@@ -282,7 +282,9 @@ def test_file_of_format_1_loads_for_ever(name, suffix):
 
 
 @pytest.mark.parametrize("suffix", OWN_SUFFIXES)
-@pytest.mark.parametrize("name", ["format2-path", "format3-path", "format4-path"])
+@pytest.mark.parametrize(
+    "name", ["format2-path", "format3-path", "format4-path", "format4-narrowed"]
+)
 def test_file_with_a_path_loads_for_ever(name, suffix):
     expected = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     checkpoint = load(GOLDEN / f"{name}{suffix}")

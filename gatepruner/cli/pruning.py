@@ -335,8 +335,9 @@ class _Request:
 def _works(whole: Checkpoint, plan: Sequence[str], shortcuts: int, sets: _Sets) -> list[Work]:
     """What a removal would do."""
     from gatepruner.measuring.cost import count
+    from gatepruner.pruning.groups import reduced
 
-    before, after = count(whole.network), count(whole.network.without(plan))
+    before, after = count(whole.network), count(reduced(whole.network, plan))
     left = f"{after.params / before.params:.1%} of the parameters would be left"
     works = [Work(f"remove {len(plan)} of {whole.network.depth} blocks; {left}", 0)]
     if shortcuts:

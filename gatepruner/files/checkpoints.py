@@ -33,7 +33,7 @@ from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
 from gatepruner.networks.base import BaseDocument
 from gatepruner.networks.checkpoint import Checkpoint, Notes
-from gatepruner.networks.edits import EditsDocument
+from gatepruner.networks.edits import EditsDocument, NarrowedEditsDocument
 from gatepruner.networks.graph import remarks_on
 from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
@@ -47,6 +47,12 @@ class NetworkDocument(msgspec.Struct):
 
     base: BaseDocument
     edits: EditsDocument
+
+
+class NarrowedDocument(NetworkDocument):
+    """A network with narrowed layers as JSON."""
+
+    edits: NarrowedEditsDocument
 
 
 class Header1(msgspec.Struct):
@@ -72,12 +78,13 @@ class Header3(Header1):
 class Header4(Header1):
     """The header of a file of format 4."""
 
+    network: NarrowedDocument
     path: list[PackedRemovalDocument]
     states: list[Entry]
 
 
 HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3, 4: Header4}
-FORMAT = 4  # format 2 added the path, format 3 its records in the header, format 4 packs its states
+FORMAT = 4  # 2 added the path, 3 its records in the header, 4 packs its states; narrowed layers
 READS = tuple(HEADERS)
 
 

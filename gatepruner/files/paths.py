@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from gatepruner.networks.network import Network
 from gatepruner.networks.packing import Entry, Packed, Span, pack, unpack
 from gatepruner.networks.path import Path as LearnedPath
 from gatepruner.networks.path import RemovalDocument
+from gatepruner.networks.slices import Slice, sorted_out
 
 PREFIX = "path/"  # of the names of tensors
 
@@ -54,7 +55,9 @@ def path_in(
             f"{file} is damaged: its path does not fit {network}: {listed(problems)}"
         )
     try:
-        network.without([record["block"] for record in header["path"]])  # raises if it lacks one
+        blocks, slices = sorted_out(record["block"] for record in header["path"])
+        network.without(blocks)  # raises if it lacks one
+        _check_slices(network.state(), slices)
         if "states" in header:
             spans = [record["state"] for record in header["path"]]
             states = unpack(Packed(header["states"], spans, tensors))
@@ -64,6 +67,13 @@ def path_in(
         raise CheckpointError(
             f"{file} is damaged: its path does not fit {network} ({type(error).__name__}: {error})"
         ) from None
+
+
+def _check_slices(state: Mapping[str, Tensor], slices: Iterable[Slice]) -> None:
+    """Raise a `KeyError` or `ValueError` if a network has no such layer or channels."""
+    for one in slices:
+        if one.channels[-1] >= len(state[f"{one.width}.weight"]):
+            raise ValueError(f"{one.width} has fewer channels than {one}")
 
 
 def _misfits(

@@ -34,6 +34,7 @@ from gatepruner.measuring.recalibration import (
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import shares_statistics
+from gatepruner.networks.slices import slice_named
 from gatepruner.pruning.ranking import Ranking
 from gatepruner.pruning.surgery import prune
 
@@ -145,7 +146,8 @@ def sweep(
         checkpoint: a network with its weights.
         data: labelled images of the network's size and classes.
         ranking: the order in which to remove the blocks.
-        counts: numbers of blocks to remove; by default from none to all.
+        counts: numbers of units to remove; by default from none to all, or those after which the
+            others adapted, along a path with slices.
         statistics: training images to recalibrate batch norm on after a removal, as `recalibrate`
             does; by default it is not recalibrated.
         device: where to compute.
@@ -162,7 +164,9 @@ def sweep(
         PlanError: a count exceeds the number of ranked blocks.
     """
     how = _measurement(checkpoint, data, statistics, device, batch_size, normalization, track)
-    counts = range(len(ranking.names) + 1) if counts is None else counts
+    if counts is None:
+        sliced = ranking.learned and any(map(slice_named, ranking.names))
+        counts = checkpoint.path.turns if sliced else range(len(ranking.names) + 1)
     if ranking.learned:
         most = how.together(checkpoint)
         for start in range(0, len(counts), most):

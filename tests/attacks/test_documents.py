@@ -186,7 +186,9 @@ STATES = {
         {
             **STATE,
             "slopes": torch.zeros(1),
+            "channel_slopes": {},
             "costs": {},
+            "table": {},
             "removals": [REMOVAL],
             "entries": [("k", "float32", [])],
             "learned": {"0/float32": torch.zeros(1)},
