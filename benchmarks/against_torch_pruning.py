@@ -61,6 +61,7 @@ METHODS = ("gatepruner", *channels.METHODS, "random", "scratch")
 GATING, RECALIBRATION = 10_000, 2_000  # training images
 TOLERANCE = 0.01  # of the latency, by which a target may be missed
 LADDERS = {"scratch": "gatepruner"}  # whose networks it has
+UNITS = {"gatepruner": "blocks", "channels": "channels", "both": "both"}  # what our paths remove
 GATES = gatepruner.GateRecipe()
 SCRATCH = gatepruner.Recipe(learning_rate=0.1, schedule="onecycle")
 COLORS = {"gatepruner": "#0b5fa5", "random": "#8a8a8a", "scratch": "#222222"}
@@ -115,9 +116,10 @@ def ladder(task: Task, method: str, seed: int) -> Ladder:
         return by_channels(task, method, seed)
     if method == "random":
         return by_blocks(task.whole, gatepruner.rank(task.whole, "random", seed=seed))
-    path = task.work / f"gates-{seed}.pt"
+    units = UNITS[method]
+    path = task.work / (f"gates-{seed}.pt" if units == "blocks" else f"{units}-{seed}.pt")
     if not path.exists():
-        recipe, start = replace(task.gate_recipe, seed=seed), time.perf_counter()
+        recipe, start = replace(task.gate_recipe, seed=seed, units=units), time.perf_counter()
         learned = gatepruner.learn_gates(task.whole, task.gating, recipe, device=task.device)
         notes = {**learned.notes, "seconds": time.perf_counter() - start}
         gatepruner.save(replace(learned, notes=notes), path)

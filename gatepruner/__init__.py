@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from gatepruner.pruning.curve import accuracies as accuracies
     from gatepruner.pruning.curve import sweep as sweep
     from gatepruner.pruning.goals import Goal as Goal
+    from gatepruner.pruning.groups import widths_of as widths_of
     from gatepruner.pruning.meter import Meter as Meter
     from gatepruner.pruning.meter import savings as savings
     from gatepruner.pruning.orders import Order as Order
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from gatepruner.pruning.surgery import add_gates as add_gates
     from gatepruner.pruning.surgery import fold_gates as fold_gates
     from gatepruner.pruning.surgery import follow as follow
+    from gatepruner.pruning.surgery import narrow as narrow
     from gatepruner.pruning.surgery import prune as prune
     from gatepruner.pruning.surgery import remove as remove
     from gatepruner.pruning.surgery import remove_shortcuts as remove_shortcuts
@@ -134,7 +136,8 @@ _PUBLIC = {
     "pruning.meter": "Meter savings",
     "pruning.orders": "compare Order",
     "pruning.ranking": "rank Ranking",
-    "pruning.surgery": "add_gates fold_gates follow prune remove remove_shortcuts",
+    "pruning.groups": "widths_of",
+    "pruning.surgery": "add_gates fold_gates follow narrow prune remove remove_shortcuts",
     "report.files": "Report write_report",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

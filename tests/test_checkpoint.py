@@ -239,7 +239,13 @@ def test_own_file_is_plain_to_everyone(tmp_path):
     content = torch.load(save(before, tmp_path / "net.pt"), weights_only=True)
     header = json.loads(content["gatepruner"])
     network = as_json(before.network)
-    assert header == {"format": 3, "network": network, "notes": NOTES, "path": []}
+    assert header == {
+        "format": 4,
+        "network": network,
+        "notes": NOTES,
+        "path": [],
+        "states": [],
+    }
     assert_same_weights(content["weights"], before.weights)
 
 
@@ -276,7 +282,9 @@ def test_file_of_format_1_loads_for_ever(name, suffix):
 
 
 @pytest.mark.parametrize("suffix", OWN_SUFFIXES)
-@pytest.mark.parametrize("name", ["format2-path", "format3-path"])
+@pytest.mark.parametrize(
+    "name", ["format2-path", "format3-path", "format4-path", "format4-narrowed"]
+)
 def test_file_with_a_path_loads_for_ever(name, suffix):
     expected = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     checkpoint = load(GOLDEN / f"{name}{suffix}")
@@ -362,8 +370,9 @@ def record(name):
 
 
 def bent(path, names=None, **tensors):
-    """An own file with a path whose header names these blocks, with these tensors in it."""
-    path = save(with_path(), path)
+    """A file of format 3 with a path whose header names these blocks, and with these tensors."""
+    checkpoint = with_path()
+    path = save(replace(checkpoint, path=NO_PATH), path)
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["gatepruner"])
@@ -371,7 +380,9 @@ def bent(path, names=None, **tensors):
     else:
         content = torch.load(path, weights_only=True)
         header, weights = json.loads(content["gatepruner"]), content["weights"]
-    assert [record["block"] for record in header["path"]] == GONE
+    assert header.pop("states") == []
+    header["format"] = 3
+    weights |= {f"path/{key}": it for key, it in checkpoint.path.tensors.items()}
     if names is None:
         header.pop("path")
     else:
@@ -421,6 +432,14 @@ def test_path_that_does_not_fit_is_refused(how, said, suffix, tmp_path):
     assert str(path) in message
     assert said in message
     assert "\n" not in message
+
+
+def test_a_path_of_format_3_is_the_same(tmp_path):
+    found = load(bent(tmp_path / "net.pt", GONE)).path
+    assert found.blocks == with_path().path.blocks
+    assert found.tensors.keys() == with_path().path.tensors.keys()
+    for key, tensor in with_path().path.tensors.items():
+        assert torch.equal(found.tensors[key], tensor)
 
 
 # ------------------------------------------------------------------------------ files of others
@@ -690,12 +709,12 @@ REFUSED = {
         *("net.pt", {"arch": "preresnet8"}, ("does not fit preresnet8", "bn.weight", "arch=")),
     ),
     "newer format": (
-        lambda p: with_header(p, changed("format", to=4)),
-        *("net.pt", {}, ("format 4", "formats 1 to 3")),
+        lambda p: with_header(p, changed("format", to=5)),
+        *("net.pt", {}, ("format 5", "formats 1 to 4")),
     ),
     "newer format, .safetensors": (
-        lambda p: with_header(p, changed("format", to=4)),
-        *("net.safetensors", {}, ("format 4", "formats 1 to 3")),
+        lambda p: with_header(p, changed("format", to=5)),
+        *("net.safetensors", {}, ("format 5", "formats 1 to 4")),
     ),
     "no format": (lambda p: with_header(p, changed("format", to=None)), "net.pt", {}, ("format",)),
     "own file, arch said": (

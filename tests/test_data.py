@@ -18,7 +18,7 @@ from PIL import Image
 from gatepruner.cli.completion import data_words
 from gatepruner.errors import DataError
 from gatepruner.files.checkpoints import save
-from gatepruner.images import readers as data
+from gatepruner.images import memory
 from gatepruner.images.decoding import decode
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import (
@@ -264,7 +264,7 @@ def test_colour_is_read_as_grey_and_grey_as_colour_as_the_network_takes_them(tmp
 def test_images_decoded_as_they_are_used_give_the_same_batches(tmp_path, monkeypatch):
     write_folder(tmp_path, random_images(13, COLOUR, classes=3))
     kept = load_images(f"imagefolder:{tmp_path}", COLOUR, limit=11)
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
     streamed = load_images(f"imagefolder:{tmp_path}", COLOUR, limit=11)
     assert streamed.pixels is None
     assert len(streamed) == len(kept) == 11
@@ -284,7 +284,7 @@ def test_no_image_is_no_batch(tmp_path, monkeypatch):
     write_folder(tmp_path, random_images(3, COLOUR, classes=3))
     none = torch.arange(0)
     assert list(load_images(f"imagefolder:{tmp_path}", COLOUR).batches(none, 3)) == []
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
     assert list(load_images(f"imagefolder:{tmp_path}", COLOUR).batches(none, 3)) == []
 
 
@@ -379,7 +379,7 @@ def test_a_split_of_pictures_that_is_not_there_is_refused(tmp_path, there, asked
 @pytest.mark.parametrize("streamed", [False, True])
 def test_pictures_are_read_like_an_image_folder(tmp_path, monkeypatch, limit, resize, streamed):
     write_folder(tmp_path, random_images(11, COLOUR, classes=3))
-    monkeypatch.setattr(data, "IN_MEMORY", 0 if streamed else data.IN_MEMORY)
+    monkeypatch.setattr(memory, "IN_MEMORY", 0 if streamed else memory.IN_MEMORY)
     sets = [
         load_images(f"{kind}:{tmp_path}", COLOUR, resize=resize, limit=limit)
         for kind in ("imagefolder", "pictures")
@@ -574,7 +574,7 @@ def two_sizes(root: Path) -> None:
 
 def test_progress_stops_where_an_image_cannot_be_read(tmp_path, monkeypatch):
     two_sizes(tmp_path)
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
     images = load_images(f"imagefolder:{tmp_path}", COLOUR)
     with pytest.raises(DataError, match="has 7x5 pixels, the network takes 6x5"):
         list(images.batches(torch.arange(2), 1))

@@ -29,6 +29,7 @@ from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.packing import pack
 from gatepruner.pruning.meter import savings
 from gatepruner.signals import STOPPING
 
@@ -178,14 +179,16 @@ def test_every_epoch_and_every_removal_is_on_the_disk(tmp_path, run, monkeypatch
 
 def test_what_is_recorded_of_a_removal_is_never_copied(tmp_path, monkeypatch):
     """So that keeping the states of all removals takes time in proportion to them."""
-    kept: list[list[dict[str, Any]]] = []
-    monkeypatch.setattr(running, "save_state", lambda it, path: kept.append(it["removals"]))
+    kept: list[dict[str, Any]] = []
+    monkeypatch.setattr(running, "save_state", lambda it, path: kept.append(it))
     learned = gated(state=tmp_path / "it.state")
-    assert [len(removals) for removals in kept] == [0, 1, 2, 3]
-    for removals in kept:
-        for mine, removal in zip(removals, learned.path.removals, strict=False):
-            assert mine["weights"].keys() == removal.weights.keys()
-            assert all(it is removal.weights[key] for key, it in mine["weights"].items())
+    assert [len(state["removals"]) for state in kept] == [0, 1, 2, 3]
+    tensors = pack([removal.weights for removal in learned.path.removals]).tensors
+    for count, state in enumerate(kept):
+        assert len(state["learned"]) == count  # one tensor a removal, however many layers
+        for name, tensor in state["learned"].items():
+            assert tensor is kept[-1]["learned"][name]
+            assert torch.equal(tensor, tensors[name])
 
 
 def test_learning_that_breaks_down_returns_to_its_last_removal(tmp_path, monkeypatch):

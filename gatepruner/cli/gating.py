@@ -11,8 +11,8 @@ from gatepruner.cli.learning import (
     check,
     gating_work,
     held_out_fifth,
+    list_images,
     read,
-    read_images,
     warn_of_misfit,
 )
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
@@ -50,8 +50,8 @@ def gate(
         kept = Kept.beside(target, call, epochs=False)
     whole = read(source, data, problems)
     every = replace(data, limit=None)
-    images, _ = read_images(
-        lambda: every.images(whole, call.terminal, labels=recipe.labels),
+    images, _ = list_images(
+        lambda: every.listed(whole, call.terminal, labels=recipe.labels),
         HoldOut(hold_out=0),
         problems,
     )
@@ -61,6 +61,7 @@ def gate(
     problems.refuse()
     if call.dry_run:
         return foretell(call, whole, [target], [gating_work(whole, images, recipe)], data)
+    images = data.kept(images, call.terminal)
     warn_of_misfit(source.ckpt, whole, images, data)
     if recipe.match != "logits" and not recipe.labels:
         what = matched(recipe.match, whole.network, whole)

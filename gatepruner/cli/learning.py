@@ -73,12 +73,15 @@ def check_device(data: Data, problems: Problems) -> None:
         pick_device(data.device)
 
 
-def read_images(
-    reading: Callable[[], Images], held: HoldOut, problems: Problems
+def list_images(
+    listing: Callable[[], Images], held: HoldOut, problems: Problems
 ) -> tuple[Images, Images | None]:
-    """Images to learn from, and those that are held out."""
+    """Images to learn from, and those that are held out; only one picture is decoded yet."""
+    import torch
+
     with problems:
-        images = reading()
+        images = listing()
+        next(images.batches(torch.arange(1), 1))  # raises if it cannot be decoded as it should
     problems.refuse()
     with problems:
         return images.held_out(held.hold_out, held.seed)

@@ -153,6 +153,8 @@ class Data:
         interpolation: how to scale, as bilinear or bicubic.
         device: where to compute: auto, cpu, cuda, cuda:N or mps.
         batch_size: images in one pass.
+        cache: folder for decoded pictures: they are decoded once, and read from there by later
+            commands; it may take more room than there is memory.
     """
 
     data: Annotated[
@@ -168,9 +170,14 @@ class Data:
         str, typer.Option(rich_help_panel=COMMON, metavar="NAME", autocompletion=device_words)
     ] = "auto"
     batch_size: Annotated[int, typer.Option(min=1)] = 128
+    cache: Annotated[Path | None, typer.Option(metavar="DIR")] = None
 
     def images(self, whole: Subject, terminal: Terminal, *, labels: bool = True) -> Images:
-        """The images as the network takes them, with its classes.
+        """The images as the network takes them, with its classes, read."""
+        return self.kept(self.listed(whole, terminal, labels=labels), terminal)
+
+    def listed(self, whole: Subject, terminal: Terminal, *, labels: bool = True) -> Images:
+        """The images as the network takes them, with its classes; pictures are not yet decoded.
 
         Where labels are not needed, images of other classes go without.
         """
@@ -178,7 +185,7 @@ class Data:
 
         names = read_classes(self.classes) if self.classes is not None else ()
         shape, scaling = whole.network.base.input_shape, self.scaling(whole)
-        images = self.read(shape, terminal, scaling)
+        images = self.found(shape, scaling)
         if self.data.partition(":")[0] not in NAMED or not images.labelled:
             if names:
                 raise DataError(f"--classes names classes of images: {self.data} has none")
@@ -194,8 +201,8 @@ class Data:
             terminal.once(f"{count:,} of the {among:,} classes, found {how}")
         return mapped
 
-    def read(self, shape: Shape, terminal: Terminal, scaling: Scaling | None) -> Images:
-        """The images of this size, with their own classes."""
+    def found(self, shape: Shape, scaling: Scaling | None) -> Images:
+        """The images of this size, with their own classes; pictures are not yet decoded."""
         from gatepruner.images.readers import load_images
 
         return load_images(
@@ -204,8 +211,20 @@ class Data:
             split=self.split,
             resize=scaling,
             limit=self.limit,
-            track=terminal.track("reading images"),
+            decode=False,
+            cache=self.cache,
         )
+
+    def kept(self, images: Images, terminal: Terminal) -> Images:
+        """Images with their pictures decoded, if they fit in memory."""
+        return images.kept(terminal.track("reading images"))
+
+    def kept_parts(
+        self, images: Images, held_out: Images | None, terminal: Terminal
+    ) -> tuple[Images, Images | None]:
+        """Images to learn from and those that are held out, both with their pictures decoded."""
+        apart = None if held_out is None else self.kept(held_out, terminal)
+        return self.kept(images, terminal), apart
 
     def training(
         self,
@@ -216,11 +235,23 @@ class Data:
         labels: bool = True,
     ) -> Images | None:
         """Training images of the same set, at most so many; `None` if it has no such split."""
+        images = self.training_listed(whole, terminal, limit, labels=labels)
+        return None if images is None else self.kept(images, terminal)
+
+    def training_listed(
+        self,
+        whole: Checkpoint,
+        terminal: Terminal,
+        limit: int | None = None,
+        *,
+        labels: bool = True,
+    ) -> Images | None:
+        """The same with pictures that are not yet decoded."""
         from gatepruner.images.readers import has_split
 
         if not self.data or not has_split(self.data, "train"):
             return None
-        return replace(self, split="train", limit=limit).images(whole, terminal, labels=labels)
+        return replace(self, split="train", limit=limit).listed(whole, terminal, labels=labels)
 
     def scaling(self, whole: Subject | None = None) -> Scaling | None:
         """How to scale: as chosen, or else as the network's author did, if these are files."""

@@ -134,6 +134,7 @@ def prune(
     if sets.test is not None:
         measured = _accuracies if sets.test.labelled else _agreement
         document |= measured(whole, small, sets.test, data, terminal)
+        small = _noted(small, document)
     if timing.latency:
         document["latency"] = latencies(request.meter, small)
     again = remeasured(goals.goal, request.meter, small.network) if goals.goal else None
@@ -195,14 +196,14 @@ class _Sets:
         if not data.data:
             return cls()
         choosing = goals.max_loss is not None
-        test = data.images(whole, terminal)
+        test = data.listed(whole, terminal)
         if test.labelled or choosing:
             check_fit(whole, test)
         data.normalization(whole, test, terminal)
         train = held_out = None
         if choosing or after.recalibrate:
             limit = None if choosing else after.recalibrate
-            train = data.training(whole, terminal, limit, labels=choosing)
+            train = data.training_listed(whole, terminal, limit, labels=choosing)
         if train is None and after.recalibrate:
             terminal.say(f"{data.data} has no training images: batch norm keeps its statistics")
         if choosing:
@@ -213,7 +214,11 @@ class _Sets:
                 )
             train, held_out = train.held_out(held.hold_out, held.seed)
         statistics = train.spread(after.recalibrate) if train and after.recalibrate else None
-        return cls(test, statistics, held_out)
+        kept = (
+            None if images is None else data.kept(images, terminal)
+            for images in (test, statistics, held_out)
+        )
+        return cls(*kept)
 
 
 @dataclass(frozen=True)
@@ -331,8 +336,9 @@ class _Request:
 def _works(whole: Checkpoint, plan: Sequence[str], shortcuts: int, sets: _Sets) -> list[Work]:
     """What a removal would do."""
     from gatepruner.measuring.cost import count
+    from gatepruner.pruning.groups import reduced
 
-    before, after = count(whole.network), count(whole.network.without(plan))
+    before, after = count(whole.network), count(reduced(whole.network, plan))
     left = f"{after.params / before.params:.1%} of the parameters would be left"
     works = [Work(f"remove {len(plan)} of {whole.network.depth} blocks; {left}", 0)]
     if shortcuts:
@@ -359,8 +365,20 @@ def _accuracies(
         track = terminal.track(f"accuracy {name}")
         counted = accuracy(checkpoint, images, **data.how, track=track)
         document[f"accuracy_{name}"] = counted.accuracy
+        document[f"interval_{name}"] = list(counted.interval)
         terminal.say(f"accuracy {name}: {accuracy_text(counted)}")
     return document
+
+
+def _noted(small: Checkpoint, document: dict[str, Any]) -> Checkpoint:
+    """The smaller network with its accuracy in its notes, if it was measured."""
+    from gatepruner.measuring.recorded import Recorded
+
+    if "accuracy_after" not in document:
+        return small
+    low, high = document["interval_after"]
+    images = document["images"], document["data"]
+    return Recorded(document["accuracy_after"], low, high, *images).noted(small)
 
 
 def _agreement(

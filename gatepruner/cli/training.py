@@ -16,8 +16,8 @@ from gatepruner.cli.learning import (
     check,
     check_device,
     finish,
+    list_images,
     read,
-    read_images,
     training_work,
     warn_of_misfit,
 )
@@ -85,7 +85,7 @@ def finetune(
             known = described.read()
             source = _described(source, source.ckpt, described)
     whole = read(source, data, problems)
-    images, held_out = read_images(lambda: data.images(whole, call.terminal), held, problems)
+    images, held_out = list_images(lambda: data.listed(whole, call.terminal), held, problems)
     check(whole, images, recipe.batch_size, problems, labels=known is None)
     if known is not None:
         with problems:
@@ -94,6 +94,7 @@ def finetune(
     if call.dry_run:
         work = training_work(images, recipe, "fine-tune", taught=known is not None)
         return foretell(call, whole, [target, kept.history], [work], data)
+    images, held_out = data.kept_parts(images, held_out, call.terminal)
     data.normalization(whole, images, call.terminal)  # says which
     warn_of_misfit(source.ckpt, whole, images, data)
     document = {"input": str(source.ckpt)}
@@ -214,8 +215,8 @@ def train(
         network = fresh.network()
     check_device(data, problems)
     problems.refuse()
-    images, held_out = read_images(
-        lambda: data.read(network.base.input_shape, call.terminal, data.scaling()), held, problems
+    images, held_out = list_images(
+        lambda: data.found(network.base.input_shape, data.scaling()), held, problems
     )
     network = fresh.network_for(len(images.classes), network)
     start = Checkpoint(network, {}, fresh.notes)
@@ -226,6 +227,7 @@ def train(
         start = replace(start, weights=network.initial_weights())
         work = training_work(images, recipe, f"train {network}", taught=False)
         return foretell(call, start, [target, kept.history], [work], data)
+    images, held_out = data.kept_parts(images, held_out, call.terminal)
     call.terminal.say(f"{network}: {len(images):,} images of {images.source}")
     with stopping(kept.state), call.terminal.watching() as watch:
         trained = training.train(

@@ -23,8 +23,10 @@ from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.norms import statistics
+from gatepruner.networks.slices import slice_named
 from gatepruner.pruning.curve import Point, sweep
 from gatepruner.pruning.goals import COSTS, Goal, blocks_for, most_needed
+from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import fold_gates, prune, remove
@@ -90,7 +92,7 @@ def _gate(request: Request, whole: Checkpoint) -> Checkpoint:
     recipe = replace(request.recipe.gating, cost=cost, blocks=_blocks(request))
     return learn_gates(
         whole,
-        request.train.spread(request.recipe.gate_images),
+        request.train.spread(request.recipe.gate_images).kept(),
         recipe,
         savings=saved,
         **request.learning("gated"),
@@ -104,6 +106,10 @@ def _blocks(request: Request) -> int | None:
         return max(1, int(goal.amount))
     if goal.kind == "loss":
         return None
+    if request.recipe.gating.units != "blocks":
+        whole, least = meter.costs(goal.kind, [meter.whole, reduced(meter.whole, candidates)])
+        share = (whole - goal.limit(whole)) / max(whole - least, 1e-12)
+        return min(max(1, math.ceil(share * len(candidates)) + SPARE), len(candidates))
     whole, savings = meter.cost(goal.kind, meter.whole), meter.savings(goal.kind)
     saved = {name: savings[name] for name in candidates}
     needed = most_needed(whole, goal.limit(whole), saved)
@@ -115,7 +121,8 @@ def _remove(request: Request, gated: Checkpoint) -> Checkpoint:
     """Remove as many blocks as the goal needs, with the weights learned along the path."""
     goal = request.goal
     saved = request.meter.savings(goal.kind) if goal.kind in COSTS else None
-    ranking = rank(gated, saved=saved).among(request.candidates)
+    slices = [name for name in gated.path.blocks if slice_named(name)]
+    ranking = rank(gated, saved=saved).among([*request.candidates, *slices])
 
     def curve() -> Sequence[Point]:
         assert request.held_out is not None  # `compress` has checked it
@@ -124,7 +131,7 @@ def _remove(request: Request, gated: Checkpoint) -> Checkpoint:
             gated,
             request.held_out,
             ranking,
-            statistics=request.train.spread(count) if count else None,
+            statistics=request.train.spread(count).kept() if count else None,
             device=request.device,
             normalization=request.normalization,
             track=request.track("measuring the loss of accuracy"),
@@ -145,8 +152,8 @@ def _choose(request: Request, small: Checkpoint) -> Checkpoint:
     """
     if request.held_out is None:
         return _recalibrated(request, small)
-    gone = set(request.whole.network.removable) - set(small.network.removable)
-    plain = fold_gates(remove(request.whole, small.network.in_order(gone)))
+    plan = next(done["removed"] for done in reversed(small.notes["history"]) if "removed" in done)
+    plain = fold_gates(remove(request.whole, plan))
     states = {"learned along the path": small, "the network's own": plain}
     if statistics(small.network.build_blank()):
         states |= {
@@ -158,7 +165,7 @@ def _choose(request: Request, small: Checkpoint) -> Checkpoint:
 def _recalibrated(request: Request, small: Checkpoint) -> Checkpoint:
     return recalibrate(
         small,
-        request.train.spread(request.recipe.recalibrate),
+        request.train.spread(request.recipe.recalibrate).kept(),
         device=request.device,
         normalization=request.normalization,
         whole=request.whole,

@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,21 +22,22 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.documents import checked, parsed
-from gatepruner.errors import ArchitectureError, CheckpointError, PlanError, listed, visible
+from gatepruner.errors import ArchitectureError, CheckpointError, listed, visible
 from gatepruner.files.folders import HUB, INDEX, Folder, local, read_folder, read_shards
 from gatepruner.files.foreign import COUNTER, has_built, pickled_modules, state_dicts, word
 from gatepruner.files.huggingface import read_model
+from gatepruner.files.paths import PREFIX, PackedRemovalDocument, packed_path, path_in
 from gatepruner.files.recognition import Match, Wanted, matched
 from gatepruner.files.settings import differing
 from gatepruner.files.storage import SUFFIXES, read_file, write_tensors
 from gatepruner.models import Shape
 from gatepruner.networks.base import BaseDocument
 from gatepruner.networks.checkpoint import Checkpoint, Notes
-from gatepruner.networks.edits import EditsDocument
+from gatepruner.networks.edits import EditsDocument, NarrowedEditsDocument
 from gatepruner.networks.graph import remarks_on
 from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
-from gatepruner.networks.path import Path as LearnedPath
+from gatepruner.networks.packing import Entry
 from gatepruner.networks.path import RemovalDocument
 from gatepruner.networks.weights import cast, refuse_odd, refuse_unusable
 
@@ -46,6 +47,12 @@ class NetworkDocument(msgspec.Struct):
 
     base: BaseDocument
     edits: EditsDocument
+
+
+class NarrowedDocument(NetworkDocument):
+    """A network with narrowed layers as JSON."""
+
+    edits: NarrowedEditsDocument
 
 
 class Header1(msgspec.Struct):
@@ -68,8 +75,16 @@ class Header3(Header1):
     path: list[RemovalDocument]
 
 
-HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3}
-FORMAT = 3  # format 2 added the path, format 3 its records in the header
+class Header4(Header1):
+    """The header of a file of format 4."""
+
+    network: NarrowedDocument
+    path: list[PackedRemovalDocument]
+    states: list[Entry]
+
+
+HEADERS: dict[int, type[Header1]] = {1: Header1, 2: Header2, 3: Header3, 4: Header4}
+FORMAT = 4  # 2 added the path, 3 its records in the header, 4 packs its states; narrowed layers
 READS = tuple(HEADERS)
 
 
@@ -89,11 +104,12 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
     """
     path = Path(path)
     checked(dict(checkpoint.notes), Notes, f"cannot write {path}: its notes")
+    learned, tensors = packed_path(checkpoint.path)
     header = {
         "format": FORMAT,
         "network": checkpoint.network.to_json(),
         "notes": dict(checkpoint.notes),
-        "path": checkpoint.path.records,
+        **learned,
     }
     try:
         text = json.dumps(header)
@@ -101,43 +117,11 @@ def save(checkpoint: Checkpoint, path: str | Path, *, force: bool = False) -> Pa
         raise CheckpointError(
             f"cannot write {path}: its notes are not valid JSON ({error})"
         ) from None
-    return write_tensors(checkpoint.tensors, path, text, force=force)
-
-
-def _path_of(
-    file: Path,
-    network: Network,
-    records: Sequence[Mapping[str, Any]],
-    tensors: Mapping[str, Tensor],
-) -> LearnedPath:
-    """The learned path in a file; raises a `CheckpointError` if it does not fit the network."""
-    state, problems = network.state(), []
-    for key, tensor in tensors.items():
-        inner = key.partition("/")[2]
-        if inner not in state:
-            problems.append(f"path/{key} is unknown")
-        elif tensor.shape != state[inner].shape:
-            problems.append(f"path/{key} is {tuple(tensor.shape)}, not {tuple(state[inner].shape)}")
-        elif tensor.is_floating_point() != state[inner].is_floating_point():
-            problems.append(f"path/{key} is of {tensor.dtype}, not {state[inner].dtype}")
-        elif not bool(tensor.isfinite().all()):
-            problems.append(f"path/{key} is not finite")
-    if problems:
-        raise CheckpointError(
-            f"{file} is damaged: its path does not fit {network}: {listed(problems)}"
-        )
-    try:
-        path = LearnedPath.of(records, tensors)
-        network.without(path.blocks)  # raises if the network lacks a block
-    except (KeyError, TypeError, ValueError, PlanError) as error:
-        raise CheckpointError(
-            f"{file} is damaged: its path does not fit {network} ({type(error).__name__}: {error})"
-        ) from None
-    return path
+    return write_tensors({**checkpoint.weights, **tensors}, path, text, force=force)
 
 
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
-    """A header in the present format, from one in any format."""
+    """A header as in format 3 or 4, from one in any format."""
     notes, path = dict(header["notes"].items()), []
     if header["format"] == 2:  # the notes held the path's records, even without a path
         records = {
@@ -147,7 +131,7 @@ def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
         if records and not path:
             gates = {name: record["gate"] for name, record in records.items()}
             notes["gates"] = {**notes.get("gates", {}), **gates}
-    elif header["format"] == FORMAT:
+    elif header["format"] > 2:
         path = list(header["path"])
     return {**header, "notes": notes, "path": path}
 
@@ -220,22 +204,24 @@ def load(
     if bad or not all(isinstance(key, str) for key in content):
         said = f", {listed(map(word, bad))} is none" if bad else ", by names"
         raise CheckpointError(f"{path} is damaged: expected only tensors{said}")
-    state = {key: tensor for key, tensor in content.items() if not key.startswith("path/")}
-    learned = {key[5:]: tensor for key, tensor in content.items() if key not in state}
+    state = {key: tensor for key, tensor in content.items() if not key.startswith(PREFIX)}
+    learned = {
+        key.removeprefix(PREFIX): tensor for key, tensor in content.items() if key not in state
+    }
     with _naming(path):
         refuse_odd(content)
     checkpoint = _fitted(path, network, state, {**header["notes"], **brought.notes})
     with _naming(path):
         refuse_unusable(checkpoint.weights)
         cast(checkpoint.weights, network.state())
-    return replace(checkpoint, path=_path_of(path, network, header["path"], learned))
+    return replace(checkpoint, path=path_in(path, network, header, learned))
 
 
 def _check_header(path: Path, header: Mapping[str, Any], arch: str | None) -> None:
     """Raise a `CheckpointError` unless a header is of a known format and of its schema."""
     if type(header.get("format")) is not int or header["format"] not in READS:
         raise CheckpointError(
-            f"{path} has format {header.get('format')}: this version of gatepruner reads "
+            f"{path} has format {header.get('format')!r}: this version of gatepruner reads "
             f"formats {READS[0]} to {READS[-1]}; install the version that wrote it"
         )
     if arch is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gatepruner.errors import PlanError, listed
+from gatepruner.files.stages import check_widths
 from gatepruner.models.variants import VARIANTS
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.surgery import fold_gates
@@ -76,7 +77,7 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
 
     Raises:
         PlanError: the network is of another family, a remaining block lacks its branch or its
-            shortcut or has a constant factor, or a stage has no block left.
+            shortcut or has a constant factor, a layer is narrowed, or a stage has no block left.
     """
     network = checkpoint.network
     if network.edits.gated:
@@ -96,6 +97,7 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
             f"{listed(varied or ['channels'])} differ from those of torchvision's class; write a "
             ".safetensors file instead"
         )
+    check_widths(network, "torchvision's ResNet")
     halves = [block.name for block in network.blocks if not block.removable]
     unfit = [*halves, *edits.scaled_branches, *edits.scaled_shortcuts]
     if unfit:

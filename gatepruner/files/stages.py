@@ -18,6 +18,23 @@ from gatepruner.networks.network import Network
 OTHERWISE = "choose .onnx, .pt2 or .xml instead"
 
 
+def check_widths(network: Network, to: str) -> None:
+    """Refuse a network with narrowed layers.
+
+    Args:
+        network: to be exported.
+        to: the library whose class is to hold it, for error messages.
+
+    Raises:
+        PlanError: it has some.
+    """
+    if narrowed := [layer for layer, _ in network.edits.narrowed]:
+        raise PlanError(
+            f"cannot export {network} to {to}: {listed(narrowed, 3)} are narrower than {to}'s "
+            f"class makes them; {OTHERWISE}, or remove blocks alone"
+        )
+
+
 def stages_left(network: Network, to: str) -> dict[str, list[str]]:
     """The paths of the blocks that are left, by the path of the stage that they are in.
 
@@ -28,6 +45,7 @@ def stages_left(network: Network, to: str) -> dict[str, list[str]]:
     Raises:
         PlanError: a block lacks a part, or a stage has no block left.
     """
+    check_widths(network, to)
     whole, left = _modules(Network(network.base)), _modules(network)
     halves = [path for path, names in left.items() if names != whole[path]]
     halves += [*network.edits.scaled_branches, *network.edits.scaled_shortcuts]

@@ -60,6 +60,10 @@ class Examples(ABC):
     def take(self: Kind, indices: Tensor) -> Kind:
         """The examples at `indices` `(M,)`."""
 
+    def kept(self: Kind, track: Track = iter) -> Kind:
+        """The examples as they are used several times: read once, if that can be and they fit."""
+        return self
+
     @abstractmethod
     def to(self: Kind, device: torch.device) -> Kind:
         """The examples with their batches on the device."""

@@ -9,15 +9,19 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError
-from gatepruner.images.decoding import Encoded, decode
-from gatepruner.images.examples import Examples
+from gatepruner.images.caching import Cache, Cached, cached
+from gatepruner.images.decoding import Decoded, decode
+from gatepruner.images.examples import Examples, Track
+from gatepruner.images.memory import decode_all, fits
 from gatepruner.images.scaling import Scaling
+from gatepruner.images.tables import Picture, encoded, read
 from gatepruner.models import Shape
 
 
@@ -31,8 +35,9 @@ class Images(Examples):
         shape: `(C, H, W)` of every image.
         source: where the images come from, for messages and reports.
         pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
-        files: paths of the images, or encoded images, if they are decoded when they are used.
+        files: paths of the images, or pictures in tables, if they are decoded when they are used.
         resize: how they are scaled, or were when they were decoded; `None` if they are not.
+        cache: folder in which decoded images are kept, so that they are decoded once.
 
     Raises:
         DataError: the pixels are not uint8 `(N, C, H, W)`, the labels do not fit the classes, or
@@ -44,8 +49,9 @@ class Images(Examples):
     shape: Shape
     source: str
     pixels: Tensor | None = None
-    files: tuple[str | Encoded, ...] = ()
+    files: tuple[Picture, ...] = ()
     resize: Scaling | None = None
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         problem = _problem(self.labels, len(self.classes)) or (
@@ -110,6 +116,36 @@ class Images(Examples):
             files=self.files + other.files,
         )
 
+    def kept(self, track: Track = iter) -> Images:
+        """The images decoded once: in memory if they fit, else in their cache if they have one.
+
+        Args:
+            track: wraps the decoding, to show progress.
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+        if self.in_memory or not len(self):
+            return self
+        cache = self._cached(track)
+        if fits(len(self), self.shape):
+            pixels = (
+                decode_all(self.files, self.shape, self.resize, track)
+                if cache is None
+                else cache.read(0, len(self))
+            )
+            return replace(self, pixels=pixels.to(self.labels.device), files=())
+        if cache is None:
+            return replace(self, files=encoded(self.files, self.source))
+        files = (Cached(str(file), cache, index) for index, file in enumerate(self.files))
+        return replace(self, files=tuple(files))
+
+    def _cached(self, track: Track) -> Cache | None:
+        """The images in their cache, if they have one; parts of what is there have no other."""
+        if self.cache is None or any(isinstance(file, Decoded) for file in self.files):
+            return None
+        return cached(self.files, self.shape, self.resize, self.cache, track)
+
     def to(self, device: torch.device) -> Images:
         """The images with labels and pixels on the device."""
         pixels = None if self.pixels is None else self.pixels.to(device)
@@ -133,7 +169,7 @@ class Images(Examples):
                 yield pixels.to(device, non_blocking=True), self.labels[part.to(device)]
 
     def _decoding(self, pool: ThreadPoolExecutor, part: Tensor) -> list[Any]:
-        files = [self.files[index] for index in part.tolist()]
+        files = read(self.files[index] for index in part.tolist())
         return [pool.submit(decode, file, self.shape, self.resize) for file in files]
 
     def unlabelled(self) -> Images:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gatepruner.errors import DataError, listed
-from gatepruner.images.decoding import decode
 from gatepruner.images.examples import Track
 from gatepruner.images.images import Images
 from gatepruner.images.scaling import Scaling
@@ -23,7 +19,6 @@ from gatepruner.images.tables import read_table
 from gatepruner.models import Shape
 
 NUMBERED = re.compile(r"(\d{1,18})([-_. ]|$)")  # a name that begins with the index of a class
-IN_MEMORY = 4 * 2**30  # bytes; larger sets are decoded batch by batch instead of once
 
 
 def load_images(
@@ -33,6 +28,8 @@ def load_images(
     split: str | None = None,
     resize: int | Scaling | None = None,
     limit: int | None = None,
+    decode: bool = True,
+    cache: str | Path | None = None,
     track: Track = iter,
 ) -> Images:
     """Read images from a folder or a data set on the disk; nothing is downloaded.
@@ -50,6 +47,10 @@ def load_images(
         resize: pixels to scale the shorter side to, or another scaling, before the centre `(H, W)`
             is cropped; not for the sets of torchvision, whose images have one size.
         limit: most images to read, evenly spaced over the set.
+        decode: whether to decode pictures now, if they fit in memory; otherwise some can be taken
+            first, which `Images.kept` decodes.
+        cache: folder in which decoded pictures are kept: they are decoded once, and read from there
+            by later calls and other processes; it may be larger than memory.
         track: wraps the decoding of files, to show progress.
 
     Raises:
@@ -59,14 +60,17 @@ def load_images(
     scaling = Scaling(resize) if isinstance(resize, int) else resize
     if scaling is not None:
         scaling.check(*shape[1:])
-    images = READERS[kind](root, split, shape, scaling, limit, track)
+    images = READERS[kind](root, split, shape, scaling, limit)
+    _check_channels(images)
+    if cache is not None and not images.in_memory:
+        images = replace(images, cache=Path(cache).expanduser())
     if not len(images):
         raise DataError(f"{images.source} has no images: expected {LAYOUTS[kind]}")
     if images.shape != shape:
         raise DataError(
             f"{spec} has images of {_size(images.shape)}: the network takes {_size(shape)}"
         )
-    return images
+    return images.kept(track) if decode else images
 
 
 def located(spec: str) -> tuple[str, Path]:
@@ -135,7 +139,6 @@ def _set_reader(kind: str) -> Callable[..., Images]:
         shape: Shape,
         resize: Scaling | None,
         limit: int | None,
-        track: Track,
     ) -> Images:
         import torchvision.datasets
 
@@ -175,7 +178,6 @@ def _read_folder(
     shape: Shape,
     resize: Scaling | None,
     limit: int | None,
-    track: Track,
 ) -> Images:
     folder, source = _split_folder("imagefolder", root, split)
     names = sorted(
@@ -192,7 +194,7 @@ def _read_folder(
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
     files = tuple(file for file, _ in samples)
     images = Images(labels, tuple(names), shape, source, None, files, resize)
-    return _in_memory(images.spread(limit), track)
+    return images.spread(limit)
 
 
 def _numbered(folder: Path, source: str, root: Path) -> tuple[list[str], list[tuple[str, int]]]:
@@ -217,12 +219,11 @@ def _read_pictures(
     shape: Shape,
     resize: Scaling | None,
     limit: int | None,
-    track: Track,
 ) -> Images:
     folder, source = _split_folder("pictures", root, split)
     files = tuple(sorted(_image_files(folder, below=True)))
     labels = torch.full((len(files),), -1)
-    return _in_memory(Images(labels, (), shape, source, None, files, resize).spread(limit), track)
+    return Images(labels, (), shape, source, None, files, resize).spread(limit)
 
 
 TABLES = {"hf": saved_splits, "parquet": parquet_splits}
@@ -239,7 +240,6 @@ def _table_reader(kind: str) -> Callable[..., Images]:
         shape: Shape,
         resize: Scaling | None,
         limit: int | None,
-        track: Track,
     ) -> Images:
         splits = TABLES[kind](root)
         asked = split or next((name for name in ("test", "val", "") if name in splits), "test")
@@ -251,8 +251,7 @@ def _table_reader(kind: str) -> Callable[..., Images]:
                 f"{kind}:{root} has no split {asked!r}: found {known}, expected {LAYOUTS[kind]}"
             )
         table = read_table(splits[asked], source, limit)
-        images = Images(table.labels, table.classes, shape, source, None, table.pictures, resize)
-        return _in_memory(images, track)
+        return Images(table.labels, table.classes, shape, source, None, table.pictures, resize)
 
     return read
 
@@ -295,21 +294,13 @@ def _split_folder(kind: str, root: Path, split: str | None) -> tuple[Path, str]:
     return root / asked, f"{kind}:{root} {asked}"
 
 
-def _in_memory(images: Images, track: Track) -> Images:
-    """The images of files, decoded unless they take too much memory."""
-    shape, resize = images.shape, images.resize
-    if shape[0] not in (1, 3):
+def _check_channels(images: Images) -> None:
+    """Raise a `DataError` if pictures cannot have as many channels as the network takes."""
+    if images.pixels is None and images.shape[0] not in (1, 3):
         raise DataError(
-            f"{images.source} has images of 1 or 3 channels: the network takes {_size(shape)}"
+            f"{images.source} has images of 1 or 3 channels: the network takes "
+            f"{_size(images.shape)}"
         )
-    if not len(images) or len(images) * math.prod(shape) > IN_MEMORY:
-        return images
-    pixels = torch.empty(len(images), *shape, dtype=torch.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda file: decode(file, shape, resize), images.files, chunksize=64)
-        for index, image in enumerate(track(_Counted(decoded, len(images)))):
-            pixels[index] = image
-    return replace(images, pixels=pixels, files=())
 
 
 # Kinds whose pictures have any size.
@@ -327,16 +318,3 @@ READERS: dict[str, Callable[..., Images]] = {
     **{kind: _set_reader(kind) for kind in SETS},
     **PICTURES,
 }
-
-
-class _Counted(Iterable[Any]):
-    """An iterable with a length, for progress bars."""
-
-    def __init__(self, items: Iterable[Any], length: int) -> None:
-        self.items, self.length = items, length
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return self.length

@@ -8,8 +8,9 @@ address in it is a name, which is never opened. See https://huggingface.co/docs/
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from gatepruner.errors import DataError, listed
 from gatepruner.images.arrow import Group, groups_of, picked, values_of
-from gatepruner.images.decoding import Encoded
+from gatepruner.images.decoding import Decoded, Encoded
 from gatepruner.images.examples import spread_over
 
 # Names by which columns are found where `datasets` does not say what they are.
@@ -27,23 +28,104 @@ PICTURES, LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label"
 MOST_BYTES = 32 * 2**30  # of encoded pictures
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The picture in a row of a table, which has not been read yet.
+
+    Attributes:
+        group: the rows that are read together.
+        source: what the set is called.
+        column: name of the column of pictures.
+        index: number of the row in its group.
+    """
+
+    group: Group
+    source: str
+    column: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.group.file.name}, row {self.group.start + self.index}"
+
+
+Picture = str | Encoded | Decoded | Row  # a path, or a picture in memory, a cache or a table
+
+
+def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded | Decoded]:
+    """Pictures, those of tables read; rows that follow each other in a group are read at once.
+
+    Raises:
+        DataError: a row has no picture, or a table cannot be read.
+    """
+    for _, run in itertools.groupby(pictures, _group_of):
+        rows: list[Row] = []
+        for picture in run:
+            if isinstance(picture, Row):
+                rows.append(picture)
+            else:
+                yield picture
+        if rows:
+            yield from _read(rows)
+
+
+def _group_of(picture: Picture) -> int | None:
+    return id(picture.group) if isinstance(picture, Row) else None
+
+
+def _read(rows: Sequence[Row]) -> Iterator[Encoded]:
+    """The pictures in rows of one group; equal ones are one object."""
+    wanted = sorted({row.index for row in rows})
+    contents = picked(rows[0].group.column(rows[0].column, "bytes"), wanted)
+    found = dict(zip(wanted, contents, strict=True))
+    for row in rows:
+        content = found[row.index]
+        if not content:
+            raise DataError(
+                f"{row.source}: {row} has no picture, at most its name: save the set with its "
+                "pictures in it"
+            )
+        yield Encoded(str(row), content)
+
+
+def encoded(pictures: Sequence[Picture], source: str) -> tuple[str | Encoded | Decoded, ...]:
+    """Pictures, those of tables read into memory; equal ones are one object.
+
+    Raises:
+        DataError: a row has no picture, a table cannot be read, or the pictures of tables take too
+            much memory.
+    """
+    size, known, every = 0, dict[bytes, bytes](), list[str | Encoded | Decoded]()
+    for picture in read(pictures):
+        if isinstance(picture, Encoded):
+            size += len(picture.content) if picture.content not in known else 0
+            picture = Encoded(picture.name, known.setdefault(picture.content, picture.content))
+        if size > MOST_BYTES:
+            raise DataError(
+                f"{source} has more than {MOST_BYTES >> 30} GiB of pictures, which are kept in "
+                "memory: read fewer, or write them into an imagefolder",
+                limit=len(every),
+            )
+        every.append(picture)
+    return tuple(every)
+
+
 @dataclass(frozen=True)
 class Table:
     """The rows of a set, or as many as were asked for.
 
     Attributes:
-        pictures: encoded pictures, one a row.
+        pictures: one a row; they are read when they are used.
         labels: `(N,)` int64; -1 without labels.
         classes: name of each class; none without labels.
     """
 
-    pictures: tuple[Encoded, ...]
+    pictures: tuple[Row, ...]
     labels: Tensor
     classes: tuple[str, ...]
 
 
 def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
-    """Read pictures and labels.
+    """Read labels, and find pictures.
 
     Args:
         files: of one set, in their order.
@@ -65,7 +147,7 @@ def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
     labels, classes = _labels(values, _class_names(first, label), source)
     count = sum(group.rows for group in groups)
     rows = spread_over(count, limit).tolist()
-    pictures = tuple(_pictures(groups, column, rows, source))
+    pictures = tuple(_rows(groups, source, column, rows))
     if not classes:
         return Table(pictures, torch.full((len(rows),), -1), ())
     return Table(pictures, labels[torch.tensor(rows, dtype=torch.int64)], classes)
@@ -173,28 +255,9 @@ def _labels(
     return torch.tensor([indices[value] for value in values]), tuple(map(str, classes))
 
 
-def _pictures(
-    groups: Sequence[Group], column: str, rows: Sequence[int], source: str
-) -> Iterator[Encoded]:
-    """The encoded pictures of these rows, which are in order; equal ones are one object."""
-    at, before, size, known = 0, 0, 0, dict[bytes, bytes]()
-    for group in groups:
-        end = bisect.bisect_left(rows, before + group.rows, at)
-        here = [row - before for row in rows[at:end]]
-        contents = picked(group.column(column, "bytes"), here) if here else ()
-        for row, content in zip(here, contents, strict=True):
-            name = f"{group.file.name}, row {group.start + row}"
-            if not content:
-                raise DataError(
-                    f"{source}: {name} has no picture, at most its name: save the set with its "
-                    "pictures in it"
-                )
-            size += len(content) if content not in known else 0
-            yield Encoded(name, known.setdefault(content, content))
-        if size > MOST_BYTES:
-            raise DataError(
-                f"{source} has more than {MOST_BYTES >> 30} GiB of pictures, which are kept in "
-                "memory: read fewer, or write them into an imagefolder",
-                limit=end,
-            )
-        at, before = end, before + group.rows
+def _rows(groups: Sequence[Group], source: str, column: str, rows: Sequence[int]) -> Iterator[Row]:
+    """The rows of these numbers in a set."""
+    starts = [0, *itertools.accumulate(group.rows for group in groups)]
+    for row in rows:
+        at = bisect.bisect_right(starts, row) - 1
+        yield Row(groups[at], source, column, row - starts[at])

@@ -9,11 +9,13 @@ adapt after each removal. The path keeps what they have learned by then, which i
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +29,7 @@ from gatepruner.errors import PlanError, TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.views import mirrored
+from gatepruner.learning.channel_gates import Candidate, ChannelGates
 from gatepruner.learning.learner import Learner, State
 from gatepruner.learning.moments import GateMoment
 from gatepruner.learning.recipes import GateRecipe
@@ -36,9 +39,14 @@ from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
+from gatepruner.networks.packing import NOTHING, Entry, Packed, Span, pack, unpack
 from gatepruner.networks.path import Path, Removal
+from gatepruner.networks.slices import sorted_out
+from gatepruner.pruning.groups import widths_of
 from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.surgery import add_gates
+from gatepruner.pruning.unit_costs import UnitCosts, latency_table
+from gatepruner.pruning.widths import Width
 
 Savings = Mapping[str, float] | None
 
@@ -92,6 +100,12 @@ def learn_gates(
             f"cannot remove {recipe.blocks or 'any'} blocks: {gated.network} has only {removable} "
             f"removable ones{kind}"
         )
+    if recipe.units != "blocks":
+        if recipe.identity_only:
+            raise PlanError(
+                "a library's own class cannot hold a narrowed network: remove blocks alone for it"
+            )
+        slicable(gated.network, recipe)
     if recipe.cost == "latency" and savings is None:
         meter_of(gated.network, recipe, device).check()
     recipe = replace(recipe, blocks=recipe.blocks or removable)
@@ -123,6 +137,14 @@ def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, 
     return index, scores[index]
 
 
+def _least(units: Sequence[Candidate]) -> Candidate:
+    """The unit that is least important for what it saves, with that quotient."""
+    quotients = [
+        (name, importance / max(saving, 1e-12), saving) for name, importance, saving in units
+    ]
+    return min(quotients, key=itemgetter(1))
+
+
 class RemovalState(TypedDict):
     """A removal in the state of a run."""
 
@@ -131,15 +153,19 @@ class RemovalState(TypedDict):
     score: float
     loss: float
     step: int
-    weights: dict[str, Tensor]
+    spans: list[Span]
 
 
 class GateState(State):
     """The state of a run that learns gates."""
 
     slopes: Tensor
+    channel_slopes: dict[str, Tensor]
     costs: dict[str, float]
+    table: dict[str, float]
     removals: list[RemovalState]
+    entries: list[Entry]
+    learned: dict[str, Tensor]
 
 
 class _Run(Learner[GateMoment]):
@@ -155,6 +181,7 @@ class _Run(Learner[GateMoment]):
         super().__init__(start, data, recipe, mirrored if recipe.mirror else None, **options)
         self.saved = saved
         self.removals: list[Removal] = []
+        self.packed = NOTHING  # the weights learned after each removal
         self.good: dict[str, Any] = {}  # the snapshot to restore if a number is not finite
         named = dict(self.root.named_parameters(remove_duplicate=False))
         for parameter in named.values():
@@ -172,6 +199,8 @@ class _Run(Learner[GateMoment]):
             [{"params": group} for group in groups if group], betas=(0.9, 0.99)
         )
         self.slopes = torch.zeros(len(self.gates), device=self.device)
+        widths = slicable(start.network, recipe) if recipe.units != "blocks" else {}
+        self.channels = ChannelGates(self.root, widths, self.device)
         self._rebuild()
 
     @cached_property
@@ -187,24 +216,46 @@ class _Run(Learner[GateMoment]):
             for name in network.edits.gated
         }
 
+    @cached_property
+    def table(self) -> dict[str, float]:
+        """What blocks take in seconds, at several widths; empty unless latency is the cost."""
+        if self.recipe.units == "blocks" or self.recipe.cost != "latency":
+            return {}
+        meter = meter_of(self.start.network, self.recipe, self.device)
+        return latency_table(meter, self.channels.widths)
+
+    @cached_property
+    def unit_costs(self) -> UnitCosts:
+        """What units save now; MACs unless the recipe says otherwise."""
+        kind = "macs" if self.recipe.cost == "none" else self.recipe.cost
+        return UnitCosts(self.start.network, self.channels.widths, kind, self.table)
+
+    @property
+    def turns(self) -> int:
+        """How often units have been removed: one block, or several units."""
+        return len({removal.step for removal in self.removals})
+
     @property
     def next_removal(self) -> int:
-        """The step at which the blocks have adapted to the last removal and the next one is due."""
-        return self.recipe.warmup + len(self.removals) * self.recipe.steps
+        """The step at which the others have adapted to the last removal and the next one is due."""
+        return self.recipe.warmup + self.turns * self.recipe.steps
 
     @property
     def finished(self) -> bool:
-        last = len(self.removals) == self.recipe.blocks or not self.candidates
-        return last and self.done == self.next_removal
+        if self.done != self.next_removal:
+            return False
+        return self.turns == self.recipe.blocks or not (self.candidates or self._slices())
 
     def step(self) -> GateMoment | None:
         if self.done == self.next_removal or not self.good:
-            self.good = self._copy()
+            # Later steps change what is copied; removals never change.
+            self.good = {**copy.deepcopy(self._changing()), **self._completed_removals()}
         if self.done == self.next_removal:
-            self._remove_next()
+            (self._remove_next if self.recipe.units == "blocks" else self._remove_several)()
         self.compute_gradients()
         self._record_slopes()
-        share = len(self.removals) / len(self.gates)
+        self.channels.record()
+        share = self.turns / len(self.gates)
         rates = (self.recipe.learning_rate, self.recipe.norm_learning_rate * share)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
@@ -234,13 +285,62 @@ class _Run(Learner[GateMoment]):
         learned = (
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         )
-        gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
+        every = [*learned, *self.channels.gates.values()]
+        gradients = [parameter.grad for parameter in every if parameter.grad is not None]
         return [*gradients, *self.running]
 
-    def _rebuild(self) -> None:
-        """Build the module without the blocks removed so far."""
-        network = self.start.network.without([removal.block for removal in self.removals])
+    def _remove_several(self) -> None:
+        """Remove the units that are least important per cost, until they save a block's worth."""
+        costs = self.unit_costs
+        costs.left.clear()
+        saved, share = 0.0, costs.total / len(_candidates(self.start.network, self.recipe))
+        self._count_channels()
+        while saved < share and (units := [*self._blocks(), *self._slices()]):
+            name, score, saving = processes.agreed(functools.partial(_least, units))
+            saved += saving
+            gate = self.gates[name].detach().relu().item() if name in self.gates else 1.0
+            self.removals.append(Removal(name, gate, score, math.nan, self.done, {}))
+            self._settle()
+        self.sums.zero_()
+        self._rebuild()
+
+    def _blocks(self) -> list[Candidate]:
+        """The blocks that may be removed, their importances and what they save now."""
+        if self.recipe.units == "channels":
+            return []
+        names, costs = list(self.gates), self.unit_costs
+        importances = torch.stack([gate.detach().relu() for gate in self.gates.values()]).square()
+        values = dict(zip(names, (importances * self.slopes).tolist(), strict=True))
+        return [(name, values[name], costs.cost(name)) for name in self.candidates]
+
+    def _slices(self) -> list[Candidate]:
+        """The slices that may be removed, their importances and what they save now."""
+        if not self.channels.widths:
+            return []
+        gone = {removal.block for removal in self.removals}
+        homes = [home for home in self.unit_costs.homes if home not in gone]
+        return self.channels.slices(self.unit_costs, homes, self.recipe.multiple)
+
+    def _settle(self) -> Network:
+        """Close the channels removed so far; returns the network without the blocks removed."""
+        blocks, slices = sorted_out(removal.block for removal in self.removals)
+        self.channels.close(slices)
+        self._count_channels()
+        network = self.start.network.without(blocks)
         self.keys, self.candidates = network.state().keys(), _candidates(network, self.recipe)
+        if self.recipe.units == "channels":
+            self.candidates = ()
+        return network
+
+    def _count_channels(self) -> None:
+        """Tell the costs of units how much is left of each width."""
+        if self.channels.widths:
+            left = {name: int(gate.detach().sum()) for name, gate in self.channels.gates.items()}
+            self.unit_costs.left.update(left)
+
+    def _rebuild(self) -> None:
+        """Build the module without the units removed so far."""
+        network = self._settle()
         self.module = answering(self.root, network, self.matches)
         use_batch_statistics(self.module)
 
@@ -266,13 +366,16 @@ class _Run(Learner[GateMoment]):
         tensors = {key: tensor for key, tensor in self.tensors.items() if key in self.keys}
         weights = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
         moment = self.moment()
-        self.removals[-1] = replace(self.removals[-1], loss=moment.loss, weights=weights)
+        turn = [removal for removal in self.removals if removal.step == self.removals[-1].step]
+        turn = [replace(removal, loss=moment.loss) for removal in turn]
+        self.removals[-len(turn) :] = [*turn[:-1], replace(turn[-1], weights=weights)]
+        self.packed = pack([*({} for _ in turn[1:]), weights], self.packed)
         return moment
 
     def moment(self) -> GateMoment:
         adapting, seconds = self.done < self.next_removal, time.monotonic() - self.started
         last = None if adapting or not self.removals else self.removals[-1]
-        removed, blocks = max(len(self.removals) - adapting, 0), self.recipe.blocks or 0
+        removed, blocks = max(self.turns - adapting, 0), self.recipe.blocks or 0
         steps = self.recipe.warmup + blocks * self.recipe.steps
         total, _, count = self.sums.tolist()
         moment = GateMoment(self.done, steps, removed, blocks, total / count, seconds)
@@ -288,23 +391,35 @@ class _Run(Learner[GateMoment]):
         }
 
     def snapshot(self) -> dict[str, Any]:
-        removals = [
-            {**removal.record(), "weights": dict(removal.weights)} for removal in self.removals
-        ]
-        own = {"slopes": self.slopes, "costs": self.costs, "removals": removals}
-        return {**super().snapshot(), **own}
+        return {**self._changing(), **self._completed_removals()}
 
-    def _copy(self) -> dict[str, Any]:
-        """A snapshot that later steps do not change; removals never change and are not copied."""
-        snapshot = self.snapshot()
-        removals = snapshot.pop("removals")
-        return {**copy.deepcopy(snapshot), "removals": removals}
+    def _changing(self) -> dict[str, Any]:
+        """What of a snapshot later steps change."""
+        own = {"slopes": self.slopes, "costs": self.costs, "table": self.table}
+        return {**super().snapshot(), **own, "channel_slopes": self.channels.slopes}
+
+    def _completed_removals(self) -> dict[str, Any]:
+        """The removals in a snapshot; the last one has no weights while blocks adapt to it."""
+        adapting = len(self.removals) - len(self.packed.spans)
+        spans = [*self.packed.spans, *([] for _ in range(adapting))]
+        removals = [
+            {**removal.record(), "spans": one}
+            for removal, one in zip(self.removals, spans, strict=True)
+        ]
+        entries, learned = list(self.packed.entries), dict(self.packed.tensors)
+        return {"removals": removals, "entries": entries, "learned": learned}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         super().restore(snapshot)
         self.slopes.copy_(snapshot["slopes"])
-        self.costs = snapshot["costs"]
-        self.removals = [Removal(**record) for record in snapshot["removals"]]
+        for name, slopes in snapshot["channel_slopes"].items():
+            self.channels.slopes[name].copy_(slopes)
+        self.costs, self.table = snapshot["costs"], snapshot["table"]
+        spans = [record["spans"] for record in snapshot["removals"]]
+        states = unpack(Packed(snapshot["entries"], spans, snapshot["learned"]))
+        self.removals = list(Path.of_states(snapshot["removals"], states).removals)
+        completed = max((at for at, one in enumerate(spans, 1) if one), default=0)
+        self.packed = Packed(snapshot["entries"], spans[:completed], snapshot["learned"])
         self._rebuild()
 
     def result(self) -> Checkpoint:
@@ -319,6 +434,27 @@ class _Run(Learner[GateMoment]):
             )
         )
         return replace(self.start, path=path, notes={**notes, **self.preprocessing})
+
+
+def slicable(network: Network, recipe: GateRecipe) -> dict[str, Width]:
+    """The inner widths that have more than one slice, by name.
+
+    Raises:
+        EngineError: Torch-Pruning is missing or too old.
+        PlanError: there is none, or Torch-Pruning cannot find any.
+    """
+    found = widths_of(network).found
+    widths = {
+        name: width for name, width in found.items() if width.size > width.step(recipe.multiple)
+    }
+    if not widths:
+        widest = max((width.size * width.channels for width in found.values()), default=0)
+        raise PlanError(
+            f"cannot remove channels: {network} has no inner width above one slice of "
+            f"{recipe.multiple} channels (the widest has {widest}); choose a smaller multiple, or "
+            "blocks"
+        )
+    return widths
 
 
 def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:

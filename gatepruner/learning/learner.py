@@ -40,7 +40,7 @@ from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.features import features_of
 from gatepruner.networks.network import Network
 
-FORMAT = 3  # of snapshots
+FORMAT = 4  # of snapshots
 FEATURES = 25.0  # weight of the features' distance, so that one learning rate suits every loss
 Shown = TypeVar("Shown")
 

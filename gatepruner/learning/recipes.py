@@ -19,6 +19,7 @@ FINE_TUNING_RATES = {"sgd": 0.02, "adam": 1e-4, "adamw": 1e-4}
 SCHEDULES = ("onecycle", "step", "cosine")
 MATCHES = ("features", "logits", "both")
 STATISTICS = ("batch", "kept")
+UNITS = ("blocks", "channels", "both")
 
 CHOICES = {
     "cost": COSTS,
@@ -27,6 +28,7 @@ CHOICES = {
     "optimizer": tuple(LEARNING_RATES),
     "schedule": SCHEDULES,
     "statistics": STATISTICS,
+    "units": UNITS,
 }
 LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1, "threads": 1}
 LEAST["batch_size"] = 2  # batch norm needs at least two images
@@ -51,6 +53,8 @@ def _problem(name: str, value: Any) -> str | None:
         return None
     if name in CHOICES and value not in CHOICES[name]:
         return f"unknown {name} {value!r}: expected {', '.join(CHOICES[name])}"
+    if name == "multiple" and not 1 <= value <= 32:
+        return f"multiple is {value}: expected a number of channels from 1 to 32"
     if name in LEAST and value < LEAST[name]:
         return f"{name} is {value}: expected at least {LEAST[name]}"
     if name in FROM_0 and not 0 <= value < math.inf:
@@ -67,7 +71,10 @@ class GateRecipe(_Checked):
     """How gates are learned while the network's own weights stay frozen.
 
     Attributes:
-        blocks: Blocks to remove along the path; by default all removable ones.
+        blocks: Blocks to remove along the path; by default all removable ones. With channels, as
+            many removals of several units, each of which saves as much as a block does on average.
+        units: What to remove: blocks, channels (slices of the inner widths of blocks) or both.
+        multiple: Channels of a slice, since hardware likes multiples; 1 to 32.
         identity_only: Remove only blocks with an identity shortcut, and leave one in every stage,
             so that torchvision's own ResNet or timm's own class can load the result.
         warmup: Steps before the first removal.
@@ -89,6 +96,8 @@ class GateRecipe(_Checked):
     """
 
     blocks: int | None = None
+    units: str = "blocks"
+    multiple: int = 8
     identity_only: bool = False
     warmup: int = 60
     steps: int = 50

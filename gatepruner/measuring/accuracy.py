@@ -144,14 +144,14 @@ def tally(
     for _, (pixels, labels) in zip(track(steps), batches, strict=True):
         images = laid_out(normalization(pixels))
         with precision(device):
-            heads = _heads(module(images))
-        scored = [_measured(data.task, logits.float(), labels) for logits in heads]
+            outputs = heads(module(images))
+        scored = [_measured(data.task, logits.float(), labels) for logits in outputs]
         losses.append(torch.stack([loss for loss, _ in scored]))
         rights.append(torch.stack([right for _, right in scored]))
     if rights:
         total, count = torch.stack(losses).sum(0), len(rights[0])
     else:  # there are more processes than images
-        count = len(_heads(module(torch.zeros(1, *data.shape, device=device))))
+        count = len(heads(module(torch.zeros(1, *data.shape, device=device))))
         total = torch.zeros(count, device=device, dtype=wide_type(device))
     kind = torch.uint8 if data.task.classes else torch.float32
     right = torch.zeros(count, part.all, dtype=kind, device=device)
@@ -165,7 +165,8 @@ def tally(
     ]
 
 
-def _heads(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def heads(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The logits `(N, K)` of every network that a module computes, one or several."""
     return (logits,) if isinstance(logits, Tensor) else tuple(logits)
 
 

@@ -13,6 +13,8 @@ from torch import fx, nn
 
 from gatepruner.networks.base import Base, traced
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.edits import Edits
+from gatepruner.networks.narrowing import Narrowed, narrowed_tensor
 from gatepruner.networks.network import Network
 from gatepruner.networks.nodes import OWNS_TENSORS, kind, tensors_of
 
@@ -34,14 +36,14 @@ class Cost:
 def count(subject: Network | Checkpoint) -> Cost:
     """Count the parameters and MACs of a network from its graph alone.
 
-    No edit changes a shape: each node of the base is counted once, and the MACs of a pruned
-    network are the sum over its remaining nodes.
+    No edit but narrowing changes a shape: each node of the base, with the widths of the network, is
+    counted once, and the MACs of a pruned network are the sum over its remaining nodes.
 
     Args:
         subject: a network, or a checkpoint, whose network is counted.
     """
     network = subject.network if isinstance(subject, Checkpoint) else subject
-    macs = _macs_of_nodes(network.base)
+    macs = macs_of_nodes(network.base, network.edits.narrowed)
     nodes = (node.meta.get("base") for node in network.graph().nodes)
     distinct = {id(tensor): tensor for tensor in network.state().values()}.values()
     params = sum(tensor.numel() for tensor in distinct if isinstance(tensor, nn.Parameter))
@@ -53,10 +55,12 @@ def alike(network: Network) -> tuple[tuple[str, ...], ...]:
 
     So each of a group takes as long as any other.
     """
-    module, macs = traced(network.base).module, _macs_of_nodes(network.base)
+    module, narrowed = traced(network.base).module, network.edits.narrowed
+    macs, sizes = macs_of_nodes(network.base, narrowed), dict(narrowed)
 
     def work_of(node: fx.Node) -> tuple[Any, int, int]:
-        owned = tensors_of(module, str(node.target)) if node.op in OWNS_TENSORS else {}
+        whole = tensors_of(module, str(node.target)) if node.op in OWNS_TENSORS else {}
+        owned = {key: narrowed_tensor(key, tensor, sizes) for key, tensor in whole.items()}
         params = sum(tensor.numel() for tensor in owned.values())
         return kind(module, node), params, macs.get(node.meta["base"], 0)
 
@@ -70,12 +74,17 @@ def alike(network: Network) -> tuple[tuple[str, ...], ...]:
 
 
 @functools.lru_cache(maxsize=32)
-def _macs_of_nodes(base: Base) -> Mapping[str, int]:
-    """MACs for one image of each node of the base's graph, without nodes that have none."""
+def macs_of_nodes(base: Base, narrowed: Narrowed = ()) -> Mapping[str, int]:
+    """MACs for one image of each node of the base's graph, without nodes that have none.
+
+    Args:
+        base: of a network.
+        narrowed: the sizes of layers that are narrower than the base's.
+    """
     own = base.source == "gatepruner"
-    counter = (
-        _LayerCounter(traced(base).module) if own else _FlopCounter(Network(base).build_blank())
-    )
+    whole = Network(base, Edits(narrowed=narrowed))
+    module = traced(base).module if own and not narrowed else whole.build_blank()
+    counter = _LayerCounter(module) if own else _FlopCounter(module)
     with torch.inference_mode():
         counter.run(torch.zeros(1, *base.input_shape, device="cpu" if own else "meta"))
     return counter.macs

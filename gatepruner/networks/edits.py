@@ -13,7 +13,7 @@ import operator
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
@@ -22,6 +22,13 @@ from torch import Tensor, fx, nn
 
 from gatepruner.networks.additions import ADDITIONS, Addition, operands, repeated
 from gatepruner.networks.graph import Trace, forget_constants, identifier
+from gatepruner.networks.modes import call_as_modules
+from gatepruner.networks.narrowing import (
+    Narrowed,
+    narrow_heads,
+    narrow_layers,
+    narrowed_tensor,
+)
 from gatepruner.networks.nodes import (
     OWNS_TENSORS,
     attribute,
@@ -67,6 +74,7 @@ class Scale(nn.Module):
 
 
 GATES = ("residual", "plain")
+Channels = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 
 
 class EditsDocument(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,6 +88,16 @@ class EditsDocument(msgspec.Struct, forbid_unknown_fields=True):
     scaled_shortcuts: list[str]
 
 
+class NarrowedEditsDocument(EditsDocument):
+    """Edits with narrowed layers as JSON."""
+
+    narrowed: dict[str, Annotated[list[Channels], msgspec.Meta(min_length=1, max_length=5)]] = {}
+
+
+# The edits that name blocks.
+NAMING = ("gated", "removed", "shortcuts_removed", "scaled_branches", "scaled_shortcuts")
+
+
 @dataclass(frozen=True)
 class Edits:
     """All edits of a network, by block name.
@@ -91,6 +109,8 @@ class Edits:
         shortcuts_removed: blocks without their shortcut.
         scaled_branches: blocks whose branch has a constant factor.
         scaled_shortcuts: blocks whose shortcut has a constant factor.
+        narrowed: layers with fewer channels than the base's, and their sizes; see
+            `gatepruner.networks.narrowing`.
     """
 
     gate: str = ""
@@ -99,12 +119,13 @@ class Edits:
     shortcuts_removed: tuple[str, ...] = ()
     scaled_branches: tuple[str, ...] = ()
     scaled_shortcuts: tuple[str, ...] = ()
+    narrowed: Narrowed = ()
 
     def contradictions(self) -> list[str]:
         """Blocks that the edits name twice, or in lists that exclude each other."""
         twice = [
             f"{name} is {edit} twice"
-            for edit in (field.name for field in fields(self) if field.name != "gate")
+            for edit in (field.name for field in fields(self) if field.name in NAMING)
             for name, count in Counter(getattr(self, edit)).items()
             if count > 1
         ]
@@ -201,7 +222,7 @@ class Edited:
 
 def edited(traced: Trace, edits: Edits) -> Edited:
     """Apply the edits to a traced base, and erase unused nodes."""
-    editor = _Editor(edits)
+    editor, sizes = _Editor(edits), dict(edits.narrowed)
     additions = {addition.node: addition for addition in traced.additions.values()}
     env: dict[fx.Node, fx.Node] = {}
     joins: dict[str, tuple[fx.Node, fx.Node]] = {}
@@ -216,6 +237,8 @@ def edited(traced: Trace, edits: Edits) -> Edited:
             env[node] = editor.graph.node_copy(node, env.__getitem__)
             env[node].meta = {**node.meta, "base": node.name}
             _allow_copy(env[node])
+            if sizes:
+                narrow_heads(node, env[node], sizes)
     erase_unused(editor.graph)
     kept = set(editor.graph.nodes)
     used = {node.target for node in kept if node.op == "call_module"}
@@ -268,10 +291,12 @@ def assemble(traced: Trace, edits: Edits, name: str) -> fx.GraphModule:
         for target in _targets(result.graph)
         if target not in result.new
     }
+    narrow_layers(root, edits.narrowed)
     new = {target: _plain(module) for target, module in result.new.items()}
     module = fx.GraphModule({**root, **new}, result.graph, class_name=identifier(name))
     forget_constants(module, traced.keys | {f"{target}.c" for target in result.new})
     settle_in_place(module)
+    call_as_modules(module)
     return module.eval()
 
 
@@ -301,14 +326,19 @@ def settle_in_place(module: fx.GraphModule) -> None:
                 setattr(module.get_submodule(node.target), "inplace", False)  # noqa: B010
 
 
-def state_keys(traced: Trace, result: Edited) -> dict[str, Tensor]:
+def state_keys(traced: Trace, result: Edited, narrowed: Narrowed) -> dict[str, Tensor]:
     """The state dict of an edited network, on the meta device, without assembling the network."""
     state: dict[str, Tensor] = {}
+    sizes = dict(narrowed)
     for target in _targets(result.graph):
         if target in result.new:
             own = result.new[target].state_dict(keep_vars=True)
             state |= {f"{target}.{key}": tensor for key, tensor in own.items()}
         else:
             own = tensors_of(traced.module, target)
-            state |= {key: tensor for key, tensor in own.items() if key in traced.keys}
+            state |= {
+                key: narrowed_tensor(key, tensor, sizes)
+                for key, tensor in own.items()
+                if key in traced.keys
+            }
     return state

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatepruner.errors import ArchitectureError, PlanError, listed, nearest
+from gatepruner.errors import ArchitectureError, PlanError, first_line, listed, nearest
 from gatepruner.models import Shape
 from gatepruner.networks.base import REFUSALS, SOURCES, Base, refusal, traced, without_weights
-from gatepruner.networks.dry_run import DryRun
+from gatepruner.networks.dry_run import DryRun, NeedsDataError
 from gatepruner.networks.edits import GATES, Edited, Edits, assemble, edited, state_keys
 from gatepruner.networks.folding import fold_targets
 from gatepruner.networks.importing import imported
 from gatepruner.networks.names import parse
+from gatepruner.networks.narrowing import Sizes, check_sizes, is_used, norms_that_misfit
 from gatepruner.networks.verification import verify
 from gatepruner.networks.wrappers import unwrapped
 
@@ -169,8 +170,11 @@ class Network:
         module = unwrapped(module) if module is not None else None
         blank = without_weights(module) if module is not None else None
         gate = edits.pop("gate")
+        sizes = sorted(edits.pop("narrowed", {}).items())
+        narrowed = tuple((layer, tuple(each)) for layer, each in sizes)
         blocks = {edit: tuple(names) for edit, names in edits.items()}
-        network = cls(replace(base, module=blank, leaves=tuple(leaves)), Edits(gate, **blocks))
+        base = replace(base, module=blank, leaves=tuple(leaves))
+        network = cls(base, Edits(gate, **blocks, narrowed=narrowed))
         if base.source not in SOURCES:
             raise ValueError(f"unknown source {base.source!r}")
         if gate not in ("", *GATES):
@@ -183,7 +187,24 @@ class Network:
             raise ValueError(f"{network.base} has no block {listed(unknown)}")
         if contradictions := network.edits.contradictions():
             raise ValueError(listed(contradictions))
+        if narrowed:
+            network._check_narrowed()
         return network
+
+    def _check_narrowed(self) -> None:
+        """Raise a `ValueError` if narrowed layers do not exist or do not fit each other."""
+        check_sizes(traced(self.base), self.graph(), self.edits.narrowed)
+        module = self.build_blank().to("meta")
+        run = DryRun(module, module.graph, 2, self.base.input_shape)
+        try:
+            run.value(next(iter(reversed(module.graph.nodes))))
+        except (*REFUSALS, NeedsDataError) as error:
+            raise ValueError(
+                f"narrowed layers do not fit each other: {first_line(error)}"
+            ) from None
+        shapes = {node: getattr(value, "shape", ()) for node, value in run.values.items()}
+        if misfits := norms_that_misfit(module, shapes):
+            raise ValueError(f"narrowed layers do not fit what they take: {listed(misfits)}")
 
     def to_json(self) -> dict[str, Any]:
         """Base and edits as plain JSON."""
@@ -193,10 +214,13 @@ class Network:
             "input_shape": list(self.base.input_shape),
             "arguments": dict(self.base.arguments),
         }
-        edits = {
+        edits: dict[str, Any] = {
             key: value if isinstance(value, str) else list(value)
-            for key, value in asdict(self.edits).items()
+            for key, value in asdict(replace(self.edits, narrowed=())).items()
         }
+        del edits["narrowed"]
+        if narrowed := {layer: list(sizes) for layer, sizes in self.edits.narrowed}:
+            edits["narrowed"] = narrowed
         return {"base": base, "edits": edits}
 
     def __str__(self) -> str:
@@ -313,10 +337,24 @@ class Network:
         )
         return self._with(edits)
 
+    def narrowed_to(self, sizes: Mapping[str, Sizes]) -> Network:
+        """The network with these sizes of layers; they have to fit each other.
+
+        Args:
+            sizes: by the path of a layer; see `gatepruner.networks.narrowing`.
+        """
+        narrowed = tuple(sorted({**dict(self.edits.narrowed), **sizes}.items()))
+        return self._with(replace(self.edits, narrowed=narrowed))
+
     def _with(self, edits: Edits) -> Network:
-        """The network with these edits, without those of blocks inside a removed branch."""
+        """The network with these edits, without those of blocks and layers that are gone."""
         unused = traced(self.base).additions.keys() - _edited(self.base, edits).joins.keys()
-        return replace(self, edits=edits.forgetting(unused))
+        edits = edits.forgetting(unused)
+        if edits.narrowed:
+            graph = _edited(self.base, edits).graph
+            left = tuple(pair for pair in edits.narrowed if is_used(pair[0], graph))
+            edits = replace(edits, narrowed=left)
+        return replace(self, edits=edits)
 
     def with_gates(self, gate: str = "residual") -> Network:
         """The network with a gate in every removable block.
@@ -394,7 +432,7 @@ class Network:
 
     def state(self) -> dict[str, Tensor]:
         """The network's state dict on the meta device."""
-        return state_keys(traced(self.base), _edited(self.base, self.edits))
+        return state_keys(traced(self.base), _edited(self.base, self.edits), self.edits.narrowed)
 
     def build_blank(self) -> fx.GraphModule:
         """A module on the meta device, in evaluation mode."""
@@ -413,6 +451,8 @@ class Network:
     def initial_weights(self, seed: int = 0, gate: float = 1.0) -> dict[str, Tensor]:
         """Weights initialised by the base's constructor.
 
+        A narrowed layer has the first channels of the base's.
+
         Args:
             seed: of the random initialisation.
             gate: initial k of every gate; constant factors are 1.
@@ -422,7 +462,7 @@ class Network:
             torch.manual_seed(seed)
             state = self.base.construct().state_dict()
         return {
-            key: state[key]
+            key: state[key][tuple(map(slice, tensor.shape))]
             if key in state
             else torch.full(tensor.shape, gate if key in gates else 1.0)
             for key, tensor in self.state().items()

@@ -11,13 +11,15 @@ from typing import Annotated, Any
 import msgspec
 from torch import Tensor
 
+from gatepruner.networks.slices import slice_named
+
 
 @dataclass(frozen=True)
 class Removal:
-    """The removal of one block while gates were learned, and the weights learned after it.
+    """The removal of one unit while gates were learned, and the weights learned after it.
 
     Attributes:
-        block: name of the block.
+        block: name of the block, or of a slice of an inner width.
         gate: its gate g = relu(k) when it was removed.
         score: its score when it was removed, the lowest of all blocks.
         loss: mean loss over the steps after its removal.
@@ -72,8 +74,16 @@ class Path:
 
     @property
     def gates(self) -> dict[str, float]:
-        """The gate that every removed block had when it was removed."""
-        return {removal.block: removal.gate for removal in self.removals}
+        """The gate that every removed block had when it was removed; slices have none of theirs."""
+        removals = (one for one in self.removals if slice_named(one.block) is None)
+        return {removal.block: removal.gate for removal in removals}
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """The numbers of units, from 0 on, after which the others have adapted."""
+        steps = [removal.step for removal in self.removals]
+        ends = [at for at in range(1, len(steps)) if steps[at] != steps[at - 1]]
+        return (0, *ends, *([len(steps)] if steps else []))
 
     @property
     def scores(self) -> dict[str, float]:
@@ -94,9 +104,13 @@ class Path:
         return tuple(itertools.takewhile(lambda removal: removal.block in plan, self.removals))
 
     def learned(self, plan: Collection[str]) -> Mapping[str, Tensor]:
-        """The weights learned after the last removal that the plan follows; empty without one."""
-        followed = self.followed(plan)
-        return followed[-1].weights if followed else MappingProxyType({})
+        """The weights learned after the last removal that the plan follows; empty without one.
+
+        Units that are removed together share the weights of the last one of them.
+        """
+        followed = len(self.followed(plan))
+        later = self.removals[followed - 1 :] if followed else ()
+        return next((one.weights for one in later if one.weights), MappingProxyType({}))
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Path:
@@ -106,12 +120,23 @@ class Path:
             KeyError, TypeError, ValueError: they do not describe a path.
         """
         records = list(records)
-        weights: list[dict[str, Tensor]] = [{} for _ in records]
+        states: list[dict[str, Tensor]] = [{} for _ in records]
         for key, tensor in tensors.items():
             index, _, inner = key.partition("/")
-            if not (index.isdecimal() and int(index) < len(weights)):
+            if not (index.isdecimal() and int(index) < len(states)):
                 raise ValueError(f"path/{key} does not belong to any removal")
-            weights[int(index)][inner] = tensor
+            states[int(index)][inner] = tensor
+        return cls.of_states(records, states)
+
+    @classmethod
+    def of_states(
+        cls, records: Iterable[Mapping[str, Any]], states: Iterable[Mapping[str, Tensor]]
+    ) -> Path:
+        """The path with these records and the weights learned after each removal.
+
+        Raises:
+            KeyError, TypeError, ValueError: they do not describe a path.
+        """
         removals = (
             Removal(
                 block=str(record["block"]),
@@ -119,9 +144,9 @@ class Path:
                 score=float(record["score"]),
                 loss=float(record["loss"]),
                 step=int(record["step"]),
-                weights=MappingProxyType(learned),
+                weights=MappingProxyType(dict(learned)),
             )
-            for record, learned in zip(records, weights, strict=True)
+            for record, learned in zip(records, states, strict=True)
         )
         return cls(tuple(removals))
 

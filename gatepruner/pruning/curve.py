@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.measuring.accuracy import Accuracy, tally
+from gatepruner.measuring.accuracy import Accuracy, heads, tally
 from gatepruner.measuring.cost import Cost, count
 from gatepruner.measuring.device import pick_device
 from gatepruner.measuring.inputs import (
@@ -33,6 +34,7 @@ from gatepruner.measuring.recalibration import (
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import shares_statistics
+from gatepruner.networks.slices import slice_named
 from gatepruner.pruning.ranking import Ranking
 from gatepruner.pruning.surgery import prune
 
@@ -88,11 +90,38 @@ class Measurement:
     track: Track
     augment: bool
 
-    def tally(self, module: fx.GraphModule) -> list[Accuracy]:
+    def tally(self, module: nn.Module) -> list[Accuracy]:
         """The accuracy of every network merged into a module."""
         return tally(
             module, self.data, self.normalization, self.device, self.batch_size, self.track
         )
+
+    def tallies(self, modules: Iterable[fx.GraphModule]) -> Iterator[Accuracy]:
+        """The accuracy of every network of several modules.
+
+        If images are read anew in every pass, the modules share one.
+        """
+        if self.data.in_memory:
+            for module in modules:
+                yield from self.tally(module)
+        else:
+            yield from self.tally(_Several(modules))
+
+    def together(self, checkpoint: Checkpoint) -> int:
+        """How many networks with weights of their own are measured in a pass."""
+        size = sum(tensor.nbytes for tensor in checkpoint.weights.values())
+        return 1 if self.data.in_memory else min(max(MEMORY // size, 1), TOGETHER)
+
+
+class _Several(nn.Module):
+    """Several modules as one, which returns the logits of all their networks."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.several = nn.ModuleList(modules)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(logits for module in self.several for logits in heads(module(images)))
 
 
 def sweep(
@@ -111,13 +140,14 @@ def sweep(
 
     The networks of all points share passes over the images, which compute common parts once,
     batch-norm statistics included. Along a learned path every network has its own weights and is
-    measured alone.
+    measured alone, unless the images are decoded anew in every pass.
 
     Args:
         checkpoint: a network with its weights.
         data: labelled images of the network's size and classes.
         ranking: the order in which to remove the blocks.
-        counts: numbers of blocks to remove; by default from none to all.
+        counts: numbers of units to remove; by default from none to all, or those after which the
+            others adapted, along a path with slices.
         statistics: training images to recalibrate batch norm on after a removal, as `recalibrate`
             does; by default it is not recalibrated.
         device: where to compute.
@@ -134,11 +164,13 @@ def sweep(
         PlanError: a count exceeds the number of ranked blocks.
     """
     how = _measurement(checkpoint, data, statistics, device, batch_size, normalization, track)
-    counts = range(len(ranking.names) + 1) if counts is None else counts
+    if counts is None:
+        sliced = ranking.learned and any(map(slice_named, ranking.names))
+        counts = checkpoint.path.turns if sliced else range(len(ranking.names) + 1)
     if ranking.learned:
-        for removed in counts:
-            small = prune(checkpoint, ranking, removed)
-            yield Point.of(removed, small.network, _alone(checkpoint.network, small, how))
+        most = how.together(checkpoint)
+        for start in range(0, len(counts), most):
+            yield from _along(checkpoint, ranking, counts[start : start + most], how)
         return
     networks = [checkpoint.network.without(ranking.first(removed)) for removed in counts]
     measured = _together(checkpoint, networks, how)
@@ -203,8 +235,18 @@ def _measurement(
     return Measurement(data, statistics, normalization, device, batch_size, track, augment)
 
 
-def _alone(whole: Network, small: Checkpoint, how: Measurement) -> Accuracy:
-    """The accuracy of a network with its own weights, recalibrated if anything was removed."""
+def _along(
+    checkpoint: Checkpoint, ranking: Ranking, counts: Sequence[int], how: Measurement
+) -> Iterator[Point]:
+    """The points of a learned path after so many removals."""
+    smalls = [prune(checkpoint, ranking, removed) for removed in counts]
+    measured = how.tallies(_alone(checkpoint.network, small, how) for small in smalls)
+    for removed, small, accuracy in zip(counts, smalls, measured, strict=True):
+        yield Point.of(removed, small.network, accuracy)
+
+
+def _alone(whole: Network, small: Checkpoint, how: Measurement) -> fx.GraphModule:
+    """A network with its own weights, recalibrated if anything was removed."""
     if how.statistics is not None and small.network != whole:
         small = recalibrate(
             small,
@@ -213,7 +255,7 @@ def _alone(whole: Network, small: Checkpoint, how: Measurement) -> Accuracy:
             normalization=how.normalization,
             augment=how.augment,
         )
-    return how.tally(small.build())[0]
+    return small.build()
 
 
 def _together(
@@ -226,16 +268,17 @@ def _together(
             yield from how.tally(merged(checkpoint, group))
             continue
         pruned = [network for network in group if network != checkpoint.network]
-        measured = _recalibrated(checkpoint, pruned, how)
+        wholes = [checkpoint.build()] if len(pruned) < len(group) else []
+        measured = how.tallies(chain(wholes, _recalibrated(checkpoint, pruned, how)))
+        whole = [next(measured) for _ in wholes]
         for network in group:
-            whole = network == checkpoint.network
-            yield how.tally(checkpoint.build())[0] if whole else next(measured)
+            yield whole[0] if network == checkpoint.network else next(measured)
 
 
 def _recalibrated(
     checkpoint: Checkpoint, networks: Sequence[Network], how: Measurement
-) -> Iterator[Accuracy]:
-    """The accuracies of the recalibrated networks, in one pass if their activations fit."""
+) -> Iterator[fx.GraphModule]:
+    """The recalibrated networks, merged into one module if their activations fit."""
     assert how.statistics is not None
     # Uses of one batch norm in one network belong together, and merging would take them apart.
     if len(networks) == 1 or shares_statistics(checkpoint.network.build_blank()):
@@ -252,4 +295,4 @@ def _recalibrated(
             return
         views = Views(how.statistics.to(how.device), how.normalization)
         estimate(module, views(how.augment), how.device, how.track)
-        yield from how.tally(module)
+        yield module

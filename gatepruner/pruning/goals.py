@@ -13,7 +13,9 @@ from typing import Any
 from gatepruner.errors import PlanError
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.network import Network
+from gatepruner.networks.slices import slice_named
 from gatepruner.pruning.curve import Point
+from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.ranking import Ranking
 
@@ -216,7 +218,7 @@ def check_reachable(goal: Goal, network: Network, names: Sequence[str], meter: M
         check_count(goal.amount, network, names)
     if goal.kind not in COSTS:
         return f"from 0 to {len(names)} blocks removed"
-    whole, least = meter.costs(goal.kind, [network, network.without(names)])
+    whole, least = meter.costs(goal.kind, [network, reduced(network, names)])
     reach, limit = Reach(goal, len(names), whole, least, least), goal.limit(whole)
     if not least <= limit <= whole:
         rest = ""
@@ -257,17 +259,18 @@ def blocks_for(
         removed = len(ranking.first(int(goal.amount)))
         return Reach(goal, removed, 0.0, len(ranking.names), removed)
     check_reachable(goal, network, ranking.names, meter)
-    whole, least = meter.costs(goal.kind, [network, network.without(ranking.names)])
+    whole, least = meter.costs(goal.kind, [network, reduced(network, ranking.names)])
     low, high = int(goal.limit(whole) < whole), len(ranking.names)
-    saved = meter.savings(goal.kind)
-    likely = _first_within(goal.limit(whole), whole, [saved[name] for name in ranking.names])
+    blocks = not any(map(slice_named, ranking.names))
+    saved = meter.savings(goal.kind) if blocks else {}
+    likely = _first_within(goal.limit(whole), whole, [saved.get(it, 0.0) for it in ranking.names])
     while low < high:  # every removal reduces the cost
-        middle = min(max(likely, low), high - 1)
-        if meter.cost(goal.kind, network.without(ranking.first(middle))) <= goal.limit(whole):
+        middle = min(max(likely, low), high - 1) if blocks else (low + high) // 2
+        if meter.cost(goal.kind, reduced(network, ranking.first(middle))) <= goal.limit(whole):
             high = middle
         else:
             low = middle + 1
-    reached = meter.cost(goal.kind, network.without(ranking.first(low)))
+    reached = meter.cost(goal.kind, reduced(network, ranking.first(low)))
     return Reach(goal, low, whole, least, reached)
 
 

@@ -10,8 +10,13 @@ import torch
 
 from gatepruner.errors import PlanError
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.narrowing import is_used
 from gatepruner.networks.network import Network, listed_names
+from gatepruner.networks.path import Path
+from gatepruner.networks.slices import sorted_out, united
+from gatepruner.pruning.groups import narrowed, widths_of
 from gatepruner.pruning.ranking import Ranking
+from gatepruner.pruning.widths import cut_out
 
 
 def add_gates(checkpoint: Checkpoint) -> Checkpoint:
@@ -37,47 +42,79 @@ def add_gates(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, network=network, weights=MappingProxyType(weights), notes=notes)
 
 
-def remove(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
-    """Remove residual blocks.
+def remove(checkpoint: Checkpoint, units: str | Iterable[str]) -> Checkpoint:
+    """Remove residual blocks and slices of inner widths.
 
     A block with an identity shortcut vanishes; a shortcut that changes shape stays. The logits
-    equal, bit for bit, those of the whole network with gates of 0 in those blocks.
+    equal, bit for bit, those of the whole network with gates of 0 in those blocks; with slices, up
+    to rounding.
 
     Args:
         checkpoint: a network with its weights.
-        blocks: names of removable blocks.
+        units: names of removable blocks and of slices, such as `layer1.0.conv1[0-7]`.
 
     Raises:
-        PlanError: there is no such block, or it has only its branch or its shortcut left.
+        PlanError: there is no such block, or it has only its branch or its shortcut left; or see
+            `narrow`.
     """
-    blocks = listed_names(blocks)
+    blocks, slices = sorted_out(listed_names(units))
     network = checkpoint.network.without(blocks)
-    return _kept(checkpoint, network, removed=list(blocks))
+    if not slices:
+        return _kept(checkpoint, network, removed=list(blocks))
+    graph = network.graph()
+    left = (str(one) for one in slices if is_used(one.width, graph))
+    small = narrow(checkpoint, left)
+    notes = checkpoint.noting(removed=list(listed_names(units)))
+    return replace(_kept(small, small.network.without(blocks)), notes=notes)
 
 
-def follow(checkpoint: Checkpoint, blocks: str | Iterable[str]) -> Checkpoint:
-    """Remove residual blocks and use the weights learned along the checkpoint's path.
+def narrow(checkpoint: Checkpoint, slices: Iterable[str]) -> Checkpoint:
+    """Cut slices out of the inner widths of branches.
 
-    The longest start of the path whose blocks are all to be removed decides on gates, scales,
-    shifts and statistics. All other blocks are removed as by `remove`.
+    The logits equal those of the whole network with gates of 0 in front of the layers that read
+    those channels, up to rounding.
+
+    Args:
+        checkpoint: a network with its weights.
+        slices: names of slices, such as `layer1.0.conv1[0-7]`; see `widths_of`.
+
+    Raises:
+        EngineError: Torch-Pruning, which finds the layers that hang together, is missing.
+        PlanError: there is no such width or channel, or nothing would be left of a width.
+    """
+    names = tuple(slices)
+    gone = united(sorted_out(names)[1])
+    if not gone:
+        return checkpoint
+    network = narrowed(checkpoint.network, gone)
+    weights = cut_out(checkpoint.weights, widths_of(checkpoint.network).found, gone)
+    notes = checkpoint.noting(narrowed=list(names))
+    return Checkpoint(network, MappingProxyType(weights), notes)
+
+
+def follow(checkpoint: Checkpoint, units: str | Iterable[str]) -> Checkpoint:
+    """Remove residual blocks and slices, and use the weights learned along the checkpoint's path.
+
+    The longest start of the path whose units are all to be removed decides on gates, scales,
+    shifts and statistics. All other units are removed as by `remove`.
 
     Args:
         checkpoint: a network with its weights and its learned path.
-        blocks: names of removable blocks.
+        units: names of removable blocks, and of slices.
 
     Raises:
-        PlanError: there is no such block, or it has only its branch or its shortcut left.
+        PlanError: see `remove`.
     """
-    blocks = listed_names(blocks)
-    followed = checkpoint.path.followed(blocks)
+    units = listed_names(units)
+    followed = checkpoint.path.followed(units)
     if not followed:
-        return remove(checkpoint, blocks)
-    learned = {**checkpoint.weights, **followed[-1].weights}
-    network = checkpoint.network.without(blocks)
-    weights = MappingProxyType({key: learned[key] for key in network.state()})
-    gates = {removal.block: removal.gate for removal in followed}
-    notes = checkpoint.noting(removed=list(blocks), path=len(followed))
-    return Checkpoint(network, weights, {**notes, "gates": {**notes.get("gates", {}), **gates}})
+        return remove(checkpoint, units)
+    weights = MappingProxyType({**checkpoint.weights, **checkpoint.path.learned(units)})
+    small = remove(replace(checkpoint, weights=weights), units)
+    gates = Path(followed).gates
+    notes = checkpoint.noting(removed=list(units), path=len(followed))
+    notes = {**notes, "gates": {**notes.get("gates", {}), **gates}}
+    return replace(small, notes=notes)
 
 
 def prune(checkpoint: Checkpoint, ranking: Ranking, count: int) -> Checkpoint:

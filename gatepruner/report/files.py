@@ -21,13 +21,19 @@ from gatepruner.errors import CheckpointError, visible
 from gatepruner.files.writing import Fill, text_filling, write_files
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.networks.slices import sorted_out
+from gatepruner.pruning.block_times import BlockTimes
+from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.orders import NOISE, Order
+from gatepruner.pruning.widths import left_of_widths
 from gatepruner.report.curve_page import curve_page
 from gatepruner.report.figures import curve_figure, gates_figure
 from gatepruner.report.html.document import document as html_document
 from gatepruner.report.html.page import Page
 from gatepruner.report.numbers import kept, percent, span
 from gatepruner.report.style import figure_fillings
+from gatepruner.report.tables import width_text
 
 FILES = (
     *("curve.png", "curve.svg", "curve.pdf", "gates.png", "gates.svg", "gates.pdf"),
@@ -47,6 +53,7 @@ class Report:
         configuration: data, device, seed and all else that the numbers depend on.
         commands: by criterion, the words of a command that removes blocks in its order, to which
             `--drop N` is added.
+        times: the latency of the networks of the curves, on each engine.
     """
 
     checkpoint: Checkpoint
@@ -55,6 +62,7 @@ class Report:
     latency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    times: Sequence[BlockTimes] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON; accuracies are fractions of 1, times seconds."""
@@ -66,6 +74,7 @@ class Report:
             "orders": [order.to_json() for order in self.orders],
             "removed": list(self.removed),
             "latency": {name: dict(time) for name, time in self.latency.items()},
+            "block_times": [times.to_json() for times in self.times],
             "configuration": dict(self.configuration),
             "versions": versions(),
         }
@@ -163,6 +172,7 @@ def _page(report: Report, conditions: Mapping[str, Any]) -> Page:
         report.orders,
         len(report.removed) or None,
         latency=latency,
+        times=report.times,
         commands=report.commands,
         conditions=conditions,
     )
@@ -202,6 +212,7 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
             f"- ≈: within noise of {report.orders[0].criterion} (McNemar's test on the same "
             f"images, p ≥ {NOISE:g})"
         )
+    lines += [f"- {literal(str(times))}" for times in report.times]
     return "\n".join([*lines, *condition_lines(document)]) + "\n"
 
 
@@ -256,13 +267,23 @@ def accuracy_cell(order: Order, first: Order, index: int) -> str:
     return f"{'≈ ' if same else ''}{mean:.2f} ({span(low, high)})"
 
 
+def width_lines(network: Network) -> list[str]:
+    """For each block of a narrowed network, what is left of its width, in markdown."""
+    left = left_of_widths(network)
+    rows = [
+        f"| {literal(name) if name else 'apart from blocks'} | {literal(width_text(layers))} |"
+        for name, layers in left.items()
+    ]
+    return ["| block | channels left |", "| :--- | :--- |", *rows, ""] if rows else []
+
+
 def _plan_lines(report: Report) -> list[str]:
     lines = []
     if report.removed:
-        lines += [
-            f"Removed {len(report.removed)} blocks: {literal(', '.join(report.removed))}.",
-            "",
-        ]
+        blocks, slices = sorted_out(report.removed)
+        lines += [f"Removed {len(blocks)} blocks: {literal(', '.join(blocks))}.", ""]
+        if slices:
+            lines += width_lines(reduced(report.checkpoint.network, report.removed))
     for name, time in report.latency.items():
         lines.append(
             f"- latency of the {name} network: median {1e3 * time['median']:.2f} ms, quartiles "

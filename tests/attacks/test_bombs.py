@@ -240,9 +240,18 @@ def header(path, change) -> None:
     save_file({"k": torch.zeros(1)}, path, {"gatepruner": text})
 
 
+RECORD = {"block": "layer1.0", "gate": 1.0, "score": 1.0, "loss": 1.0, "step": 1, "state": []}
+
+
 def with_path(document):
-    record = {"block": "layer1.0", "gate": 1.0, "score": 1.0, "loss": 1.0, "step": 1}
-    return {**document, "path": [record] * 20_000}
+    return {**document, "path": [RECORD] * 20_000}
+
+
+def with_states(document):
+    """Few bytes for many states of many tensors without elements."""
+    states = [["bn1.weight", "float32", [0]]] * 40_000
+    record = {**RECORD, "state": [[0, 40_000]]}
+    return {**document, "path": [record] * 5_000, "states": states}
 
 
 def with_removed(document):
@@ -258,11 +267,11 @@ def with_name(name):
     return change
 
 
-def own_pt(path) -> None:
-    """A whole file of our own with a path of many equal names."""
+def own_pt(path, change) -> None:
+    """A whole file of our own whose header went through `change`."""
     save(draw("gated-resnet8"), path)
     content = torch.load(path, weights_only=True)
-    document = with_path(json.loads(content["gatepruner"]))
+    document = change(json.loads(content["gatepruner"]))
     torch.save({**content, "gatepruner": json.dumps(document)}, path)
 
 
@@ -309,7 +318,8 @@ FILES = {
         path, lambda _: "[" + "{}," * 2 * 10**6 + "{}]"
     ),
     "a long path.safetensors": lambda path: header(path, with_path),
-    "a long path.pt": own_pt,
+    "a long path.pt": lambda path: own_pt(path, with_path),
+    "many states.pt": lambda path: own_pt(path, with_states),
     "many removals.safetensors": lambda path: header(path, with_removed),
     **{
         f"{name}.safetensors": lambda path, name=name: header(path, with_name(name))

@@ -21,7 +21,7 @@ from gatepruner.learning.training import TrainingState
 
 WHOLE = draw("gated-residual-fc6,width=4")
 HEADER = {
-    "format": 3,
+    "format": 4,
     "network": WHOLE.network.to_json(),
     "notes": {
         "normalize": {"mean": [0.5], "std": [0.25]},
@@ -32,6 +32,7 @@ HEADER = {
         "remarks": ["one"],
     },
     "path": [],
+    "states": [["blocks.0.gate.k", "float32", []]],
 }
 LATENCY = {"median": 1.0, "low": 0.5, "high": 2.0, "runs": 3, "batch": 1, "device": "cpu"}
 STEP = {
@@ -133,7 +134,7 @@ def test_a_steps_json_with_any_value_anywhere(tmp_path, place, value):
         (("notes", "history"), {}, "notes.history: expected 'array', got 'object'"),
         (("notes", "classes"), [1], "notes.classes[0]: expected 'str', got 'int'"),
         (("path",), None, "path: expected 'array', got 'null'"),
-        (("format",), "3", "format 3"),
+        (("format",), "4", "format '4'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(tmp_path, place, value, said):
@@ -178,9 +179,21 @@ STATE = {
     "tensors": {"a": torch.zeros(1)},
     "optimizer": {"state": {0: {}}, "param_groups": [{}]},
 }
-REMOVAL = {"block": "a", "gate": 1.0, "score": 1.0, "loss": 1.0, "step": 1, "weights": {}}
+REMOVAL = {"block": "a", "gate": 1.0, "score": 1.0, "loss": 1.0, "step": 1, "spans": [[0, 1]]}
 STATES = {
-    "gates": (GateState, {**STATE, "slopes": torch.zeros(1), "costs": {}, "removals": [REMOVAL]}),
+    "gates": (
+        GateState,
+        {
+            **STATE,
+            "slopes": torch.zeros(1),
+            "channel_slopes": {},
+            "costs": {},
+            "table": {},
+            "removals": [REMOVAL],
+            "entries": [("k", "float32", [])],
+            "learned": {"0/float32": torch.zeros(1)},
+        },
+    ),
     "training": (TrainingState, {**STATE, "history": [{}], "scheduler": {}, "best": {}}),
 }
 

@@ -167,12 +167,14 @@ READERS = {
     "files/archives.py",  # weights: only after os.path.isfile
     "files/safetensors.py",
     "files/storage.py",
+    "files/onnx_files.py",  # only after is_file
     "files/formats.py",  # its own exports
     "files/loader.py",
     "files/programs.py",
     "files/quantization.py",
     "files/locks.py",
     "files/writing.py",
+    "images/caching.py",  # only after os.path.isfile
     "images/decoding.py",
     "images/classes.py",  # what the package brings
     "demo/__init__.py",

@@ -1,12 +1,13 @@
-"""Makes the golden files of checkpoint format 3; run once, and never again for this format.
+"""Makes the golden files of checkpoint format 4; run once, and never again for this format.
 
 PYTHONPATH=. python tests/golden/make_golden.py
 
-`format3-path`: a gated network with a path of two blocks. Those of formats 1 and 2 were made here
-when they were the current ones: `format2-path`, the same network, `format1-gated`, a gated network
-with one block removed, and `format1-folded`: plain gates, one block and one shortcut removed, then
-folded, so that constants are left. Nothing is overwritten: a new format gets new files beside
-these, which have to load for ever.
+`format4-path`: a gated network with a path of two blocks; `format4-narrowed`: a narrowed network
+with a path of a slice and a block, removed together. Those of formats 1 to 3 were made here
+when they were the current ones: `format2-path` and `format3-path`, the same network,
+`format1-gated`, a gated network with one block removed, and `format1-folded`: plain gates, one
+block and one shortcut removed, then folded, so that constants are left. Nothing is overwritten: a
+new format gets new files beside these, which have to load for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from gatepruner.files.checkpoints import save
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path, Removal
-from gatepruner.pruning.surgery import follow
+from gatepruner.networks.slices import sorted_out
+from gatepruner.pruning.surgery import follow, narrow
 
 FOLDER = FilePath(__file__).parent
 
@@ -61,7 +63,7 @@ def with_path(whole: Checkpoint, gone: Sequence[str]) -> Checkpoint:
     """States in which gates, scales, shifts and statistics are drawn anew."""
     draw, removals = torch.Generator().manual_seed(2), []
     for number, name in enumerate(gone, start=1):
-        left = whole.network.without(gone[:number]).state()
+        left = whole.network.without(sorted_out(gone[:number])[0]).state()
         small = [key for key in left if "bn" in key or key.endswith(".k")]
         small = [key for key in small if not key.endswith("num_batches_tracked")]
         drawn = {key: torch.rand(left[key].shape, generator=draw) + 0.5 for key in small}
@@ -96,7 +98,13 @@ def write(name: str, checkpoint: Checkpoint) -> None:
 
 def main() -> None:
     network = Network.named("gated-residual-fc8,width=4", num_classes=2, input_shape=(1, 4, 4))
-    write("format3-path", with_path(trained(network), ["blocks.2", "blocks.0"]))
+    write("format4-path", with_path(trained(network), ["blocks.2", "blocks.0"]))
+    network = Network.named("gated-resnet8", num_classes=2, input_shape=(3, 4, 4))
+    most = ["layer1.0.conv1[2-15]", "layer2.0.conv1[0-4,6-29]", "layer3.0.conv1[4-63]"]
+    small = narrow(trained(network), most)  # so that the files are small
+    together = with_path(small, ["layer2.0.conv1[1]", "layer3.0"]).path.removals
+    shared = (replace(together[0], weights={}), together[1])
+    write("format4-narrowed", replace(small, path=Path(shared)))
 
 
 if __name__ == "__main__":

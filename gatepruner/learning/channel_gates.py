@@ -1,0 +1,104 @@
+"""Gates of channels: in front of the layers that read the inner width of a branch.
+
+They are 1 until their channel is closed, and are not learned: in front of them stands a scale that
+is. They serve for their derivative, the slope of the loss as a channel is dimmed. Its mean square
+is the channel's importance (Molchanov, Mallya, Tyree, Frosio, Kautz, 2019,
+https://arxiv.org/abs/1906.10771), and the sum over a slice that of the slice, over all layers that
+hang together (Liu et al., 2021, https://arxiv.org/abs/2108.00708).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gatepruner.networks.slices import Slice, united
+from gatepruner.pruning.unit_costs import UnitCosts
+from gatepruner.pruning.widths import Cut, Width
+
+SHARE = 0.05  # of the newest square in the mean of the squared slopes
+
+
+class ChannelGates:
+    """The gates of all inner widths of a module that learns.
+
+    Attributes:
+        widths: by name.
+        gates: `(C,)` for the C channels of each width, 1 or 0 where closed.
+        slopes: `(C,)`, mean squares of the loss's derivatives with respect to the gates.
+    """
+
+    def __init__(self, root: nn.Module, widths: Mapping[str, Width], device: torch.device) -> None:
+        self.widths = widths
+        self.gates = {
+            name: torch.ones(width.size, device=device, requires_grad=True)
+            for name, width in widths.items()
+        }
+        self.slopes = {name: torch.zeros_like(gate) for name, gate in self.gates.items()}
+        for name, width in widths.items():
+            for cut in width.readers:
+                _put_in_front(root.get_submodule(cut.layer), cut, self.gates[name])
+
+    def record(self) -> None:
+        """Update the mean squared slopes from the gradients of a step."""
+        for name, gate in self.gates.items():
+            if gate.grad is not None:
+                self.slopes[name].lerp_(gate.grad.square(), SHARE)
+                gate.grad = None
+
+    @torch.no_grad()
+    def close(self, slices: Sequence[Slice]) -> None:
+        """Close the channels of these slices, and open all others."""
+        for gate in self.gates.values():
+            gate.fill_(1.0)
+        for name, channels in united(slices).items():
+            self.gates[name][list(channels)] = 0.0
+
+    def slices(self, costs: UnitCosts, homes: Iterable[str], multiple: int) -> list[Candidate]:
+        """The slice of each width that is least important, with what it costs now.
+
+        Args:
+            costs: of units; knows how much is left of each width.
+            homes: of widths that are still there.
+            multiple: of channels that a slice has; the first slice also takes what is over.
+        """
+        kept, found = {*homes}, []
+        for name, width in self.widths.items():
+            open_ = self.gates[name].detach() > 0
+            step, left = width.step(multiple), int(open_.sum())
+            count = left % step or step
+            if width.home not in kept or left <= count:
+                continue
+            slopes = self.slopes[name].masked_fill(~open_, torch.inf)
+            weakest, order = slopes.topk(count, largest=False)
+            one = Slice(name, tuple(sorted(order.tolist())))
+            found.append((str(one), float(weakest.sum()), costs.saving(name, count)))
+        return found
+
+
+Candidate = tuple[str, float, float]  # the name of a unit, its importance, and what it saves
+
+
+def _put_in_front(layer: nn.Module, cut: Cut, gate: Tensor) -> None:
+    """Multiply what a layer reads by the gates of its channels."""
+    weight: Any = layer.weight
+    channels = torch.tensor([at for at, places in enumerate(cut.places) for _ in places])
+    places = torch.tensor([place for each in cut.places for place in each])
+    alone = len(places) == weight.shape[1]  # no other channels are read
+    axis = -1 if isinstance(layer, nn.Linear) else 1
+    channels = channels[places.argsort()] if alone else channels
+
+    def gated(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        (x,) = inputs
+        factors = gate[channels.to(gate.device)].to(x.dtype)
+        if not alone:
+            ones = torch.ones(x.shape[axis], dtype=x.dtype, device=x.device)
+            factors = ones.index_copy(0, places.to(x.device), factors)
+        return (
+            x * factors.reshape(-1, *(1 for _ in range(x.ndim - 2))) if axis == 1 else x * factors
+        )
+
+    layer.register_forward_pre_hook(gated)

@@ -1,0 +1,74 @@
+"""Names of slices: some channels of the inner width of a branch, as `layer1.0.conv1[0-3,6]`.
+
+A plan is a list of names: those of blocks, and of slices. A slice is named after the layer that
+makes its channels, and lists them; the heads of an attention and the groups of a grouped
+convolution stay whole and count as one each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gatepruner.errors import PlanError
+
+FORM = re.compile(r"(?P<width>.+)\[(?P<channels>\d{1,8}(-\d{1,8})?(,\d{1,8}(-\d{1,8})?)*)\]")
+MOST = 2**20  # channels of a layer
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Channels of a width.
+
+    Attributes:
+        width: path of the layer that makes them.
+        channels: their numbers, in ascending order.
+    """
+
+    width: str
+    channels: tuple[int, ...]
+
+    def __str__(self) -> str:
+        starts = [0, *(at for at, (a, b) in enumerate(pairwise(self.channels), 1) if b != a + 1)]
+        runs = [
+            self.channels[start:end]
+            for start, end in zip(starts, [*starts[1:], len(self.channels)], strict=True)
+        ]
+        text = ",".join(f"{run[0]}-{run[-1]}" if run[1:] else f"{run[0]}" for run in runs)
+        return f"{self.width}[{text}]"
+
+
+def slice_named(name: str) -> Slice | None:
+    """The slice of that name; `None` if it is the name of a block.
+
+    Raises:
+        PlanError: a range runs backwards or beyond what layers have.
+    """
+    match = FORM.fullmatch(name)
+    if match is None:
+        return None
+    channels: set[int] = set()
+    for part in match["channels"].split(","):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if not low <= high < MOST:
+            raise PlanError(f"cannot read {name!r}: expected ascending numbers of channels")
+        channels.update(range(low, high + 1))
+    return Slice(match["width"], tuple(sorted(channels)))
+
+
+def sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[Slice, ...]]:
+    """The names of blocks, and the slices, in a plan."""
+    slices = [(name, slice_named(name)) for name in names]
+    blocks = tuple(name for name, one in slices if one is None)
+    return blocks, tuple(one for _, one in slices if one is not None)
+
+
+def united(slices: Sequence[Slice]) -> dict[str, tuple[int, ...]]:
+    """The channels that slices have together, by their width."""
+    channels: dict[str, set[int]] = {}
+    for one in slices:
+        channels.setdefault(one.width, set()).update(one.channels)
+    return {width: tuple(sorted(numbers)) for width, numbers in channels.items()}

@@ -1,0 +1,384 @@
+"""The search for inner widths: groups of channels that hang together, as Torch-Pruning finds them.
+
+Whether narrowing such a width does what closing its channels does is then tried on numbers, so
+that a group that was not understood is no width.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gatepruner.errors import EngineError, PlanError, first_line, listed
+from gatepruner.measuring.engines import require
+from gatepruner.networks.base import REFUSALS, traced
+from gatepruner.networks.narrowing import (
+    BATCH_NORM,
+    CONVOLUTIONS,
+    LAYERS,
+    heads_counted,
+    is_reshape,
+    is_used,
+)
+from gatepruner.networks.network import Network
+from gatepruner.networks.nodes import OWNS_TENSORS, path_of
+from gatepruner.networks.slices import sorted_out, united
+from gatepruner.pruning.widths import (
+    Cut,
+    Gone,
+    Width,
+    Widths,
+    check_slices,
+    closed,
+    cut_out,
+    sizes_left,
+)
+
+LEAST_VERSION = (1, 6)  # of Torch-Pruning
+MOST_APART = 1e-3  # of the greatest logit, by rounding
+
+
+def require_torch_pruning() -> None:
+    """Refuse to look for widths without Torch-Pruning.
+
+    Raises:
+        EngineError: it is missing or too old; says how to install it.
+    """
+    require("narrowing", ("torch_pruning",), "channels")
+    from importlib.metadata import version
+
+    installed = version("torch-pruning")
+    numbers = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
+    if numbers < LEAST_VERSION:
+        raise EngineError(
+            f"narrowing needs torch-pruning {'.'.join(map(str, LEAST_VERSION))} or later, found "
+            f"{installed}: pip install -U 'gatepruner[channels]'"
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def widths_of(network: Network) -> Widths:
+    """The inner widths of a network.
+
+    Args:
+        network: it may be narrowed already; channels are then numbered anew.
+
+    Raises:
+        EngineError: Torch-Pruning is missing or too old.
+        PlanError: it cannot follow an operation of the network.
+    """
+    require_torch_pruning()
+    search = _Search(network)
+    found = search.found()
+    while wrong := _wrong(network, found):
+        for name in wrong:
+            del found[name]
+            search.others[name] = "narrowing it does not do what closing its channels does"
+    made = {cut.layer for width in found.values() for cut in width.cuts if cut.axis == 0}
+    others = {name: why for name, why in search.others.items() if name not in made}
+    return Widths(found, others, search.totals)
+
+
+def narrowed(network: Network, gone: Gone) -> Network:
+    """A network without some channels.
+
+    Args:
+        network: which has those widths.
+        gone: the channels to cut out, by the name of their width.
+
+    Raises:
+        EngineError: Torch-Pruning is missing or too old.
+        PlanError: there is no such width or channel, or nothing would be left.
+    """
+    widths = widths_of(network)
+    check_slices(network, widths, gone)
+    return network.narrowed_to(sizes_left(network, widths.found, gone))
+
+
+def reduced(network: Network, units: Iterable[str]) -> Network:
+    """A network without some units.
+
+    Args:
+        network: the whole one.
+        units: names of removable blocks and of slices.
+
+    Raises:
+        EngineError, PlanError: see `Network.without` and `narrowed`.
+    """
+    blocks, slices = sorted_out(units)
+    small = network.without(blocks)
+    graph = small.graph()
+    if left := united([one for one in slices if is_used(one.width, graph)]):
+        return narrowed(network, left).without(blocks)
+    return small
+
+
+class _UnfitError(Exception):
+    """Why the channels of a layer are no width."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A layer of a dependency group: for each channel of the root, its indices along an axis."""
+
+    layer: str
+    axis: int
+    places: Mapping[int, tuple[int, ...]]
+
+
+class _Search:
+    """The search for the widths of one network.
+
+    Attributes:
+        others: why the channels of a layer are no width, by its path.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.module = network.build(network.initial_weights())
+        self.names = {module: name for name, module in self.module.named_modules()}
+        graph = network.graph()
+        self.calls = [node for node in graph.nodes if node.op == "call_module"]
+        whole = _targets(graph)
+        inner = {
+            block: whole - _targets(network.without([block]).graph()) for block in network.removable
+        }
+        self.inner = dict(sorted(inner.items(), key=lambda pair: len(pair[1])))
+        self.layers = [
+            (str(node.target), layer)
+            for node in self.calls
+            if isinstance(layer := self.module.get_submodule(str(node.target)), LAYERS)
+            and not isinstance(layer, BATCH_NORM)
+        ]
+        self.totals = {name: _made(layer) for name, layer in self.layers}
+        self.others: dict[str, str] = {}
+        self.dependencies = self._dependencies()
+
+    def _dependencies(self) -> Any:
+        import torch_pruning
+
+        example = torch.zeros(2, *self.network.base.input_shape)
+        try:
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph = torch_pruning.DependencyGraph()
+                return graph.build_dependency(self.module, example, verbose=False)
+        except Exception as error:  # it may raise anything on an operation that it does not know
+            raise PlanError(
+                f"cannot narrow {self.network}: Torch-Pruning cannot find its groups of channels "
+                f"({type(error).__name__}: {first_line(error)}); its blocks can still be removed"
+            ) from error
+
+    def found(self) -> dict[str, Width]:
+        """The widths by name, in the order of the graph."""
+        widths: dict[str, Width] = {}
+        made: set[str] = set()
+        for name, layer in self.layers:
+            if name in made:
+                continue
+            try:
+                width = self._width(name, layer)
+            except _UnfitError as reason:
+                self.others[name] = str(reason)
+                continue
+            widths[name] = width
+            made |= {cut.layer for cut in width.cuts if cut.axis == 0}
+        return widths
+
+    def _width(self, name: str, layer: nn.Module) -> Width:
+        """The width that a layer makes; raises `_UnfitError` if it is none."""
+        if _is_grouped(layer):
+            raise _UnfitError("its groups read channels from outside of the branch")
+        members = self._members(name, layer)
+        total, kind, attention = len(members[0].places), "channels", ""
+        elements: Sequence[Sequence[int]] = [(index,) for index in range(total)]
+        grouped = [one for one in members if one.axis == 1 and _is_grouped(self._layer(one.layer))]
+        if grouped:
+            elements, members = self._by_groups(grouped, members)
+            kind = "groups"
+        elif heads := self._heads(members):
+            kind, (count, width, attention) = "heads", heads
+            if count * width != total:
+                raise _UnfitError("its channels are no whole heads")
+            elements = [range(head * width, (head + 1) * width) for head in range(count)]
+        home = self._home({one.layer for one in members})
+        cuts = tuple(
+            Cut(
+                one.layer,
+                one.axis,
+                tuple(tuple(sorted(sum((one.places[i] for i in each), ()))) for each in elements),
+            )
+            for one in members
+        )
+        return Width(name, home, cuts, kind, len(elements[0]), attention)
+
+    def _layer(self, name: str) -> nn.Module:
+        return self.module.get_submodule(name)
+
+    def _members(self, name: str, layer: nn.Module) -> list[_Member]:
+        """The layers of a layer's group; raises `_UnfitError` if there is anything else."""
+        graph = self.dependencies
+        if layer not in graph.module2node:
+            raise _UnfitError("Torch-Pruning does not see it")
+        group = self._group(layer, _made(layer))
+        reads = [
+            len(item.idxs)
+            for item in group.items
+            if item.dep.target.module in self.names
+            and graph.is_in_channel_pruning_fn(item.dep.handler)
+        ]
+        if not reads:
+            raise _UnfitError("no other layer reads them")
+        if min(reads) < _made(layer):  # queries, keys and values of one layer go together
+            group = self._group(layer, min(reads))
+        members: dict[tuple[str, int], dict[int, tuple[int, ...]]] = {}
+        for item in group.items:
+            target = item.dep.target.module
+            if isinstance(target, nn.Parameter):
+                raise _UnfitError(
+                    "they pass a parameter outside of convolutions, linear layers and batch norms"
+                )
+            if type(target).__module__.startswith("torch_pruning"):
+                continue  # an operation without channels of its own
+            path = self.names[target]
+            if not isinstance(target, LAYERS):
+                raise _UnfitError(f"they pass {path}, a {type(target).__name__}")
+            reads = graph.is_in_channel_pruning_fn(item.dep.handler)
+            passes = isinstance(target, BATCH_NORM) or _is_depthwise(target)
+            places = members.setdefault((path, int(reads and not passes)), {})
+            for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                places[root] = (*places.get(root, ()), index)
+        found = [_Member(path, axis, places) for (path, axis), places in members.items()]
+        self._check(found)
+        return found
+
+    def _group(self, layer: nn.Module, channels: int) -> Any:
+        """Torch-Pruning's group of the first channels of a layer."""
+        prune = self.dependencies.get_pruner_of_module(layer).prune_out_channels
+        return self.dependencies.get_pruning_group(layer, prune, list(range(channels)))
+
+    def _check(self, members: Sequence[_Member]) -> None:
+        """Raise `_UnfitError` if a group reaches outside of a branch, or is used more than once."""
+        layers = {one.layer for one in members}
+        self._home(layers)
+        calls = [str(node.target) for node in self.calls]
+        if several := [layer for layer in layers if calls.count(layer) != 1]:
+            raise _UnfitError(f"{listed(sorted(several))} is used several times")
+
+    def _home(self, layers: set[str]) -> str:
+        """The innermost block whose branch has all these layers, or a module apart from blocks."""
+        for block, targets in self.inner.items():
+            if layers <= targets:
+                return block
+        apart, path = not any(layers & own for own in self.inner.values()), _common_path(layers)
+        if apart and path and not any(block.startswith(f"{path}.") for block in self.inner):
+            return path
+        raise _UnfitError(f"the layers {listed(sorted(layers), 3)} share them, which is no branch")
+
+    def _by_groups(
+        self, grouped: Sequence[_Member], members: list[_Member]
+    ) -> tuple[list[Sequence[int]], list[_Member]]:
+        """The groups of a convolution, and the layers on both of its sides."""
+        (middle, *more) = grouped
+        layer: Any = self._layer(middle.layer)
+        behind = self._members(middle.layer, layer)
+        if more or any(one.axis == 1 and _is_grouped(self._layer(one.layer)) for one in behind):
+            raise _UnfitError("several grouped convolutions follow each other")
+        reads, makes = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        of_group: list[list[int]] = [[] for _ in range(layer.groups)]
+        for root, (place,) in middle.places.items():
+            of_group[place // reads].append(root)
+        joined = [one for one in members if one is not middle]
+        for one in behind:
+            places = {
+                root: tuple(
+                    place
+                    for index in range(group * makes, (group + 1) * makes)
+                    for place in one.places[index]
+                )
+                for group, (root, *_) in enumerate(of_group)
+            }
+            rest = {root: () for roots in of_group for root in roots[1:]}
+            joined.append(_Member(one.layer, one.axis, {**rest, **places}))
+        return list(of_group), joined
+
+    def _heads(self, members: Sequence[_Member]) -> tuple[int, int, str] | None:
+        """The number of heads that a group is split into, their width, and whose code counts them.
+
+        `None` if it is not split; the code may also leave their number to PyTorch.
+        """
+        makers = {one.layer for one in members if one.axis == 0}
+        for node in traced(self.network.base).module.graph.nodes:
+            if not is_reshape(node) or str(node.args[0].target) not in makers:
+                continue
+            before, after = (each.meta.get("shape") for each in (node.args[0], node))
+            if before and after and after[-1] != before[-1]:
+                width, path = int(after[-1]), path_of(node)
+                counted = heads_counted(node, width) is not None
+                return len(members[0].places) // width, width, path if counted else ""
+        return None
+
+
+def _wrong(network: Network, widths: Mapping[str, Width]) -> list[str]:
+    """The widths of which narrowing by one channel is not what closing that channel is."""
+    gone = {name: (0,) for name, width in widths.items() if width.size > 1}
+    weights = _drawn(network)
+    images = torch.randn(2, *network.base.input_shape, generator=torch.Generator().manual_seed(0))
+
+    def wrong(names: Iterable[str]) -> bool:
+        some = {name: gone[name] for name in names}
+        masked = network.build(closed(weights, widths, some))
+        try:
+            small = network.narrowed_to(sizes_left(network, widths, some))
+            module = small.build(cut_out(weights, widths, some))
+            with torch.no_grad():
+                expected, logits = masked(images), module(images)
+        except REFUSALS:
+            return True
+        return bool((logits - expected).abs().max() > MOST_APART * expected.abs().max())
+
+    if not gone or not wrong(gone):
+        return []
+    return [name for name in gone if wrong([name])] or list(gone)
+
+
+def _drawn(network: Network) -> dict[str, Tensor]:
+    """Weights in which no shift and no statistic is 0 or 1 by chance."""
+    draw = torch.Generator().manual_seed(0)
+    return {
+        key: tensor + 0.1 * torch.rand(tensor.shape, generator=draw)
+        if tensor.ndim == 1 and tensor.is_floating_point()
+        else tensor
+        for key, tensor in network.initial_weights().items()
+    }
+
+
+def _common_path(layers: Iterable[str]) -> str:
+    """The path of the innermost module that has all these layers; empty for the root."""
+    parts = zip(*(layer.split(".")[:-1] for layer in layers), strict=False)
+    return ".".join(each[0] for each in itertools.takewhile(lambda each: len({*each}) == 1, parts))
+
+
+def _targets(graph: fx.Graph) -> set[str]:
+    return {str(node.target) for node in graph.nodes if node.op in OWNS_TENSORS}
+
+
+def _made(layer: Any) -> int:
+    """The number of channels that a layer makes."""
+    return int(layer.weight.shape[0])
+
+
+def _is_depthwise(layer: Any) -> bool:
+    return isinstance(layer, CONVOLUTIONS) and layer.groups == layer.in_channels > 1
+
+
+def _is_grouped(layer: Any) -> bool:
+    """Whether a convolution has groups of several channels."""
+    return isinstance(layer, CONVOLUTIONS) and layer.groups > 1 and not _is_depthwise(layer)

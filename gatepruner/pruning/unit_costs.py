@@ -1,0 +1,173 @@
+"""What removing a unit, a block or a slice of an inner width, saves now that others are gone.
+
+MACs and parameters follow from the widths that are left. Latency is read from a table that is
+measured once: what each block saves if it is removed, and if its widths are halved. In between, its
+time is linear in the MACs that are left of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import fx, nn
+
+from gatepruner.measuring.cost import alike, macs_of_nodes
+from gatepruner.networks.base import traced
+from gatepruner.networks.network import Network
+from gatepruner.networks.nodes import OWNS_TENSORS, tensors_of
+from gatepruner.pruning.meter import Meter
+from gatepruner.pruning.widths import Width, sizes_left
+
+HALF = "/half"  # after the name of a block in a table of latencies
+
+
+@dataclass
+class UnitCosts:
+    """The costs of the homes of widths, which are blocks and modules apart from blocks.
+
+    Attributes:
+        network: the whole network.
+        widths: its inner widths, by name.
+        kind: `"macs"`, `"params"` or `"latency"`.
+        table: of latencies, see `latency_table`.
+        left: how many channels are left of each width.
+    """
+
+    network: Network
+    widths: Mapping[str, Width]
+    kind: str
+    table: Mapping[str, float] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nodes = [node for node in self.network.graph().nodes if "base" in node.meta]
+        self.nodes = {home: _nodes_of(self.network, home, nodes) for home in self.homes}
+        macs = macs_of_nodes(self.network.base, self.network.edits.narrowed)
+        self.macs = {node: macs.get(node.meta["base"], 0) for node in nodes}
+        shapes = {
+            key: tensor.shape
+            for key, tensor in self.network.state().items()
+            if isinstance(tensor, nn.Parameter)
+        }
+        module = traced(self.network.base).module
+        self.shapes = {
+            node: {
+                key: shapes[key] for key in tensors_of(module, str(node.target)) if key in shapes
+            }
+            for node in nodes
+            if node.op in OWNS_TENSORS
+        }
+        self.cuts = {
+            (cut.layer, cut.axis): width.name
+            for width in self.widths.values()
+            for cut in width.cuts
+        }
+        self.whole = {home: self._sum(home, "macs") for home in self.homes}
+
+    @property
+    def homes(self) -> list[str]:
+        """The blocks, and the modules apart from blocks that have an inner width."""
+        apart = (width.home for width in self.widths.values())
+        return list(dict.fromkeys([*self.network.removable, *apart]))
+
+    @property
+    def total(self) -> float:
+        """The cost of all homes now."""
+        return sum(map(self.cost, self.homes))
+
+    def cost(self, home: str) -> float:
+        """What a home costs now."""
+        if self.kind != "latency":
+            return self._sum(home, self.kind)
+        share = self._sum(home, "macs") / max(self.whole[home], 1)
+        saved = self.table.get(home, 0.0)
+        half, place = (
+            self.table.get(home + HALF, saved / 2),
+            self.table.get(home + HALF + "/macs", 0.5),
+        )
+        return float(np.interp(share, [0.0, place, 1.0], [0.0, max(saved - half, 0.0), saved]))
+
+    def saving(self, name: str, channels: int) -> float:
+        """What a slice of so many channels of a width saves now."""
+        home, left = self.widths[name].home, self.left.get(name, self.widths[name].size)
+        before = self.cost(home)
+        self.left[name] = left - channels
+        after = self.cost(home)
+        self.left[name] = left
+        return before - after
+
+    def _sum(self, home: str, kind: str) -> float:
+        return sum(self._of(node, kind) for node in self.nodes[home])
+
+    def _of(self, node: fx.Node, kind: str) -> float:
+        if kind == "macs":
+            if not self.macs[node]:
+                return 0.0
+            return self.macs[node] * self._share(str(node.target), (0, 1), node)
+        return sum(
+            math.prod(shape)
+            * self._share(key.rpartition(".")[0], (0, 1) if len(shape) > 1 else (0,))
+            for key, shape in self.shapes.get(node, {}).items()
+        )
+
+    def _share(self, layer: str, axes: Iterable[int], node: fx.Node | None = None) -> float:
+        """Which share is left of a layer's channels, along these axes of its weight."""
+        names = [self.cuts[layer, axis] for axis in axes if (layer, axis) in self.cuts]
+        if node is not None and node.op not in OWNS_TENSORS:  # the products of an attention
+            homes = [home for home, nodes in self.nodes.items() if node in nodes]
+            names = [
+                name
+                for name, width in self.widths.items()
+                if width.kind == "heads" and width.home in homes
+            ]
+        return math.prod(
+            self.left.get(name, self.widths[name].size) / self.widths[name].size for name in names
+        )
+
+
+def _nodes_of(network: Network, home: str, nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """The nodes of a block's branch, or of a module."""
+    if home in network.removable:
+        kept = {node.meta.get("base") for node in network.without([home]).graph().nodes}
+        return frozenset(node for node in nodes if node.meta["base"] not in kept)
+    return frozenset(node for node in nodes if str(node.target).startswith(f"{home}."))
+
+
+def latency_table(meter: Meter, widths: Mapping[str, Width]) -> dict[str, float]:
+    """What each block and each module with an inner width takes, in seconds, and with half of it.
+
+    Blocks that do the same work are measured together, as in `Meter.savings`.
+
+    Args:
+        meter: measures the whole network.
+        widths: its inner widths, by name.
+    """
+    network, saved = meter.whole, meter.savings("latency")
+    groups = list(alike(network))
+    apart = dict.fromkeys(width.home for width in widths.values() if width.home not in saved)
+    groups += [(home,) for home in apart]
+    halves = [_halved(network, widths, group) for group in groups]
+    whole, *times = meter.costs("latency", [network, *(half for half, _ in halves)])
+    table: dict[str, float] = dict(saved)
+    for group, (_, share), time in zip(groups, halves, times, strict=True):
+        for home in group:
+            table[home + HALF] = max((whole - time) / len(group), 0.0)
+            table[home + HALF + "/macs"] = share
+            table.setdefault(home, 2 * table[home + HALF])
+    return table
+
+
+def _halved(
+    network: Network, widths: Mapping[str, Width], homes: Iterable[str]
+) -> tuple[Network, float]:
+    """The network with half of the widths of some homes, and the share of their MACs left."""
+    inner = {name: width for name, width in widths.items() if width.home in homes}
+    gone = {name: range(width.size // 2) for name, width in inner.items() if width.size > 1}
+    costs = UnitCosts(network, widths, "macs")
+    before = sum(map(costs.cost, homes))
+    costs.left |= {name: widths[name].size - len(channels) for name, channels in gone.items()}
+    small = network.narrowed_to(sizes_left(network, widths, gone))
+    return small, min(max(sum(map(costs.cost, homes)) / max(before, 1), 0.01), 0.99)

@@ -1,0 +1,208 @@
+"""Inner widths: the channels of a branch that can go without touching anything outside of it.
+
+A width is a dependency group (Fang, Ma, Song, Mi, Wang, 2023, https://arxiv.org/abs/2301.12900)
+that lies wholly inside one branch: the layers that make its channels, those that pass them on one
+by one, such as batch norm and depthwise convolutions, and those that read them. The gate of a
+channel stands in front of the layers that read it, after bias, batch norm and activation: a closed
+channel is read as 0, also beside the border of an image. So cutting it out is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gatepruner.errors import PlanError, listed
+from gatepruner.networks.narrowing import Sizes, is_used
+from gatepruner.networks.network import Network
+
+MULTIPLE = 8  # channels of a slice, since hardware likes multiples of 8
+Gone = Mapping[str, Collection[int]]  # channels by the name of their width
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a layer has the channels of a width.
+
+    Attributes:
+        layer: its path.
+        axis: of its weight: 0 for channels that it makes or passes on, 1 for those that it reads.
+        places: for each channel of the width, its indices along that axis.
+    """
+
+    layer: str
+    axis: int
+    places: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Width:
+    """An inner width.
+
+    Attributes:
+        name: path of the layer that makes its channels.
+        home: the block whose branch it is in; or a module that is in no branch, as the blocks
+            without a shortcut are that networks of inverted residuals have.
+        cuts: the layers that have its channels.
+        kind: `"channels"`; `"heads"` of an attention or `"groups"` of a convolution, which stay
+            whole and count as one channel each.
+        channels: of its first layer, for each channel of the width.
+        attention: path of the module whose code counts the heads, if it has to be told.
+    """
+
+    name: str
+    home: str
+    cuts: tuple[Cut, ...]
+    kind: str = "channels"
+    channels: int = 1
+    attention: str = ""
+
+    @property
+    def size(self) -> int:
+        """The number of its channels, heads or groups."""
+        return len(self.cuts[0].places)
+
+    @property
+    def readers(self) -> tuple[Cut, ...]:
+        """The layers that read its channels; a gate stands in front of each."""
+        return tuple(cut for cut in self.cuts if cut.axis == 1)
+
+    def step(self, multiple: int) -> int:
+        """How many channels, heads or groups make a slice of at least `multiple` channels."""
+        return max(1, -(-multiple // self.channels))
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The inner widths of a network.
+
+    Attributes:
+        found: by name, in the order of depth.
+        others: why the channels that another layer makes cannot go, by its path.
+        totals: how many channels each convolution and linear layer makes, by its path.
+    """
+
+    found: Mapping[str, Width]
+    others: Mapping[str, str]
+    totals: Mapping[str, int]
+
+    @property
+    def inner(self) -> int:
+        """The number of channels of the inner widths."""
+        return sum(width.size * width.channels for width in self.found.values())
+
+
+def closed(
+    weights: Mapping[str, Tensor], widths: Mapping[str, Width], gone: Gone
+) -> dict[str, Tensor]:
+    """The weights of a network in which the gates of some channels are 0.
+
+    Args:
+        weights: by state-dict key.
+        widths: of the network, by name.
+        gone: the channels whose gates are 0.
+    """
+    state = dict(weights)
+    for name, channels in gone.items():
+        for cut in widths[name].readers:
+            places = sorted(place for channel in channels for place in cut.places[channel])
+            key = f"{cut.layer}.weight"
+            state[key] = state[key].index_fill(1, torch.tensor(places), 0.0)
+    return state
+
+
+def cut_out(
+    weights: Mapping[str, Tensor], widths: Mapping[str, Width], gone: Gone
+) -> dict[str, Tensor]:
+    """The weights of a network without some channels.
+
+    Args:
+        weights: by state-dict key.
+        widths: of the network, by name.
+        gone: the channels to cut out; some of each width stay.
+    """
+    state = dict(weights)
+    for name, channels in gone.items():
+        left = sorted({*range(widths[name].size)} - {*channels})
+        for cut in widths[name].cuts:
+            places = torch.tensor(sorted(place for at in left for place in cut.places[at]))
+            for key in (key for key in weights if key.rpartition(".")[0] == cut.layer):
+                if state[key].ndim > cut.axis:
+                    state[key] = state[key].index_select(cut.axis, places)
+    return state
+
+
+def sizes_left(network: Network, widths: Mapping[str, Width], gone: Gone) -> dict[str, Sizes]:
+    """The sizes of the layers of a network without some channels.
+
+    Args:
+        network: which has these widths.
+        widths: by name.
+        gone: the channels to cut out.
+    """
+    state, sizes = network.state(), dict[str, list[int]]()
+    for name, channels in gone.items():
+        width = widths[name]
+        for cut in width.cuts:
+            weight = state.get(f"{cut.layer}.weight")  # a batch norm may have none
+            if weight is None:
+                weight = state[f"{cut.layer}.running_mean"]
+            places = sum(len(cut.places[channel]) for channel in {*channels})
+            sizes.setdefault(cut.layer, list(weight.shape))[cut.axis] -= places
+        if width.attention:
+            sizes[width.attention] = [width.size - len({*channels}), width.channels]
+    return {layer: tuple(each) for layer, each in sizes.items()}
+
+
+def check_slices(network: Network, widths: Widths, gone: Gone) -> None:
+    """Refuse channels that cannot go.
+
+    Raises:
+        PlanError: there is no such width or channel, or nothing would be left; all are named.
+    """
+    unknown = [
+        f"{name} ({widths.others.get(name, 'there is no such layer')})"
+        for name in gone
+        if name not in widths.found
+    ]
+    if unknown:
+        names = list(widths.found)
+        raise PlanError(
+            f"cannot narrow {listed(unknown, 3)}: {network} has {len(names)} inner widths "
+            f"({listed(names, 3)}); `inspect --units` lists them"
+        )
+    sizes = {name: widths.found[name].size for name in gone}
+    beyond = [f"{name} has {sizes[name]}" for name in gone if max(gone[name]) >= sizes[name]]
+    if beyond:
+        raise PlanError(f"cannot cut channels out that there are not: {listed(beyond)}")
+    if empty := [name for name in gone if len({*gone[name]}) >= sizes[name]]:
+        raise PlanError(
+            f"cannot cut all channels of {listed(empty)} out: leave some, or remove the block"
+        )
+
+
+def left_of_widths(network: Network) -> dict[str, dict[str, tuple[int, int]]]:
+    """How many channels the narrowed layers make, and how many the base's did.
+
+    Args:
+        network: it may be narrowed.
+
+    Returns:
+        By block and by the path of the layer; layers apart from blocks are listed under "".
+    """
+    whole = Network(network.base).state()
+    made = {
+        layer: (sizes[0], len(whole[key]))
+        for layer, sizes in network.edits.narrowed
+        if (key := f"{layer}.weight") in whole and whole[key].ndim > 1
+    }
+    made = {layer: pair for layer, pair in made.items() if pair[0] < pair[1]}
+    homes: dict[str, dict[str, tuple[int, int]]] = {}
+    kept = {name: network.without([name]).graph() for name in network.removable} if made else {}
+    for layer, pair in made.items():
+        blocks = (name for name, graph in kept.items() if not is_used(layer, graph))
+        homes.setdefault(next(blocks, ""), {})[layer] = pair
+    return homes

@@ -1,0 +1,215 @@
+"""Units: blocks and slices on one path, what they save, and their scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import draw, images_for, logits, random_images
+from narrow_blocks import BLOCKS, READ, network_of
+
+from gatepruner.errors import PlanError, TrainingError
+from gatepruner.files.checkpoints import load, save
+from gatepruner.images.images import Images
+from gatepruner.learning.channel_gates import ChannelGates
+from gatepruner.learning.gates import learn_gates
+from gatepruner.learning.recipes import GateRecipe
+from gatepruner.measuring.cost import count
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.slices import Slice, slice_named, sorted_out, united
+from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.goals import Goal, blocks_for
+from gatepruner.pruning.groups import reduced, widths_of
+from gatepruner.pruning.meter import Meter
+from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import follow
+from gatepruner.pruning.unit_costs import UnitCosts
+from gatepruner.pruning.widths import closed
+
+RECIPE = GateRecipe(units="both", warmup=2, steps=2, batch_size=8)
+
+
+def pictures() -> Images:
+    return random_images(32, (3, 8, 8), classes=10)
+
+
+@pytest.fixture(scope="module")
+def learned() -> Checkpoint:
+    return learn_gates(draw("resnet14", input_shape=(3, 8, 8)), pictures(), RECIPE, device="cpu")
+
+
+def test_a_path_of_units_ends_with_what_cannot_be_made_smaller(learned):
+    blocks, slices = sorted_out(learned.path.blocks)
+    network = reduced(learned.network, learned.path.blocks)
+    assert slices
+    assert not network.removable
+    assert {*blocks} == {*learned.network.removable}
+    assert len(set(learned.path.blocks)) == len(learned.path)
+
+
+def test_no_slice_is_removed_from_a_block_that_is_gone(learned):
+    widths, gone, cut = widths_of(learned.network).found, set(), set()
+    for name in learned.path.blocks:
+        one = slice_named(name)
+        if one is None:
+            gone.add(name)
+            continue
+        assert widths[one.width].home not in gone
+        assert len(one.channels) == 8
+        assert cut.isdisjoint((one.width, channel) for channel in one.channels)
+        cut |= {(one.width, channel) for channel in one.channels}
+
+
+def test_every_part_of_a_path_is_the_whole_network_with_those_gates_closed(learned):
+    widths, images = widths_of(learned.network).found, images_for(learned.network)
+    for number in range(1, len(learned.path) + 1):
+        plan = learned.path.blocks[:number]
+        blocks, slices = sorted_out(plan)
+        state = {**learned.weights, **learned.path.learned(plan)}
+        state |= {learned.network.gate_key(name): torch.zeros(()) for name in blocks}
+        masked = learned.network.build(closed(state, widths, united(slices)))
+        small = follow(learned, plan)
+        assert small.network == reduced(learned.network, plan)
+        expected = logits(masked, images)
+        torch.testing.assert_close(logits(small.build(), images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_kept_once_for_what_is_removed_together(learned):
+    turns = learned.path.turns
+    assert turns[0] == 0
+    assert turns[-1] == len(learned.path)
+    with_weights = [at for at, one in enumerate(learned.path.removals, 1) if one.weights]
+    assert with_weights == list(turns[1:])
+    assert len(with_weights) <= len(learned.network.removable)
+
+
+def test_a_path_of_units_is_saved_and_loaded(learned, tmp_path):
+    read = load(save(learned, tmp_path / "path.safetensors"))
+    assert read.path.records == learned.path.records
+    plan = learned.path.blocks[:3]
+    assert torch.equal(
+        logits(follow(read, plan).build(), images_for(read.network)),
+        logits(follow(learned, plan).build(), images_for(read.network)),
+    )
+
+
+def test_channels_alone_remove_no_block():
+    recipe = replace(RECIPE, units="channels", blocks=2)
+    path = learn_gates(draw("resnet14", input_shape=(3, 8, 8)), pictures(), recipe).path
+    assert len(path.turns) == 3
+    assert all(map(slice_named, path.blocks))
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(learned, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(moment):
+        if moment.gone == 2:
+            raise StopError
+
+    whole, state = draw("resnet14", input_shape=(3, 8, 8)), tmp_path / "state.pt"
+    how = {"device": "cpu", "state": state}
+    with pytest.raises(StopError):
+        learn_gates(whole, pictures(), RECIPE, watch=stop, **how)
+    resumed = learn_gates(whole, pictures(), RECIPE, resume=state.exists(), **how)
+    assert resumed.path.records == learned.path.records
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("cost", ["macs", "params"])
+def test_what_a_unit_saves_is_the_difference_of_two_counts(kind, cost):
+    network = network_of(kind).network
+    widths = widths_of(network).found
+    name = f"blocks.0.{READ[kind][0]}"
+
+    def counted(*units: str) -> int:
+        return getattr(count(reduced(network, units)), cost)
+
+    costs = UnitCosts(network, widths, cost)
+    assert costs.saving(name, 1) == pytest.approx(counted() - counted(f"{name}[0]"))
+    costs.left[name] = widths[name].size - 1
+    assert costs.saving(name, 2) == pytest.approx(counted(f"{name}[0]") - counted(f"{name}[0-2]"))
+    assert costs.cost("blocks.0") == pytest.approx(counted(f"{name}[0]") - counted("blocks.0"))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_the_slope_of_a_channel_is_a_difference_of_losses(kind):
+    whole = network_of(kind)
+    widths = widths_of(whole.network).found
+    name = f"blocks.1.{READ[kind][0]}"
+    images = images_for(whole.network, 4).double()
+
+    def loss(gate: float) -> float:
+        state = {key: tensor.double() for key, tensor in whole.weights.items()}
+        for cut in widths[name].readers:
+            weight = state[f"{cut.layer}.weight"] = state[f"{cut.layer}.weight"].clone()
+            weight[:, list(cut.places[1])] *= gate
+        with torch.no_grad():
+            return float(whole.network.build(state)(images).square().sum())
+
+    module = whole.build().double()
+    gates = ChannelGates(module, widths, torch.device("cpu"))
+    module(images).square().sum().backward()
+    gates.record()
+    slope = (loss(1 + 1e-5) - loss(1 - 1e-5)) / 2e-5
+    assert float(gates.slopes[name][1]) == pytest.approx(0.05 * slope**2, rel=1e-3)
+
+
+def test_the_weakest_channels_are_in_the_next_slice():
+    whole = network_of("basic")
+    widths = widths_of(whole.network).found
+    gates = ChannelGates(whole.build(), widths, torch.device("cpu"))
+    name = "blocks.0.conv1"
+    gates.slopes[name].copy_(torch.arange(16).flip(0))
+    costs = UnitCosts(whole.network, widths, "macs")
+    found = {unit: value for unit, value, _ in gates.slices(costs, ["blocks.0"], 4)}
+    assert found == {f"{name}[12-15]": 0 + 1 + 2 + 3}
+    gates.close([Slice(name, (12, 13, 14, 15))])
+    costs.left[name] = 12
+    assert gates.slices(costs, ["blocks.0"], 5)[0][0] == f"{name}[10-11]"  # 10 are left, 2 fives
+
+
+@pytest.mark.parametrize("cost", ["macs", "params"])
+def test_a_goal_takes_the_fewest_units_that_reach_it(learned, cost):
+    ranking, meter = rank(learned), Meter(learned.network)
+    reach = blocks_for(Goal(cost, 0.5, relative=True), learned.network, ranking, meter, list)
+    costs = [
+        getattr(count(reduced(learned.network, ranking.first(number))), cost)
+        for number in range(len(ranking.names) + 1)
+    ]
+    whole = costs[0]
+    assert reach.removed == next(at for at, each in enumerate(costs) if each <= whole / 2)
+
+
+def test_a_sweep_stops_where_the_others_have_adapted(learned):
+    points = list(sweep(learned, pictures(), rank(learned), device="cpu"))
+    assert [point.removed for point in points] == list(learned.path.turns)
+    assert [point.cost.macs for point in points] == sorted(
+        (point.cost.macs for point in points), reverse=True
+    )
+
+
+def test_what_cannot_be_learned_is_refused():
+    whole = draw("resnet14", input_shape=(3, 8, 8))
+    with pytest.raises(TrainingError, match=r"multiple is 33: expected .* 1 to 32"):
+        GateRecipe(multiple=33)
+    with pytest.raises(PlanError, match="own class cannot hold a narrowed"):
+        learn_gates(whole, pictures(), replace(RECIPE, identity_only=True))
+    with pytest.raises(PlanError, match="no inner width above one slice of 16 channels"):
+        learn_gates(
+            network_of("basic"), random_images(32, (3, 6, 6), 5), replace(RECIPE, multiple=16)
+        )
+
+
+def test_a_goal_of_latency_times_narrowed_networks(learned):
+    ranking, meter = rank(learned), Meter(learned.network, seconds=0.01)
+    times = meter.costs("latency", [reduced(learned.network, ranking.first(3))])
+    assert times[0] > 0
+
+
+def test_a_path_by_latency_measures_a_table_once():
+    recipe = replace(RECIPE, cost="latency", blocks=1)
+    path = learn_gates(draw("resnet8", input_shape=(3, 8, 8)), pictures(), recipe).path
+    assert path.turns[-1] == len(path) > 0
