@@ -11,7 +11,8 @@ Every command that writes is run on a tiny network and a few images, in a proces
   beside another run on the same output: each must be refused, and leave no half file;
 - for training, watched over many epochs: memory and open files must not grow.
 
-The processes are forks of one that has imported everything. Linux only.
+The result is written after every few kills; `--resume` adds to what it counts. The processes are
+forks of one that has imported everything. Linux only.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ import record
 CALLS = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "fcntl.flock"}
 SHAPE, CLASSES = (3, 8, 8), 4
 OUT = "out"
+ROUND = 10  # kills of a command between two writings of the result
+FULL = 8192  # bytes of the disk that is full
+GROWTH = "train, over many epochs"  # what that row is called
+Row = dict[str, Any]  # of the result
 
 
 @dataclass(frozen=True)
@@ -319,36 +324,63 @@ def bits(path: Path) -> str:
 # ---------------------------------------------------------------------------------- what is done
 
 
-def killed(
-    command: Command, root: Path, folder: Path, *, kills: int, seed: int = 0
-) -> dict[str, Any]:
-    """Kill a command many times, half of them at calls; returns what became of its files."""
+def killed(command: Command, root: Path, folder: Path, numbers: range) -> Row:
+    """Kill a command once for each number, the odd ones at calls.
+
+    Args:
+        command: what is killed.
+        root: the folder with the inputs.
+        folder: where it runs.
+        numbers: of the kills; each is drawn from its number.
+
+    Returns:
+        What became of its files.
+    """
     fresh(root, folder)
     before, begin = fingerprints(folder), time.monotonic()
     calls = count_calls(command.arguments, folder)
     taken, expected = time.monotonic() - begin, bits(folder / command.result)
-    draw, problems = random.Random(seed), []
+    problems: list[str] = []
     count = {"at_calls": 0, "at_moments": 0, "finished_before": 0, "left_temporary": 0}
-    for index in range(kills):
+    for number in numbers:
         fresh(root, folder)
-        if index % 2:
-            number = draw.randint(1, calls)
-            code, what = ended(start(command.arguments, folder, at_call(number, kill))), "calls"
-            where = f"call {number} of {calls}"
-        else:
-            wait = draw.uniform(0, taken)
-            process = start(command.arguments, folder)
-            time.sleep(wait)
-            os.kill(process, signal.SIGKILL)
-            code, what, where = ended(process), "moments", f"{wait:.3f} s of {taken:.3f} s"
-        count[f"at_{what}" if code else "finished_before"] += 1
+        kind, where, code = killed_once(command, folder, number, calls, taken)
+        count[kind if code else "finished_before"] += 1
         count["left_temporary"] += bool(leftovers(folder))
         found = halves(folder)
         if fingerprints(folder) != before:
             found.append("an input was changed")
         found += [] if code == 0 else continued(command, folder, expected)
-        problems += [f"{where}: {one}" for one in found]
+        problems += [f"{number}, {where}: {one}" for one in found]
     return {**count, "calls": calls, "seconds": taken, "problems": problems}
+
+
+def killed_once(
+    command: Command, folder: Path, number: int, calls: int, taken: float
+) -> tuple[str, str, int]:
+    """Kill a command; returns at what it was killed, where exactly, and its exit code."""
+    draw = random.Random(number)
+    if number % 2:
+        call = draw.randint(1, calls)
+        code = ended(start(command.arguments, folder, at_call(call, kill)))
+        return "at_calls", f"call {call} of {calls}", code
+    wait = draw.uniform(0, taken)
+    process = start(command.arguments, folder)
+    time.sleep(wait)
+    os.kill(process, signal.SIGKILL)
+    return "at_moments", f"{wait:.3f} s of {taken:.3f} s", ended(process)
+
+
+def tried(kills: Row) -> int:
+    """How many kills a row counts."""
+    return int(kills["at_calls"] + kills["at_moments"] + kills["finished_before"])
+
+
+def both(known: Row | None, more: Row) -> Row:
+    """The kills of two rows; the calls and seconds of the second one."""
+    known = known or {}
+    added = {key: known[key] + more[key] for key in known if key not in ("calls", "seconds")}
+    return {**more, **added}
 
 
 def continued(command: Command, folder: Path, expected: str) -> list[str]:
@@ -363,7 +395,7 @@ def continued(command: Command, folder: Path, expected: str) -> list[str]:
     return [*found, *halves(folder)]
 
 
-def twice(command: Command, root: Path, folder: Path) -> dict[str, Any]:
+def twice(command: Command, root: Path, folder: Path) -> Row:
     """Which files of the same call in two runs differ, and whether the result does."""
     found = []
     for _ in range(2):
@@ -378,7 +410,7 @@ def twice(command: Command, root: Path, folder: Path) -> dict[str, Any]:
     return {"result_equal": first == second, "files": len(files), "files_that_differ": different}
 
 
-def two_writers(command: Command, root: Path, folder: Path) -> dict[str, Any]:
+def two_writers(command: Command, root: Path, folder: Path) -> Row:
     """Start a second run while the first has made half of its calls."""
     fresh(root, folder)
     calls = count_calls(command.arguments, folder)
@@ -419,7 +451,7 @@ def mounted(folder: Path, *options: str) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def full_disk(command: Command, root: Path, folder: Path, size: str) -> dict[str, Any]:
+def full_disk(command: Command, root: Path, folder: Path, size: int) -> Row:
     """Run a command whose outputs do not fit."""
     fresh(root, folder)
     before = fingerprints(folder)
@@ -437,7 +469,7 @@ def full_disk(command: Command, root: Path, folder: Path, size: str) -> dict[str
         }
 
 
-def read_only(command: Command, root: Path, folder: Path) -> dict[str, Any]:
+def read_only(command: Command, root: Path, folder: Path) -> Row:
     """Run a command whose outputs cannot be written."""
     fresh(root, folder)
     with mounted(folder / OUT, "-t", "tmpfs", "-o", "ro", "tmpfs") as possible:
@@ -449,7 +481,7 @@ def read_only(command: Command, root: Path, folder: Path) -> dict[str, Any]:
         return {"possible": True, "refused": refused, "after_seconds": time.monotonic() - begin}
 
 
-def growth(epochs: int, folder: Path) -> dict[str, Any]:
+def growth(epochs: int, folder: Path) -> Row:
     """Memory and open files at the end of epochs, of a training that keeps its state."""
     import torch
 
@@ -477,36 +509,67 @@ def growth(epochs: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def measured(word: str, row: Row, root: Path, folder: Path, kills: int) -> Row:
+    """A row with further kills, until it counts so many, and with what is tried once."""
+    command = COMMANDS[word]
+    warm(command.arguments, fresh(root, folder))
+    once = {
+        "twice": lambda: twice(command, root, folder),
+        "two_writers": lambda: two_writers(command, root, folder),
+        "full_disk": lambda: full_disk(command, root, folder, FULL),
+        "read_only": lambda: read_only(command, root, folder),
+    }
+    row = {"command": word, **row, **{key: act() for key, act in once.items() if key not in row}}
+    done = tried(row["kills"]) if "kills" in row else 0
+    if done < kills:
+        more = killed(command, root, folder, range(done, min(done + ROUND, kills)))
+        row["kills"] = both(row.get("kills"), more)
+    return row
+
+
+def in_rounds(rows: dict[str, Row], words: Sequence[str], kills: int) -> Iterator[None]:
+    """Add kills to the rows of commands until each counts so many; stops after every command."""
+    with tempfile.TemporaryDirectory() as name:
+        root, folder = Path(name) / "inputs", Path(name) / "run"
+        root.mkdir()
+        make_inputs(root)
+        for least in range(ROUND, kills + ROUND, ROUND):
+            for word in words:
+                known = rows.get(word, {})
+                if "kills" not in known or tried(known["kills"]) < min(least, kills):
+                    rows[word] = measured(word, known, root, folder, kills)
+                    yield
+
+
+def grown(epochs: int) -> Row:
+    """The row of a training over many epochs."""
+    with tempfile.TemporaryDirectory() as name:
+        make_inputs(Path(name))
+        os.chdir(name)
+        row = {"command": GROWTH, "growth": growth(epochs, Path(name))}
+        os.chdir("/")
+    return row
+
+
 def main() -> None:
     options = record.parser(__doc__)
-    options.add_argument("--kills", type=int, default=200, help="of every command")
+    options.add_argument("--kills", type=int, default=200, help="of every command, in all")
     options.add_argument("--epochs", type=int, default=200, help="that growth is watched over")
     options.add_argument("--only", default=",".join(COMMANDS), help="commands, with commas")
+    options.add_argument("--resume", action="store_true", help="add to what the result counts")
     chosen = options.parse_args()
     kills, epochs = (4, 8) if chosen.quick else (chosen.kills, chosen.epochs)
     import torch
 
     torch.set_num_threads(1)
-    settings = {"kills": kills, "threads": 1, "seed": 0, "full_disk_bytes": 8192}
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        root, folder = Path(name) / "inputs", Path(name) / "run"
-        root.mkdir()
-        make_inputs(root)
-        for word in chosen.only.split(","):
-            command = COMMANDS[word]
-            warm(command.arguments, fresh(root, folder))
-            row = {"command": word, "kills": killed(command, root, folder, kills=kills)}
-            row["twice"] = twice(command, root, folder)
-            row["two_writers"] = two_writers(command, root, folder)
-            row["full_disk"] = full_disk(command, root, folder, "8k")
-            row["read_only"] = read_only(command, root, folder)
-            rows.append(row)
-            record.write("endurance", settings, rows, quick=chosen.quick)  # as far as it has come
-        os.chdir(root)
-        rows.append({"command": "train, over many epochs", "growth": growth(epochs, folder)})
-        os.chdir("/")
-    record.write("endurance", settings, rows, quick=chosen.quick)
+    known = record.rows_of("endurance", quick=chosen.quick) if chosen.resume else []
+    rows = {row["command"]: row for row in known}
+    if GROWTH not in rows:
+        rows[GROWTH] = grown(epochs)
+    settings = {"threads": 1, "full_disk_bytes": FULL}
+    for _ in in_rounds(rows, chosen.only.split(","), kills):
+        ordered = [rows[word] for word in (*COMMANDS, GROWTH) if word in rows]
+        record.write("endurance", settings, ordered, quick=chosen.quick)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,22 @@ def write(name: str, settings: Mapping[str, Any], rows: Sequence[Any], *, quick:
         "settings": dict(settings),
         "rows": list(rows),
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    _replace(path, json.dumps(document, indent=1) + "\n")
     print(f"wrote {path}")
     return path
+
+
+def rows_of(name: str, *, quick: bool) -> list[Any]:
+    """The measurements that an earlier run of the benchmark `name` has written; none without."""
+    path = folder(quick) / f"{name}.json"
+    rows: list[Any] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return rows
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write a file, whole or not at all."""
+    path.with_suffix(".part").write_text(content)
+    path.with_suffix(".part").replace(path)
 
 
 def hardware() -> dict[str, Any]:
@@ -147,9 +160,7 @@ def seconds(work: Callable[[], object]) -> float:
 def once(path: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """What the JSON file holds; worked out and written if there is none."""
     if not path.exists():
-        content = json.dumps(work())
-        path.with_suffix(".part").write_text(content)
-        path.with_suffix(".part").replace(path)
+        _replace(path, json.dumps(work()))
     known: dict[str, Any] = json.loads(path.read_text())
     return known
 

@@ -205,7 +205,8 @@ def draw(rows: Sequence[Mapping[str, Any]], whole: float, stem: Path) -> None:
             passes = f", {epochs} epochs" if epochs else ""
             axes.set_title(f"{removed} blocks, {images:,} images{passes}", fontsize=9)
             axes.set_xlabel("accuracy (%)")
-        labels = [f"{match}; {state}; {order}" for order, state, match in ways]
+        told = [len(set(column)) > 1 for column in zip(*ways, strict=True)]  # not what is the same
+        labels = ["; ".join([*itertools.compress(way, told)][::-1]) for way in ways]
         every[0, 0].set_yticks(range(len(ways)), labels, fontsize=8)
         every[0, 0].invert_yaxis()
     save_figure(figure, stem)

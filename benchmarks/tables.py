@@ -175,6 +175,7 @@ TABLES: dict[str, Table] = {
     "after_recovery_resnet20": CORRELATED,
     "few_pictures": FEW_PICTURES,
     "few_pictures_lite0": FEW_PICTURES,
+    "much_data": table(*RECOVERIES[:1], *RECOVERIES[3:], keys=2),
     "recovery": table(Column("epochs", "epochs"), *RECOVERIES, keys=5),
     "accuracy": table(
         Column("network", "network"),
@@ -199,7 +200,6 @@ TABLES: dict[str, Table] = {
         timed=True,
     ),
     "compress": COMPRESSED,
-    "compress_logits": COMPRESSED,
     "compress_pictures": COMPRESSED,
     "endurance": table(
         Column("command", "`{command}`"),

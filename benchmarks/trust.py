@@ -3,7 +3,8 @@
 Each mutation is drawn from its number, so that a failure can be made again with `--format` and
 `--first`. The outcomes are counted: the file is read as it was before; it is read as another sound
 checkpoint; it is refused by a `GatePrunerError` in one line; anything else is a failure, and is
-written down. Children read the files, so that a crash is a failure like any other.
+written down. Children read the files, so that a crash is a failure like any other. The result is
+written after every round of mutations; `--resume` adds to what it counts.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ from gatepruner.networks.path import Path as LearnedPath
 from gatepruner.networks.path import Removal
 
 SHARE = 250  # mutations that one child reads
+ROUND = 500  # mutations of each format between two writings of the result
 NUMBERS = (0, 1, 2**7, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
+PICKLES = "pickles that call"  # what the row of those is called
+Row = dict[str, Any]  # of the result
 VALUES = (
     *(None, True, False, 0, -1, 1, 2**31, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
     *("", "a", "blocks.0", "\x1b[2J", "\ud800", "x" * 5000, [], {}, [[]], [0, 0, 0], {"": []}),
@@ -264,17 +268,15 @@ def steps_kind(folder: Path) -> Kind:
     }
 
     def read(path: Path) -> str:
-        place = Path(tempfile.mkdtemp(dir=folder))
-        path.rename(place / "steps.json")
-        steps = Folder(place, configuration)
-        steps.begin(["whole", "gated"], resume=True, force=False)
-        steps.write()
-        assert steps.records[0].name == "whole" if steps.records else True
-        return (
-            "as before"
-            if json.loads((place / "steps.json").read_text()) == document
-            else "another sound one"
-        )
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            place = Path(name)
+            path.rename(place / "steps.json")
+            steps = Folder(place, configuration)
+            steps.begin(["whole", "gated"], resume=True, force=False)
+            steps.write()
+            assert steps.records[0].name == "whole" if steps.records else True
+            same = json.loads((place / "steps.json").read_text()) == document
+        return "as before" if same else "another sound one"
 
     def make(dice: random.Random) -> bytes:
         if dice.random() < 0.5:
@@ -458,34 +460,57 @@ def executed(count: int, folder: Path) -> tuple[Counter[str], list[str]]:
     return counted(Kind(".pt", make, read), 0, count, folder)
 
 
+def in_rounds(
+    kinds: Mapping[str, Kind], rows: dict[str, Row], count: int, folder: Path
+) -> Iterator[None]:
+    """Add mutations to the rows until each counts so many; stops after every round of them."""
+    while short := [label for label in kinds if rows[label]["n"] < count]:
+        for label in short:
+            first = rows[label]["n"]
+            part = counted(kinds[label], first, min(ROUND, count - first), folder)
+            rows[label] = added(rows[label], *part)
+        yield
+
+
+def added(row: Row, outcomes: Counter[str], failures: list[str]) -> Row:
+    """A row of the result with further outcomes."""
+    total = Counter({key: n for key, n in row.items() if isinstance(n, int) and key != "n"})
+    total += outcomes
+    failures = [*row["failures"], *failures]
+    return {"format": row["format"], "n": total.total(), **total, "failures": failures}
+
+
+def empty(label: str) -> Row:
+    """The row of a format of which nothing was tried."""
+    return {"format": label, "n": 0, "failures": []}
+
+
 def main() -> None:
     options = record.parser(__doc__)
-    options.add_argument("--mutations", type=int, default=20_000, help="of each format")
+    options.add_argument("--mutations", type=int, default=20_000, help="of each format, in all")
     options.add_argument("--pickles", type=int, default=300, help="that name what runs code")
-    options.add_argument("--format", help="only this one")
-    options.add_argument("--first", type=int, default=0, help="number of the first mutation")
+    options.add_argument("--resume", action="store_true", help="add to what the result counts")
+    options.add_argument("--format", help="only this one; prints its outcomes")
+    options.add_argument("--first", type=int, default=0, help="with --format: its first mutation")
     chosen: argparse.Namespace = options.parse_args()
     count = 200 if chosen.quick else chosen.mutations
     torch.set_num_threads(1)
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kinds = {**checkpoint_kinds(folder), "steps.json": steps_kind(folder), **image_kinds()}
-        for label, kind in kinds.items():
-            if chosen.format in (None, label):
-                outcomes, failures = counted(kind, chosen.first, count, folder)
-                rows.append(row(label, outcomes, failures))
-        if chosen.format is None:
-            rows.append(row("pickles that call", *executed(chosen.pickles, folder)))
-    settings = {"mutations": count, "pickles": chosen.pickles, "network": NETWORK}
-    if chosen.format is None:
-        record.write("trust", settings, rows, quick=chosen.quick)
-
-
-def row(label: str, outcomes: Counter[str], failures: list[str]) -> dict[str, Any]:
-    """The outcomes of a format, which are also printed."""
-    print(label, dict(outcomes), *failures[:5], sep="\n  ", flush=True)
-    return {"format": label, "n": outcomes.total(), **outcomes, "failures": failures}
+        if chosen.format is not None:
+            outcomes, failures = counted(kinds[chosen.format], chosen.first, count, folder)
+            print(dict(outcomes), *failures, sep="\n")
+            return
+        known = record.rows_of("trust", quick=chosen.quick) if chosen.resume else []
+        rows = {label: empty(label) for label in kinds} | {row["format"]: row for row in known}
+        if PICKLES not in rows:
+            rows[PICKLES] = added(empty(PICKLES), *executed(chosen.pickles, folder))
+        for _ in in_rounds(kinds, rows, count, folder):
+            reached = min(rows[label]["n"] for label in kinds)
+            settings = {"mutations": reached, "pickles": chosen.pickles, "network": NETWORK}
+            ordered = [rows[label] for label in (*kinds, PICKLES)]
+            record.write("trust", settings, ordered, quick=chosen.quick)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gatepruner.files.export import to_torchvision as to_torchvision
     from gatepruner.files.formats import FORMATS as FORMATS
     from gatepruner.files.formats import export as export
+    from gatepruner.files.onnx_files import load_onnx as load_onnx
     from gatepruner.files.quantization import Calibration as Calibration
     from gatepruner.images.classes import map_classes as map_classes
     from gatepruner.images.dataset import examples_of as examples_of
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint as Checkpoint
     from gatepruner.networks.network import Block as Block
     from gatepruner.networks.network import Network as Network
+    from gatepruner.networks.onnx_file import OnnxFile as OnnxFile
     from gatepruner.networks.path import Path as Path
     from gatepruner.networks.path import Removal as Removal
     from gatepruner.pruning.criteria import CRITERIA as CRITERIA
@@ -102,6 +104,7 @@ _PUBLIC = {
     "files.checkpoints": "load save",
     "files.export": "to_torchvision",
     "files.formats": "FORMATS export",
+    "files.onnx_files": "load_onnx",
     "files.quantization": "Calibration",
     "images.classes": "map_classes",
     "images.dataset": "examples_of",
@@ -124,6 +127,7 @@ _PUBLIC = {
     "measuring.statistics": "compare_statistics StatisticsFit",
     "networks.checkpoint": "Checkpoint",
     "networks.network": "Block Network",
+    "networks.onnx_file": "OnnxFile",
     "networks.path": "Path Removal",
     "pruning.criteria": "CRITERIA",
     "pruning.criteria.criterion": "Criterion Evidence",

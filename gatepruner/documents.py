@@ -1,4 +1,4 @@
-"""Documents from outside: JSON within limits, and what each of its values has to be.
+"""Documents from outside: text and JSON within limits, and what each value has to be.
 
 A schema is a type: a dataclass, a `TypedDict` or an `msgspec.Struct`, next to what it describes.
 """
@@ -6,15 +6,54 @@ A schema is a type: a dataclass, a `TypedDict` or an `msgspec.Struct`, next to w
 from __future__ import annotations
 
 import json
+import os
+import stat
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from gatepruner.errors import CheckpointError, GatePrunerError
 
-LARGEST = 2**22  # characters of a document
+LARGEST = 2**22  # characters of a document, or bytes of its file
 DEEPEST = 64  # levels of lists and objects in each other
 Schema = TypeVar("Schema")
+
+
+def text_of(
+    path: Path, *, most: int | None = None, kind: type[GatePrunerError] = CheckpointError
+) -> str:
+    """The text of a document in a file; all documents are read here.
+
+    Args:
+        path: the file.
+        most: bytes that it may have; by default `LARGEST`.
+        kind: of the error.
+
+    Raises:
+        GatePrunerError: it cannot be read, is no regular file, too large or no UTF-8.
+    """
+    most = LARGEST if most is None else most
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise kind(f"{path} is no regular file: expected a document")
+            size = about.st_size
+            content = file.read(most + 1) if size <= most else b""
+    except OSError as error:
+        raise kind(f"cannot read {path}: {error.strerror}") from None
+    if max(size, len(content)) > most:
+        raise kind(f"{path} is too large: {size:,} bytes, expected at most {most:,}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise kind(f"{path} is no text in UTF-8: byte {error.start:,} is damaged") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe does not wait for who writes it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parsed(text: str, what: str, kind: type[GatePrunerError] = CheckpointError) -> Any:

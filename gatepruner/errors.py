@@ -61,6 +61,10 @@ class EngineError(GatePrunerError):
     """An engine or a format is not installed, or cannot run the network."""
 
 
+class ProcessError(GatePrunerError):
+    """The processes of one run do not work together."""
+
+
 class TrainingError(GatePrunerError):
     """A training run cannot start, continue or be resumed."""
 

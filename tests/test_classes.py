@@ -191,6 +191,54 @@ def test_classes_that_are_none_of_the_networks_are_refused(case):
         map_classes(folder(*own), ten(*names))
 
 
+# ------------------------------------------------------------------------- classes of equal names
+
+SHARED = {
+    "a crane": (("crane", "goldfish"), r"crane \(134, 517\)"),
+    "a swimsuit": (("maillot", "cock"), r"maillot \(638, 639\)"),
+    "of another case": (("CARDIGAN",), r"CARDIGAN \(264, 474\)"),
+    "two": (("crane", "maillot"), r"crane \(134, 517\), maillot \(638, 639\)"),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_a_name_that_two_classes_share_is_refused(case, imagenet):
+    own, said = SHARED[case]
+    with pytest.raises(DataError, match=f"several classes of resnet8 share: {said}; put the n"):
+        map_classes(folder(*own), imagenet)
+
+
+def test_a_name_that_two_classes_share_is_told_by_what_else_is_there(imagenet):
+    own = ("crane", "crane bird", "maillot tank suit", "maillot", "Cardigan", "cardigan")
+    images, how = map_classes(folder(*own), imagenet)
+    assert (images.labels.tolist(), how) == ([517, 134, 639, 638, 264, 474], "by name")
+    for names, indices in (
+        (("n02012849", "n03126707-crane"), [134, 517]),
+        (("134-crane", "517-crane", "638-maillot"), [134, 517, 638]),
+    ):
+        assert map_classes(folder(*names), imagenet)[0].labels.tolist() == indices
+
+
+def test_all_names_of_torchvision_are_found_in_any_order(imagenet):
+    from torchvision.models import ResNet18_Weights
+
+    names = ResNet18_Weights.DEFAULT.meta["categories"]
+    assert len(set(names)) == 1000
+    order = torch.randperm(1000).tolist()
+    images, how = map_classes(folder(*(names[index] for index in order)), imagenet)
+    assert (images.labels.tolist(), how) == (order, "by name")
+
+
+def test_equal_names_of_the_network_are_found_where_they_are_or_refused():
+    known = ("crane", *TEN[1:9], "crane")
+    images, how = map_classes(folder(*known), ten(*known))
+    assert (images.labels.tolist(), how) == (list(range(10)), "by name")
+    with pytest.raises(DataError, match=r"crane \(0, 9\)"):
+        map_classes(folder("crane", "dog"), ten(*known))
+    with pytest.raises(DataError, match=r"crane \(0, 9\)"):
+        map_classes(folder("bird", "crane", *TEN[3:9], "automobile", "x"), ten(*known))
+
+
 def test_numbers_whose_alphabetical_order_is_another_are_refused(imagenet):
     own = sorted(map(str, range(1000)))
     with pytest.raises(DataError, match=r"cannot tell which class is which: .* of 0, 1, 10, 100 a"):
@@ -202,8 +250,8 @@ def test_numbers_whose_alphabetical_order_is_another_are_refused(imagenet):
     [
         (b"", "has no names of classes: expected one a line"),
         (b"one\ntwo\n", "expected 10 names for the classes of resnet8, got 2"),
-        (b"\xff\xfe\xfa", "cannot read the names of classes from"),
-        (None, "cannot read the names of classes from"),
+        (b"\xff\xfe\xfa", "is no text in UTF-8: byte 0 is damaged"),
+        (None, "cannot read"),
     ],
 )
 def test_a_file_that_does_not_name_the_classes_is_refused(tmp_path, content, message):

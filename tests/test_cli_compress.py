@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 import gatepruner
 from gatepruner.compression.compress import compress
 from gatepruner.compression.recipe import CompressionRecipe
+from gatepruner.files import quantization
 from gatepruner.files.checkpoints import load, save
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import Normalization
@@ -447,6 +448,36 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: None)
 
 
+@pytest.mark.usefixtures("quick")
+def test_compress_exports_8_bits_calibrated_on_training_images(run, folder):
+    pytest.importorskip("onnxruntime")
+    export = folder / "small.onnx"
+    command = compress_command(folder, "--drop", 1, "--epochs", 0, "--export", export)
+    document = run(*command, "--int8", "--least-agreement", 0, "--json").document
+    int8 = json.loads((folder / "small.onnx.config.json").read_text())["int8"]
+    assert document["export"]["int8"] == int8
+    assert int8["images"] == 48  # of 60, without those held out
+    assert "train" in int8["source"]
+    alone = run(*compress_command(folder, "--drop", 1, "--force"), "--int8")
+    assert alone.code == 2
+    assert "give --export, too" in alone.err
+
+
+@pytest.mark.usefixtures("quick")
+def test_compress_keeps_what_it_wrote_if_8_bits_are_refused(run, folder, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    others = iter([torch.eye(4)[:1].repeat(48, 1), torch.eye(4)[1:2].repeat(48, 1)])
+    monkeypatch.setattr(quantization, "_logits", lambda model, *rest: next(others))
+    export = folder / "small.onnx"
+    command = compress_command(folder, "--drop", 1, "--epochs", 0, "--export", export)
+    told = run(*command, "--int8", "--least-agreement", 1)
+    assert told.code == 1
+    assert "of the 48 calibration images to another class" in told.err
+    assert not export.exists()
+    assert (folder / "small.pt").exists()
+    assert (folder / "small-compress" / "report.html").exists()
+
+
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_compress_does_what_the_verb_does(run, folder, epochs):
     before = files_in(folder)
@@ -727,6 +758,10 @@ BAD = {
     "compress, export": (
         f"{COMPRESS} --drop 1 --data imagefolder:images --epochs 0 --export it.pth",
         "cannot export .*ResNet family",
+    ),
+    "compress, 8 bits": (
+        f"{COMPRESS} --drop 1 --data imagefolder:images --export it.pt2 --int8",
+        "cannot quantise a torch export to 8 bits: expected onnx",
     ),
     "compress, rate": (
         f"{COMPRESS} --drop 1 --data imagefolder:images --learning-rate -1",

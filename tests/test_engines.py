@@ -229,7 +229,7 @@ class Parser:
 @pytest.mark.parametrize(
     ("parser", "reason"),
     [
-        (Parser, "No importer registered for op: Bessel"),
+        (Parser, "it does not have the operation Bessel"),
         (lambda *rest: SimpleNamespace(parse=lambda model: True), "cannot build it; its log"),
     ],
 )

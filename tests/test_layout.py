@@ -19,6 +19,7 @@ ORDER = (
         "errors",
         "documents",
         "signals",
+        "processes",
         "models",
         "networks",
         "images",

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import GATED, Callers, draw, images_for, load_into, logits, removable
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
 from gatepruner.errors import ArchitectureError, PlanError
@@ -20,7 +21,7 @@ from gatepruner.files.checkpoints import load, save
 from gatepruner.models.fully_connected import FullyConnected
 from gatepruner.models.resnet import ResNet
 from gatepruner.models.wide import WideResNet
-from gatepruner.networks.base import blank
+from gatepruner.networks.base import Base, blank
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.surgery import fold_gates
@@ -499,3 +500,28 @@ def test_what_cannot_be_followed_is_kept_whole(tmp_path):
     path = save(checkpoint, tmp_path / "it.pt")
     again = load(path, module=module)
     assert torch.equal(logits(again.build(), images), logits(module, images))
+
+
+class Allocated(TorchDispatchMode):
+    """Adds up the bytes of new tensors in memory."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.empty.memory_format and not result.is_meta:
+            self.count += result.nbytes
+        return result
+
+
+def test_naming_a_regnet_allocates_no_weights():
+    base = Base("torchvision", "regnet_y_400mf", (3, 64, 64))
+    with Allocated() as allocated:
+        module = blank(base)
+    known = base.construct().state_dict()
+    assert allocated.count < sum(tensor.nbytes for tensor in known.values()) / 100
+    blanks = module.state_dict()
+    assert all(tensor.is_meta for tensor in blanks.values())
+    assert {key: value.shape for key, value in blanks.items()} == {
+        key: value.shape for key, value in known.items()
+    }

@@ -64,7 +64,7 @@ ILL_PACKED = {
     "an unknown key": (_set(("states", 0, 0), "bn7.weight"), "path/bn7.weight is unknown"),
     "another shape": (_set(("states", 0, 2), [15]), "is (15,), not (16,)"),
     "a shape below 0": (_set(("states", 0, 2), [-16]), "is (-16,), not (16,)"),
-    "an unknown type": (_set(("states", 0, 1), "float99"), "path/0/float99 is missing"),
+    "an unknown type": (_set(("states", 0, 1), "float99"), "is of float99, not torch.float32"),
     "a key twice": (
         lambda header, weights: header["states"].append(header["states"][0]),
         "a tensor is listed twice",

@@ -15,7 +15,7 @@ from PIL import Image
 
 import gatepruner
 from gatepruner.errors import DataError
-from gatepruner.images import memory, tables
+from gatepruner.images import arrow, memory, tables
 from gatepruner.images.decoding import Encoded, decode
 from gatepruner.images.readers import has_split, load_images
 
@@ -254,7 +254,7 @@ REFUSED = {
     "labels that are parts": (
         "parquet",
         lambda it: pq.write_table(table(labels=[0.5, 1.0, 2.0, 0.0]), it / "a.parquet"),
-        "has labels of float",
+        "has labels of the type double: expected whole numbers, or names",
     ),
     "labels beyond the names": (
         "parquet",
@@ -377,3 +377,81 @@ def test_a_row_that_is_repeated_takes_no_memory(tmp_path):
     assert (tmp_path / "test.parquet").stat().st_size < count
     with pytest.raises(DataError, match=r"has 300,000 rows, more than bytes"):
         load_images(f"parquet:{tmp_path}", SHAPE)
+
+
+# -------------------------------------------------------------------------- what a table repeats
+
+
+def repeated(folder: Path, nested: bool, rows: int = 5000, groups: int = 1) -> Path:
+    """A file of a large picture, which each of its rows has."""
+    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
+    picture = pa.DictionaryArray.from_arrays(
+        pa.array([0] * rows, pa.int32()), pa.array([png(noise)])
+    )
+    name = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 9**6]))
+    column = pa.StructArray.from_arrays([picture, name], ["bytes", "path"]) if nested else picture
+    file = folder / "test.parquet"
+    pq.write_table(
+        pa.table({"image": column, "label": name}),
+        file,
+        store_schema=False,
+        dictionary_pagesize_limit=2**30,
+        row_group_size=rows // groups,
+    )
+    return file
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_picture_and_a_label_that_are_repeated_take_the_memory_of_one(nested, tmp_path):
+    made = tables.read_table([repeated(tmp_path, nested)], "it", None)
+    assert len(made.pictures) == len(made.labels) == 5000
+    assert len({id(one.content) for one in tables.encoded(made.pictures, "it")}) == 1
+    assert made.classes == ("x" * 9**6,)
+    assert pa.default_memory_pool().max_memory() < 2**27  # all of them would take 4 GB
+
+
+def test_equal_pictures_of_several_groups_are_one(tmp_path):
+    file = repeated(tmp_path, False, rows=40, groups=4)
+    pictures = tables.encoded(tables.read_table([file], "it", None).pictures, "it")
+    assert len(pictures) == 40
+    assert len({id(one.content) for one in tables.encoded(pictures, "it")}) == 1
+
+
+def test_pictures_that_unpack_to_much_more_than_their_file_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow, "UNPACKED", 1000)
+    made = pa.table({"image": [bytes(2**20)]})
+    pq.write_table(made, tmp_path / "test.parquet", compression="zstd")
+    with pytest.raises(DataError, match=r"unpacks to 1,\d+,\d+ bytes: expected at most 16 times"):
+        load_images(f"parquet:{tmp_path}", SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["values", "views"])
+def test_labels_of_types_that_repeat_are_refused(kind, tmp_path):
+    if kind == "values":
+        labels = pa.RunEndEncodedArray.from_arrays([4], pa.array(["x" * 1000]))
+    else:
+        labels = pa.array(["x" * 1000] * 4).cast(pa.string_view())
+    made = table(labels=labels, metadata=None)
+    with pytest.raises(DataError, match=r"has labels of the type .*: expected whole numbers"):
+        load_images(f"hf:{saved(tmp_path, made)}", SHAPE)
+
+
+def test_a_label_beyond_all_numbers_is_refused(tmp_path):
+    made = table(labels=pa.array([0, 1, 2**64 - 1, 2], pa.uint64()))
+    pq.write_table(made, tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="labels reach from 0 to 18446744073709551615, expected"):
+        load_images(f"parquet:{tmp_path}", SHAPE)
+
+
+def test_places_outside_a_batch_are_refused(tmp_path):
+    """Nothing else looks at where a stream says that its values begin: it would end the process."""
+    made = saved(tmp_path, table(2))
+    (file,) = made.glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    begins = np.cumsum([0, *(len(png(one)) for one in pixels(2))]).astype("<i4").tobytes()
+    at = content.find(begins)
+    assert at > 0
+    content[at + 4 : at + 8] = (2**30).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="is no table, or is truncated"):
+        load_images(f"hf:{made}", SHAPE)

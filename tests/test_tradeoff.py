@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from matplotlib.axes import Axes
 
@@ -59,8 +61,22 @@ def test_a_line_marks_the_goal_on_its_own_axis(goal, label, x):
 def test_a_goal_that_is_no_cost_has_no_line(goal):
     axes = axes_of(goal)
     assert goal_lines(axes) == {}
+    assert axes.get_xlabel().startswith("latency of one pass (ms); steps of the same cost")
+
+
+def test_intervals_of_steps_that_cost_the_same_stand_side_by_side():
+    axes = axes_of()
+    names = [one.get_text() for one in axes.texts]
+    assert names == ["whole", "folded", "chosen", "fine-tuned"]
+    (x, _) = axes.containers[0].lines[0].get_data()
+    assert x[:2] == pytest.approx([23.1, 11.7])
+    width = axes.get_xlim()[1] - axes.get_xlim()[0]
+    assert all(later - earlier > 0.03 * width for earlier, later in pairwise(x[1:]))
+    assert [one.xy[0] for one in axes.texts] == pytest.approx(list(x))
+    assert x[-1] - x[1] < 0.1 * width
+
+
+def test_one_step_stands_at_its_cost():
+    (axes,) = tradeoff_figure(STEPS[:1]).axes
+    assert list(axes.containers[0].lines[0].get_data()[0]) == pytest.approx([23.1])
     assert axes.get_xlabel() == "latency of one pass (ms)"
-
-
-def test_points_that_fall_together_have_one_label():
-    assert [one.get_text() for one in axes_of().texts] == ["whole", "folded, chosen", "fine-tuned"]

@@ -23,6 +23,7 @@ from gatepruner.cli.looking import evaluate, inspect, rank
 from gatepruner.cli.memory import keep_pages
 from gatepruner.cli.pruning import prune
 from gatepruner.cli.reporting import demo, sweep
+from gatepruner.cli.several import hush, taking_part, talks
 from gatepruner.cli.signature import flat
 from gatepruner.cli.training import finetune, train
 from gatepruner.errors import GatePrunerError, visible
@@ -42,8 +43,9 @@ COMMANDS = (
     *(demo, compress, inspect, rank, gate, prune, sweep),
     *(recalibrate, finetune, evaluate, bench, train, export),
 )
+ALONE = (demo, inspect, rank, export)  # commands that several processes do not share
 for command in COMMANDS:
-    app.command()(stopping()(flat(command)))
+    app.command()(stopping()(taking_part(shared=command not in ALONE)(flat(command))))
 
 
 @app.callback(invoke_without_command=True)
@@ -61,6 +63,8 @@ def main() -> None:
     """Run the command line; a refused input ends in one line for each reason and exit code 1."""
     as_json = "--json" in sys.argv
     keep_pages()
+    if not talks():
+        hush()
     try:
         with handling(_stopped):
             app(standalone_mode=not as_json)

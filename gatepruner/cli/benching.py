@@ -10,10 +10,11 @@ import typer
 
 from gatepruner.cli.options import COMMON, Call, Data, Source
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.measuring.engines import ENGINES
 
 if TYPE_CHECKING:
-    from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.networks.onnx_file import Subject
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Sources:
     """Files without the project's header.
 
     Attributes:
-        ckpts: checkpoints, the one to compare with first.
+        ckpts: checkpoints or ONNX files, the one to compare with first.
         arch: architecture of all of them, as in torchvision:resnet50.
         num_classes: number of logits, where the files do not tell.
         input_size: side of the images, or CxHxW.
@@ -32,15 +33,18 @@ class Sources:
     num_classes: Annotated[int | None, typer.Option(min=1)] = None
     input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
 
-    def read(self, problems: Problems) -> dict[str, Checkpoint]:
+    def read(self, problems: Problems) -> dict[str, Subject]:
         """The networks by the shortest names that tell them apart."""
-        stems = [path.stem for path in self.ckpts]
-        checkpoints = {}
+        stems = [path.stem for path in dict.fromkeys(self.ckpts)]
+        checkpoints: dict[str, Subject] = {}
         for path in dict.fromkeys(self.ckpts):
             name = path.stem if stems.count(path.stem) == 1 else str(path)
             with problems:
-                source = Source(path, self.arch, self.num_classes, self.input_size)
-                checkpoints[name] = source.read()
+                if path.suffix == ".onnx":
+                    checkpoints[name] = Source(path).subject()
+                else:
+                    source = Source(path, self.arch, self.num_classes, self.input_size)
+                    checkpoints[name] = source.read()
         problems.refuse()
         return checkpoints
 
@@ -108,18 +112,21 @@ class Cases:
 def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
     """Compare the latency of networks on engines and batch sizes, all measured in turns.
 
-    With `--data` also their accuracy. Writes a JSON document and a figure.
+    With `--data` also their accuracy. ONNX files, such as those of `export --int8`, are measured on
+    the engines that read ONNX. Writes a JSON document and a figure.
 
     Example: `gatepruner bench whole.pt small.pt --engine eager,onnxruntime --batch 1,8 --threads 1`
     """
     from gatepruner.measuring.accuracy import accuracy
     from gatepruner.measuring.bench import bench as measure
+    from gatepruner.measuring.bench import check_engines
     from gatepruner.report.bench import bench_table, write_bench
     from gatepruner.report.tables import counted
 
     problems, batches = Problems(), cases.batches
     cases.check(data.device, problems)
     checkpoints, accuracies, images = source.read(problems), {}, "none"
+    check_engines(checkpoints, cases.engines)
     for name, checkpoint in checkpoints.items() if data.data else ():
         shown = data.images(checkpoint, call.terminal)
         images, track = shown.source, call.terminal.track(f"accuracy of {name}")
@@ -140,6 +147,8 @@ def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
         "threads": first.threads,
         "data": images,
     }
+    if not writes():
+        return None
     document = write_bench(measured, accuracies, configuration, cases.output)
     call.terminal.say(bench_table(measured, accuracies))
     threads = counted(first.threads, "CPU thread") if first.threads else first.device

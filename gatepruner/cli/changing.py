@@ -13,6 +13,7 @@ from gatepruner.cli.learning import read, warn_of_misfit
 from gatepruner.cli.measuring import say_images
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.errors import DataError, PlanError
 
@@ -69,6 +70,8 @@ def recalibrate(
     if done is checkpoint:
         raise PlanError(f"{checkpoint.network} has no batch norm: there is nothing to estimate")
     say_images(done, len(images), call.terminal)
+    if not writes():
+        return None
     save(done, target, force=call.force)
     call.record(target)
     call.terminal.say(f"wrote {target}")

@@ -22,13 +22,17 @@ from gatepruner.cli.learning import (
 )
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.errors import DataError
 from gatepruner.learning.recipes import CHOICES, FINE_TUNING, GateRecipe, Recipe
+from gatepruner.processes import agreed
 
 if TYPE_CHECKING:
+    from gatepruner.files.quantization import Calibration
     from gatepruner.images.images import Images
+    from gatepruner.images.normalization import Normalization
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.networks.network import Network
     from gatepruner.pruning.goals import Goal
@@ -46,12 +50,17 @@ class Steps:
             images; 0 leaves this out.
         export: also write this file for other software: .onnx, .pt2, .xml for OpenVINO,
             .safetensors, or .pth for the stock class of torchvision or timm.
+        int8: write the export, an ONNX file, in 8-bit integers, calibrated on training images.
+        least_agreement: smallest fraction of these images that must stay in the same class in 8-bit
+            integers; 0 accepts any.
     """
 
     gate_images: Annotated[int, typer.Option(min=2)] = CompressionRecipe.gate_images
     recalibrate: Annotated[int, typer.Option(min=0)] = CompressionRecipe.recalibrate
     epochs: Annotated[int | None, typer.Option(min=0)] = None
     export: Path | None = None
+    int8: Annotated[bool, typer.Option("--int8")] = False
+    least_agreement: Annotated[float, typer.Option(min=0, max=1)] = 0.95
 
     def format(self, network: Network) -> str | None:
         """The format to export to, if any."""
@@ -61,12 +70,24 @@ class Steps:
 
     def check(self, network: Network) -> None:
         """Refuse an export that cannot be made, before any work is done."""
-        from gatepruner.files.formats import check_format, check_whole_blocks
+        from gatepruner.files.formats import check_format, check_quantizable, check_whole_blocks
 
         to = self.format(network)
         if self.export is not None and to is not None:
             check_format(to, self.export, network)
             check_whole_blocks(to, network)
+            if self.int8:
+                check_quantizable(to)
+        elif self.int8:
+            raise typer.BadParameter("--int8 says how to write an ONNX file: give --export, too")
+
+    def calibration(self, train: Images, normalization: Normalization) -> Calibration | None:
+        """What to quantise the export with, if that is asked for."""
+        from gatepruner.files.quantization import IMAGES, Calibration
+
+        if not self.int8:
+            return None
+        return Calibration(train.spread(IMAGES), normalization, self.least_agreement)
 
     def recipe(self, gating: GateRecipe, tuning: Recipe, network: Network) -> CompressionRecipe:
         """How to compress."""
@@ -120,7 +141,7 @@ def compress(
     from gatepruner.files.checkpoints import save
     from gatepruner.files.formats import format_of
     from gatepruner.files.writing import refuse_existing
-    from gatepruner.learning.gates import meter_of
+    from gatepruner.learning.units import meter_of
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.goals import check_reachable
     from gatepruner.report.compression import write_compression
@@ -135,7 +156,7 @@ def compress(
     exports = [steps.export] if steps.export else []
     folder = output.with_name(f"{output.stem}-compress")
     problems = Problems()
-    begun = call.resume and (folder / "steps.json").exists()
+    begun = call.resume and agreed((folder / "steps.json").exists)
     call.check([output], problems, resume=begun)
     for export in exports:
         with problems:
@@ -152,6 +173,7 @@ def compress(
     warn_of_misfit(source.ckpt, whole, train, data)
     for line in _remarks(whole, train, recipe):
         call.terminal.say(line)
+    normalization = data.normalization(whole, test, call.terminal)
     with stopping(folder / "steps.json"), call.terminal.watching() as watch:
         result = compressed(
             whole,
@@ -160,7 +182,7 @@ def compress(
             recipe,
             test=test,
             held_out=held_out,
-            normalization=data.normalization(whole, test, call.terminal),
+            normalization=normalization,
             device=data.device,
             folder=folder,
             resume=call.resume,
@@ -169,21 +191,27 @@ def compress(
             track=call.terminal.track,
             on_stop=call.terminal.stopping,
         )
+    if not writes():
+        return None
     save(result.checkpoint, output, force=True)
-    for export in exports:
-        to = format_of(export, whole.network)
-        write_export(result.checkpoint, export, to, replace(call, force=True))
     report = write_compression(result, folder)
     call.record(output)
     call.terminal.say(steps_table(result.steps))
     if result.target is not None:
         call.terminal.say(str(result.target))
     call.terminal.say(f"wrote {output} and {report}\n{loading_text(str(output), whole)}")
+    exported: dict[str, Any] = {}
+    for export in exports:  # last: in 8-bit integers it may be refused
+        to, calibration = format_of(export, whole.network), steps.calibration(train, normalization)
+        again = replace(call, force=True)
+        exported = {"export": write_export(result.checkpoint, export, to, again, calibration)}
     done = {"output": str(output), "removed": list(result.removed)}
     records = [asdict(record) for record in result.steps]
     target = {"target": result.target.to_json()} if result.target is not None else {}
     configuration = dict(result.configuration)
-    return call.finish({**done, "steps": records, "configuration": configuration, **target})
+    return call.finish(
+        {**done, "steps": records, "configuration": configuration, **target, **exported}
+    )
 
 
 def _images(

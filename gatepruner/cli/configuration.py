@@ -9,9 +9,11 @@ from typing import Any
 import typer
 import yaml
 
-from gatepruner.errors import nearest
+from gatepruner.documents import text_of
+from gatepruner.errors import GatePrunerError, nearest
 from gatepruner.files.writing import write_text
 
+LARGEST = 2**16  # bytes of such a file; YAML takes long to read
 # What a call is about, not what it makes: it is not recorded, and a file cannot set it.
 GOALS = frozenset(  # of which a call has one
     {"drop", "keep", "threshold", "blocks"}
@@ -45,11 +47,13 @@ def without_overruled(context: typer.Context, values: Mapping[str, Any]) -> dict
 def _settings(path: Path, known: set[str]) -> dict[str, Any]:
     """What a file sets, by the names of the parameters; all that is wrong is told at once."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path, most=LARGEST)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("aliases, whose values may have no end: write them out")
         content = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except GatePrunerError as error:
+        raise typer.BadParameter(str(error)) from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if content is None:
         content = {}

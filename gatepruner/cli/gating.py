@@ -17,6 +17,7 @@ from gatepruner.cli.learning import (
 )
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.learning.recipes import CHOICES, GateRecipe
 
@@ -77,6 +78,8 @@ def gate(
             watch=watch,
             on_stop=call.terminal.stopping,
         )
+    if not writes():
+        return None
     save(gated, target, force=kept.force)
     call.record(target)
     kept.state.unlink(missing_ok=True)  # last: until then, a killed run can be resumed

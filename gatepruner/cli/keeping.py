@@ -10,13 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from gatepruner.cli.configuration import configuration_path
 from gatepruner.cli.options import Resumable
+from gatepruner.cli.several import writes
+from gatepruner.documents import checked, parsed, text_of
 from gatepruner.errors import CheckpointError
 from gatepruner.files.writing import refuse_existing, refuse_name, write_text
+from gatepruner.processes import agreed
 
 if TYPE_CHECKING:
     from gatepruner.learning.moments import Moment
+
+
+LARGEST = 2**26  # bytes of a history; a line has about 300
+
+
+class Epoch(TypedDict):
+    """A line of a history, which says more beside."""
+
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,14 @@ class Kept:
 
     @classmethod
     def beside(cls, output: Path, call: Resumable, *, epochs: bool = True) -> Kept:
-        """The files beside an output, if nothing is lost by writing them."""
+        """The files beside an output, if nothing is lost by writing them.
+
+        Of several processes the first one looks, and keeps other runs away.
+        """
+        return agreed(lambda: cls._beside(output, call, epochs=epochs))
+
+    @classmethod
+    def _beside(cls, output: Path, call: Resumable, *, epochs: bool) -> Kept:
         state = output.with_name(f"{output.name}.state")
         history = output.with_name(f"{output.name}.history.jsonl")
         resume = call.resume and state.is_file()
@@ -93,7 +114,7 @@ def recording(
 
     def record(moment: Moment) -> None:
         watch(moment)
-        if moment.ends_epoch:
+        if moment.ends_epoch and writes():
             earlier[:] = [one for one in earlier if one["epoch"] < moment.epoch]
             earlier.append(moment.record())
             write_epochs(earlier, history)
@@ -102,11 +123,13 @@ def recording(
 
 
 def _epochs(history: Path) -> list[dict[str, Any]]:
-    """What a history holds; a line that was cut while it was written is left out."""
+    """What a history holds; a line that is damaged is left out."""
     epochs = []
-    for line in history.read_text().splitlines() if history.exists() else []:
-        with contextlib.suppress(ValueError):
-            epochs.append(json.loads(line))
+    for line in text_of(history, most=LARGEST).splitlines() if history.exists() else []:
+        with contextlib.suppress(CheckpointError):
+            epoch = parsed(line, "a line")
+            checked(epoch, Epoch, "a line")
+            epochs.append(epoch)
     return epochs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -12,13 +12,17 @@ from gatepruner.cli.foretelling import LEARNING, Work
 from gatepruner.cli.keeping import Kept, write_epochs
 from gatepruner.cli.options import Data, HoldOut, Resumable, Source
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.errors import visible
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
     from gatepruner.learning.recipes import GateRecipe, Recipe
     from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.networks.onnx_file import Subject
     from gatepruner.report.terminal import Terminal
+
+Read = TypeVar("Read")
 
 
 def gating_work(whole: Checkpoint, images: Images, recipe: GateRecipe) -> Work:
@@ -40,10 +44,19 @@ def training_work(images: Images, recipe: Recipe, verb: str, *, taught: bool) ->
 
 def read(source: Source, data: Data, problems: Problems) -> Checkpoint:
     """The network; what has been found wrong by then is refused, as nothing else can be read."""
+    return _read(source.read, data, problems)
+
+
+def read_subject(source: Source, data: Data, problems: Problems) -> Subject:
+    """As `read`, or an ONNX file."""
+    return _read(source.subject, data, problems)
+
+
+def _read(reading: Callable[[], Read], data: Data, problems: Problems) -> Read:
     from gatepruner.images.readers import located
 
     with problems:
-        checkpoint = source.read()
+        checkpoint = reading()
     with problems:
         if data.data:
             located(data.data)
@@ -130,6 +143,8 @@ def finish(
     """Write a trained network and its history, and say so."""
     from gatepruner.files.checkpoints import save
 
+    if not writes():
+        return
     epochs = learned.notes["epochs"]
     save(learned, target, force=kept.force)
     write_epochs(epochs, kept.history)

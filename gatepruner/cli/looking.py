@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatepruner.cli.completion import criterion_words
-from gatepruner.cli.learning import read
+from gatepruner.cli.learning import read_subject
 from gatepruner.cli.measuring import Timing
 from gatepruner.cli.options import COMMON, Call, Data, Source
 from gatepruner.cli.problems import Problems
@@ -186,24 +186,26 @@ def evaluate(
 ) -> None:
     """Measure top-1 accuracy, with its 95 % interval, and mean loss; with `--latency` that, too.
 
+    Takes ONNX files, too, such as those of `export --int8`.
+
     Example: `gatepruner evaluate resnet56.th --data imagefolder:cifar10`
     """
     from gatepruner.measuring.accuracy import accuracy
+    from gatepruner.measuring.bench import check_engines
     from gatepruner.report.tables import accuracy_text, latency_text
 
     problems = Problems()
     timing.check(problems)
-    checkpoint = read(source, data, problems)
+    checkpoint = read_subject(source, data, problems)
+    if timing.latency:
+        check_engines({str(source.ckpt): checkpoint}, [timing.engine])
     images = data.images(checkpoint, call.terminal)
     normalization = data.normalization(checkpoint, images, call.terminal)
     counted = accuracy(checkpoint, images, **data.how, track=call.terminal.track("evaluating"))
     call.terminal.say(accuracy_text(counted))
     times: dict[str, Any] = {}
     if timing.latency:
-        (time,) = timing.meter(checkpoint.network, data, call.terminal).latencies(
-            [checkpoint.network]
-        )
-        times = {"latency": asdict(time)}
+        times = {"latency": asdict(timing.latency_of(checkpoint, data, call.terminal))}
         call.terminal.say(latency_text({str(source.ckpt): times["latency"]}))
     chosen = {
         "mean": normalization.mean,

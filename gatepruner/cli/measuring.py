@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,16 @@ import typer
 
 from gatepruner.cli.options import Data
 from gatepruner.cli.problems import Problems
+from gatepruner.measuring.engines import ENGINES
 
 if TYPE_CHECKING:
+    from gatepruner.measuring.latency import Latency
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.networks.network import Network
+    from gatepruner.networks.onnx_file import Subject
+    from gatepruner.pruning.block_times import BlockTimes
     from gatepruner.pruning.meter import Meter
+    from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.terminal import Terminal
 
 
@@ -42,6 +48,21 @@ class Timing:
         engine, threads = self.engine, self.threads
         return Meter(whole, device, self.latency_batch, engine=engine, threads=threads, track=track)
 
+    def latency_of(self, subject: Subject, how: Data, terminal: Terminal) -> Latency:
+        """The latency of a network alone."""
+        from gatepruner.measuring.bench import bench
+
+        (one,) = bench(
+            {str(subject.network): subject},
+            [self.engine],
+            [self.latency_batch],
+            device=how.device,
+            threads=self.threads,
+            seconds=2.0,
+            track=terminal.track("measuring latency"),
+        )
+        return one.latency
+
     def check(self, problems: Problems) -> None:
         """Collect why latency cannot be measured on any device."""
         from gatepruner.measuring.engines import check_engine, threads_of
@@ -50,6 +71,48 @@ class Timing:
             check_engine(self.engine)
         with problems:
             threads_of(self.threads)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Latency.
+
+    Attributes:
+        latency_batch: images in a timed pass.
+        threads: CPU threads of a timed pass; by default as many as PyTorch uses.
+    """
+
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="ENGINES",
+            help=f"Measure latency, too, on these engines, with commas: {', '.join(ENGINES)}.",
+        ),
+    ] = ""
+    latency_batch: Annotated[int, typer.Option(min=1)] = 1
+    threads: Annotated[int | None, typer.Option(min=1)] = None
+
+    @property
+    def timings(self) -> list[Timing]:
+        """How latency is measured on each engine, each once."""
+        names = dict.fromkeys(name.strip() for name in self.engine.split(",") if name.strip())
+        return [Timing(True, self.latency_batch, name, self.threads) for name in names]
+
+    def check(self, problems: Problems) -> None:
+        """Collect why latency cannot be measured."""
+        for timing in self.timings:
+            timing.check(problems)
+
+    def times(
+        self, whole: Network, ranking: Ranking, counts: Sequence[int], how: Data, on: Terminal
+    ) -> list[BlockTimes]:
+        """The latency along an order on every engine, of networks as `prune` writes them."""
+        from gatepruner.pruning.block_times import block_times
+
+        folded = whole.without_gates()
+        return [
+            block_times(timing.meter(folded, how, on), ranking, counts) for timing in self.timings
+        ]
 
 
 def latencies(meter: Meter, small: Checkpoint) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,10 +21,11 @@ from gatepruner.cli.configuration import (
 )
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import EVERYTHING
-from gatepruner.errors import DataError, visible
+from gatepruner.errors import CheckpointError, DataError, listed, visible
 from gatepruner.files.folders import local
 from gatepruner.files.locks import held, held_folder
 from gatepruner.files.writing import refuse_existing, refuse_name
+from gatepruner.processes import agreed
 
 if TYPE_CHECKING:
     from gatepruner.images.images import Images
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gatepruner.images.scaling import Scaling
     from gatepruner.models import Shape
     from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.networks.onnx_file import OnnxFile, Subject
     from gatepruner.report.terminal import Terminal
 
 DOCUMENT = 1  # version of the JSON documents that the commands print
@@ -78,6 +80,30 @@ class Source:
             )
         say_remarks(str(self.ckpt), checkpoint)
         return checkpoint
+
+    def subject(self) -> Subject:
+        """What can only be measured, too: the checkpoint, or the ONNX file."""
+        return self._onnx() if self.ckpt.suffix == ".onnx" else self.read()
+
+    def _onnx(self) -> OnnxFile:
+        """The ONNX file.
+
+        Raises:
+            CheckpointError: it cannot be read, or options say how to read a checkpoint.
+        """
+        from gatepruner.files.onnx_files import load_onnx
+
+        given = {
+            f"--{one.name.replace('_', '-')}"
+            for one in fields(self)
+            if one.name != "ckpt" and getattr(self, one.name) is not None
+        }
+        if given:
+            raise CheckpointError(
+                f"{self.ckpt} is an ONNX file, which says all of itself: leave out "
+                f"{listed(sorted(given))}"
+            )
+        return load_onnx(self.ckpt)
 
 
 def say_remarks(name: str, checkpoint: Checkpoint) -> None:
@@ -127,6 +153,8 @@ class Data:
         interpolation: how to scale, as bilinear or bicubic.
         device: where to compute: auto, cpu, cuda, cuda:N or mps.
         batch_size: images in one pass.
+        cache: folder for decoded pictures: they are decoded once, and read from there by later
+            commands; it may take more room than there is memory.
     """
 
     data: Annotated[
@@ -142,12 +170,13 @@ class Data:
         str, typer.Option(rich_help_panel=COMMON, metavar="NAME", autocompletion=device_words)
     ] = "auto"
     batch_size: Annotated[int, typer.Option(min=1)] = 128
+    cache: Annotated[Path | None, typer.Option(metavar="DIR")] = None
 
-    def images(self, whole: Checkpoint, terminal: Terminal, *, labels: bool = True) -> Images:
+    def images(self, whole: Subject, terminal: Terminal, *, labels: bool = True) -> Images:
         """The images as the network takes them, with its classes, read."""
         return self.kept(self.listed(whole, terminal, labels=labels), terminal)
 
-    def listed(self, whole: Checkpoint, terminal: Terminal, *, labels: bool = True) -> Images:
+    def listed(self, whole: Subject, terminal: Terminal, *, labels: bool = True) -> Images:
         """The images as the network takes them, with its classes; pictures are not yet decoded.
 
         Where labels are not needed, images of other classes go without.
@@ -183,6 +212,7 @@ class Data:
             resize=scaling,
             limit=self.limit,
             decode=False,
+            cache=self.cache,
         )
 
     def kept(self, images: Images, terminal: Terminal) -> Images:
@@ -223,7 +253,7 @@ class Data:
             return None
         return replace(self, split="train", limit=limit).listed(whole, terminal, labels=labels)
 
-    def scaling(self, whole: Checkpoint | None = None) -> Scaling | None:
+    def scaling(self, whole: Subject | None = None) -> Scaling | None:
         """How to scale: as chosen, or else as the network's author did, if these are files."""
         from gatepruner.images.preprocessing import preprocessing_of
         from gatepruner.images.readers import PICTURES
@@ -253,7 +283,7 @@ class Data:
         return {"device": self.device, "batch_size": batch, "normalization": chosen}
 
     def normalization(
-        self, checkpoint: Checkpoint, images: Images, terminal: Terminal
+        self, checkpoint: Subject, images: Images, terminal: Terminal
     ) -> Normalization:
         """The normalisation to use; says which."""
         from gatepruner.images.preprocessing import preprocessing_of
@@ -353,13 +383,18 @@ class Writing(Call):
 
     def check(self, outputs: Sequence[Path], problems: Problems, *, resume: bool = False) -> None:
         """Collect which of these files cannot be written, and keep other runs from writing them."""
+        force = self.force or resume
+
+        def check_one(output: Path) -> None:
+            refuse_existing(output, force=force)
+            refuse_name(output)
+            self.hold(output)
+
         for output in outputs:
             with problems:
-                refuse_existing(output, force=self.force or resume)
-                refuse_name(output)
-                self.hold(output)
+                agreed(functools.partial(check_one, output))
         with problems:
-            refuse_existing(configuration_path(outputs[0]), force=self.force or resume)
+            agreed(lambda: refuse_existing(configuration_path(outputs[0]), force=force))
 
     def hold(self, output: Path) -> None:
         """Keep other runs from writing a file; a dry run writes nothing."""

@@ -16,6 +16,7 @@ from gatepruner.cli.looking import Criterion
 from gatepruner.cli.measuring import Timing, change, latencies, say_images
 from gatepruner.cli.options import Data, HoldOut, Source, Writing, words_of
 from gatepruner.cli.problems import Problems
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.errors import DataError, PlanError
 from gatepruner.learning.recipes import CHOICES
@@ -138,6 +139,8 @@ def prune(
     again = remeasured(goals.goal, request.meter, small.network) if goals.goal else None
     if again is not None:
         document["target"] = again.to_json()
+    if not writes():
+        return None
     save(small, target, force=call.force)
     call.record(target)
     _show(document, terminal)

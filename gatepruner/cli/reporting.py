@@ -12,12 +12,14 @@ from gatepruner.cli.completion import criterion_words
 from gatepruner.cli.foretelling import Work, foretell
 from gatepruner.cli.learning import read, warn_of_misfit
 from gatepruner.cli.looking import Criterion, criterion_images
-from gatepruner.cli.measuring import Timing, change, latencies
+from gatepruner.cli.measuring import Engines, Timing, change, latencies
 from gatepruner.cli.options import COMMON, Data, Source, Writing
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.prune_command import prune_command
+from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.errors import PlanError
+from gatepruner.processes import agreed
 from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
@@ -108,16 +110,19 @@ def sweep(
     curves: Curves,
     call: Writing,
     data: Annotated[Data, Group(needs=("data",))],
+    engines: Engines,
 ) -> None:
     """Measure accuracy against blocks removed, for one criterion or several, and write a report.
 
     Every point is the network that `prune` would write: batch-norm statistics are estimated from
     training images, for every order alike. Criteria look at training images, curves are measured
-    on `--split`.
+    on `--split`. With `--engine` the report shows latency, too.
 
     Example: `gatepruner sweep gated.pt --data imagefolder:cifar10 -o report`
 
     Example: `gatepruner sweep gated.pt --data imagefolder:cifar10 --by gate,taylor,random`
+
+    Example: `gatepruner sweep gated.pt --data imagefolder:cifar10 --engine onnxruntime --threads 1`
     """
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.orders import compare
@@ -126,9 +131,14 @@ def sweep(
 
     target = call.target(source.ckpt, curves.name, seed=curves.seed, suffix="")
     problems = Problems()
-    with problems:
+
+    def check_target() -> None:
         refuse_report(target, force=call.force)
         call.hold_folder(target)
+
+    with problems:
+        agreed(check_target)
+    engines.check(problems)
     checkpoint = read(source, data, problems)
     curves.check(checkpoint, problems)
     data = replace(data, device=str(pick_device(data.device)))
@@ -152,7 +162,7 @@ def sweep(
             )
         else:
             warn_of_misfit(source.ckpt, checkpoint, statistics, data)
-    orders = compare(
+    compared = compare(
         checkpoint,
         images,
         curves.criteria,
@@ -163,6 +173,8 @@ def sweep(
         **data.how,
         track=call.terminal.track,
     )
+    orders = list(compared)
+    times = engines.times(checkpoint.network, orders[0].rankings[0], counts, data, call.terminal)
     configuration = {
         "input": str(source.ckpt),
         "data": images.source,
@@ -173,10 +185,14 @@ def sweep(
         "seed": curves.seed,
     }
     commands = {name: prune_command(call.given, name) for name in curves.criteria}
-    report = Report(checkpoint, list(orders), configuration=configuration, commands=commands)
+    if not writes():
+        return None
+    report = Report(checkpoint, orders, configuration=configuration, commands=commands, times=times)
     write_report(report, target, force=call.force)
     call.record(target)
     call.terminal.say(curve_table(report.orders))
+    for one in times:
+        call.terminal.say(str(one))
     call.terminal.say(f"wrote {target / 'report.md'} and report.html, with figures and tables")
     return call.finish(report.to_json() | {"output": str(target)})
 

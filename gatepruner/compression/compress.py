@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gatepruner import processes
 from gatepruner.compression.folder import Folder
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Compressed, StepRecord
@@ -18,13 +20,19 @@ from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.files.locks import held_folder
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.learning.gates import meter_of
 from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.learning.recipes import Recipe
+from gatepruner.learning.units import meter_of
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
-from gatepruner.measuring.inputs import check_batch, check_fit, check_size, normalization_of
+from gatepruner.measuring.inputs import (
+    check_batch,
+    check_fit,
+    check_shared,
+    check_size,
+    normalization_of,
+)
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
@@ -88,6 +96,7 @@ def compress(
         TrainingError: there are too few training images, or learning failed.
         CheckpointError: the folder is not empty, belongs to another compression, cannot be
             written, or another compression is writing it.
+        ProcessError: the processes do different things, or one of them has ended.
     """
     given, recipe = recipe, recipe or CompressionRecipe()
     if held_out is None:
@@ -109,7 +118,9 @@ def compress(
     if goal.kind in COSTS:
         check_reachable(goal, checkpoint.network, request.candidates, meter)
     names = [step.name for step in STEPS if step.wanted(recipe)]
-    with held_folder(steps.path):
+    check_shared("compress", checkpoint, train, held_out, test)
+    with contextlib.ExitStack() as stack:
+        processes.agreed(lambda: stack.enter_context(held_folder(steps.path)))
         steps.begin(names, resume=resume, force=force)
         meter.known.update(_latencies(steps.facts))
         networks = _carry_out(request, test)

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 from typing_extensions import TypedDict
 
+from gatepruner import processes
 from gatepruner.compression.record import StepRecord
-from gatepruner.documents import checked, parsed
+from gatepruner.documents import checked, parsed, text_of
 from gatepruner.errors import CheckpointError, differences, listed
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.locks import SUFFIX
@@ -43,6 +44,8 @@ class Document(msgspec.Struct):
 class Folder:
     """The finished steps of a compression, kept on the disk if there is a path.
 
+    Of several processes the first one writes; each of them reads the networks of finished steps.
+
     Attributes:
         path: the folder; `None` keeps nothing.
         configuration: what must be equal for the compression to be resumed.
@@ -56,7 +59,7 @@ class Folder:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def begin(self, names: Sequence[str], *, resume: bool, force: bool) -> None:
-        """Begin the steps, or read those in the folder.
+        """Begin the steps, or read those in the folder; in all processes, as the first one finds.
 
         Args:
             names: of all steps, in their order.
@@ -66,31 +69,38 @@ class Folder:
         Raises:
             CheckpointError: the folder is not empty, or belongs to another compression.
         """
-        if self.path is None:
-            return
-        steps = self.path / STEPS
+        if self.path is not None:
+            path = self.path
+            self.records, self.facts = processes.agreed(
+                lambda: self._begun(path, names, resume=resume, force=force)
+            )
+
+    def _begun(
+        self, path: Path, names: Sequence[str], *, resume: bool, force: bool
+    ) -> tuple[list[StepRecord], dict[str, Any]]:
+        steps = path / STEPS
         if resume and steps.exists():
             self._read(steps, names)
-            return
-        if not force and _files(self.path):
+            return self.records, self.facts
+        if not force and _files(path):
             problem = "contains a compression" if steps.exists() else "is not empty"
             remedy = "continue or replace it" if steps.exists() else "replace its contents"
             raise CheckpointError(
-                f"{self.path} {problem}: write to another folder, or {remedy}",
+                f"{path} {problem}: write to another folder, or {remedy}",
                 **({"resume": True} if steps.exists() else {}),
                 force=True,
             )
-        for file in self.path.glob("*.pt.state"):  # before the steps that they belong to
+        for file in path.glob("*.pt.state"):  # before the steps that they belong to
             file.unlink(missing_ok=True)
         self.write()
+        return self.records, self.facts
 
     def _read(self, steps: Path, known: Sequence[str]) -> None:
         try:
-            plain = parsed(steps.read_text(encoding="utf-8"), str(steps))
+            plain = parsed(text_of(steps), str(steps))
             document = checked(plain, Document, str(steps))
-        except (CheckpointError, ValueError) as error:
-            reason = error if isinstance(error, CheckpointError) else f"{steps} is damaged: no text"
-            raise CheckpointError(f"{reason}; start a new compression", force=True) from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; start a new compression", force=True) from None
         names = [record.name for record in document.steps]
         changed = differences(document.configuration, self.configuration)
         if not changed and names != list(known[: len(names)]):
@@ -132,11 +142,11 @@ class Folder:
 
     def keep(self, record: StepRecord, checkpoint: Checkpoint) -> None:
         """Keep the record and the network of a step, and delete its state."""
-        if self.path is not None:
+        if self.path is not None and processes.rank() == 0:
             save(checkpoint, self.path / f"{record.name}.pt", force=True)
         self.records.append(record)
         self.write()
-        if (state := self.state(record.name)) is not None:
+        if (state := self.state(record.name)) is not None and processes.rank() == 0:
             state.unlink(missing_ok=True)
 
     def state(self, name: str) -> Path | None:
@@ -145,7 +155,7 @@ class Folder:
 
     def write(self) -> None:
         """Write the records of the finished steps atomically."""
-        if self.path is not None:
+        if self.path is not None and processes.rank() == 0:
             steps = [asdict(record) for record in self.records]
             document = {"configuration": self.configuration, "facts": self.facts, "steps": steps}
             write_text(self.path / STEPS, json.dumps(document, indent=1) + "\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gatepruner import processes
 from gatepruner.compression.folder import Folder
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Choice, Trial
@@ -78,7 +79,7 @@ class Request:
             "normalization": self.normalization,
             "device": self.device,
             "state": state,
-            "resume": state is not None and state.exists(),
+            "resume": state is not None and processes.agreed(state.exists),
             "watch": self.watch,
             "on_stop": self.on_stop,
         }
@@ -174,7 +175,8 @@ def _recalibrated(request: Request, small: Checkpoint) -> Checkpoint:
 
 def _nearest(request: Request, what: str, states: Mapping[str, Checkpoint]) -> str:
     """The name of the state with the least gap to the whole network; the folder keeps it."""
-    choice = Choice(what, {name: _gap(request, state) for name, state in states.items()})
+    gaps = {name: _gap(request, state) for name, state in states.items()}
+    choice = processes.agreed(lambda: Choice(what, gaps))
     request.folder.facts.setdefault("choices", {})[what] = choice.best
     request.folder.write()
     request.watch(choice)

@@ -39,7 +39,7 @@ from gatepruner.networks.importing import Brought, recorded
 from gatepruner.networks.network import Network
 from gatepruner.networks.packing import Entry
 from gatepruner.networks.path import RemovalDocument
-from gatepruner.networks.weights import cast, refuse_unusable
+from gatepruner.networks.weights import cast, refuse_odd, refuse_unusable
 
 
 class NetworkDocument(msgspec.Struct):
@@ -208,12 +208,12 @@ def load(
     learned = {
         key.removeprefix(PREFIX): tensor for key, tensor in content.items() if key not in state
     }
+    with _naming(path):
+        refuse_odd(content)
     checkpoint = _fitted(path, network, state, {**header["notes"], **brought.notes})
-    try:
+    with _naming(path):
         refuse_unusable(checkpoint.weights)
         cast(checkpoint.weights, network.state())
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     return replace(checkpoint, path=path_in(path, network, header, learned))
 
 
@@ -233,13 +233,13 @@ def _check_header(path: Path, header: Mapping[str, Any], arch: str | None) -> No
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Begin what is said of an architecture with the name of its file."""
+    """Begin what is said of an architecture or of weights with the name of their file."""
     try:
         yield
-    except ArchitectureError as error:
+    except (ArchitectureError, CheckpointError) as error:
         if str(path) in str(error):
             raise
-        raise ArchitectureError(f"{path}: {error.args[0]}", **error.arguments) from None
+        raise type(error)(f"{path}: {error.args[0]}", **error.arguments) from None
 
 
 def is_named(path: str | Path) -> bool | None:
@@ -330,10 +330,8 @@ def _load_model(path: Path, content: Any, folder: Folder, wanted: Wanted) -> Che
     tensors = isinstance(content, dict) and all(isinstance(it, Tensor) for it in content.values())
     if not tensors:
         raise CheckpointError(f"{path} has something else than tensors: expected a state dict")
-    try:
+    with _naming(path):
         model = read_model(folder.config, folder.processor, content, wanted)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     notes = {"source": path.name, **model.notes}
     return _fitted(path, Network(model.base), model.weights, notes)
 
@@ -360,11 +358,9 @@ def _foreign(
         raise
     _refuse_differing(path, match, content)
     expected = match.network.state()
-    try:
+    with _naming(path):
         refuse_unusable(match.weights)
         state, casts = cast(match.weights, expected)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     notes: dict[str, Any] = {"source": visible(path.name), **known}
     if match.others:
         notes["weights"] = match.name
@@ -420,8 +416,6 @@ def _fitted(
         )
     weights = MappingProxyType({key: state[key] for key in expected})
     checkpoint = Checkpoint(network, weights, dict(notes))
-    try:
+    with _naming(path):
         checkpoint.gates  # noqa: B018 - raises if a gate is not finite
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     return checkpoint

@@ -7,7 +7,6 @@ What a folder of transformers has is read by `gatepruner.files.huggingface`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gatepruner.documents import parsed, text_of
 from gatepruner.errors import CheckpointError, listed
 
 INDEX = ".index.json"
@@ -28,7 +28,6 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")  # of an architecture of timm: no path, no
 HUB = "hf:"  # before a folder, as models of a hub are called
 TIMM = "timm_wrapper"  # what transformers calls a network of timm
 MOST_MEAN = 1e9  # of pixels
-LARGEST = 2**26  # bytes of an index or a configuration
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def read_folder(path: Path) -> Folder:
     config = _json(path / CONFIG)
     name = config.get("architecture")
     if "model_type" in config and config["model_type"] != TIMM:
-        settings = _json(path / PREPROCESSOR) if (path / PREPROCESSOR).is_file() else {}
+        settings = _json(path / PREPROCESSOR) if (path / PREPROCESSOR).exists() else {}
         return Folder(weights, config=config, processor=settings)
     if not isinstance(name, str):
         raise CheckpointError(
@@ -149,12 +148,7 @@ def is_usual(value: Any) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON document that has to be an object."""
-    if path.stat().st_size > LARGEST:
-        raise CheckpointError(f"{path} is too large: expected at most {LARGEST:,} bytes")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error})") from None
+    content = parsed(text_of(path), str(path))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: expected an object")
     return content

@@ -82,6 +82,11 @@ def read_file(path: Path) -> tuple[Any, str | None]:
     Raises:
         CheckpointError: the file cannot be read, is of another kind or would run code.
     """
+    if path.suffix == ".onnx":
+        raise CheckpointError(
+            f"{path} is an ONNX file, which bench and evaluate measure: expected the checkpoint "
+            "that it was exported from"
+        )
     with unchanged(path):
         if path.suffix == ".safetensors":
             return _read_safetensors(path)

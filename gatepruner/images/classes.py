@@ -12,18 +12,22 @@ from pathlib import Path
 
 import torch
 
+from gatepruner.documents import text_of
 from gatepruner.errors import DataError, listed, nearest
 from gatepruner.images.images import Images
 from gatepruner.images.readers import NUMBERED
-from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.onnx_file import Subject
 
 NAMED = ("imagefolder", "hf", "parquet")  # kinds of data with classes of their own
 IMAGENET_CLASSES = 1000
 SYNSET = re.compile(r"(n\d{8})\b[\s,:]*(.*)")  # a WordNet id, and perhaps names after it
+# What other lists than torchvision's call these classes, as they call a crane and a swimsuit.
+OTHERS = {"n02012849": "crane", "n03710721": "maillot"}
+EXACT = "="  # before a name as it is written; no name without differences has it
 
 
 def map_classes(
-    images: Images, checkpoint: Checkpoint, classes: Sequence[str] | Path = ()
+    images: Images, checkpoint: Subject, classes: Sequence[str] | Path = ()
 ) -> tuple[Images, str]:
     """Map the labels of images to the network's classes, and say how these were found.
 
@@ -61,7 +65,7 @@ def map_classes(
     return replace(images, labels=labels, classes=tuple(shown)), how
 
 
-def _known(checkpoint: Checkpoint, given: Sequence[str] | Path) -> Sequence[str]:
+def _known(checkpoint: Subject, given: Sequence[str] | Path) -> Sequence[str]:
     """The names of a network's classes, as far as they are known."""
     names = read_classes(given) if isinstance(given, Path) else given
     network = checkpoint.network
@@ -72,7 +76,7 @@ def _known(checkpoint: Checkpoint, given: Sequence[str] | Path) -> Sequence[str]
     return names or class_names(checkpoint)
 
 
-def class_names(checkpoint: Checkpoint) -> list[str]:
+def class_names(checkpoint: Subject) -> list[str]:
     """Names of a network's classes in the order of its logits; none if they are not known.
 
     They are those that the checkpoint records, or ImageNet's if there are a thousand.
@@ -90,10 +94,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     Raises:
         DataError: the file cannot be read, or is empty.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the names of classes from {file}: {error}") from None
+    lines = text_of(file, kind=DataError).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise DataError(f"{file} has no names of classes: expected one a line")
@@ -111,22 +112,40 @@ def _imagenet() -> tuple[str, ...]:
 
 
 def _by_name(own: Sequence[str], known: Sequence[str]) -> tuple[list[int], str] | None:
+    if list(own) == list(known):  # in which two may be equal
+        return list(range(len(own))), "by name"
+    found = _found(own, known)
+    indices = [index for one in found if len(one) == 1 for index in one]
+    return (indices, "by name") if len(set(indices)) == len(own) else None
+
+
+def _found(own: Sequence[str], known: Sequence[str]) -> list[set[int]]:
+    """The classes of a network that each name means: several if they share it, and no other name.
+
+    A class that another name means for certain is none of them.
+    """
     table = _table(known)
-    indices = [table.get(_plain(name), table.get(_plain(_rest(name)))) for name in own]
-    found = [index for index in indices if index is not None]
-    if len(found) < len(own) or len(set(found)) < len(own):
-        return None
-    return found, "by name"
+    found = [_meant(name, table) or _meant(_rest(name), table) for name in own]
+    certain = {index for indices in found if len(indices) == 1 for index in indices}
+    return [indices - certain if len(indices) > 1 else indices for indices in found]
 
 
-def _table(known: Sequence[str]) -> Mapping[str, int]:
-    """The index of every name; a WordNet id and what follows it are names, too."""
-    table: dict[str, int] = {}
+def _meant(name: str, table: Mapping[str, set[int]]) -> set[int]:
+    """The classes of exactly this name, or else of one that differs in case or joints."""
+    return table.get(EXACT + name, set()) or table.get(_plain(name), set())
+
+
+def _table(known: Sequence[str]) -> Mapping[str, set[int]]:
+    """The indices of every name; a WordNet id and what follows it are names, too."""
+    table: dict[str, set[int]] = {}
     for index, name in enumerate(known):
-        table[_plain(name)] = index
+        names = [name]
         if match := SYNSET.fullmatch(name):
-            for other in (match[1], match[2], match[2].partition(",")[0]):
-                table.setdefault(_plain(other), index)
+            names += [match[1], match[2], match[2].partition(",")[0]]
+            names += [OTHERS[match[1]]] if match[1] in OTHERS else []
+        for one in names:
+            for key in (EXACT + one, _plain(one)):
+                table.setdefault(key, set()).add(index)
     return table
 
 
@@ -160,7 +179,8 @@ def _by_order(
     own: Sequence[str], known: Sequence[str], classes: int
 ) -> tuple[list[int], str] | None:
     table = _table(known)
-    moved = any(table.get(_plain(name), index) != index for index, name in enumerate(own))
+    meant = [table.get(_plain(name), {index}) for index, name in enumerate(own)]
+    moved = any(index not in indices for index, indices in enumerate(meant))
     if len(own) != classes or moved:
         return None
     if not known:
@@ -169,7 +189,7 @@ def _by_order(
     return list(range(classes)), f"by mere order, {listed(pairs, 3)}"
 
 
-def _refusal(images: Images, checkpoint: Checkpoint, known: Sequence[str]) -> str:
+def _refusal(images: Images, checkpoint: Subject, known: Sequence[str]) -> str:
     """Why the classes of images are none of the network's."""
     own, network = images.classes, checkpoint.network
     if not known:
@@ -178,8 +198,16 @@ def _refusal(images: Images, checkpoint: Checkpoint, known: Sequence[str]) -> st
             "names are not known; use the images without labels, pictures:DIR, or give the names "
             "in the network's order"
         )
-    table = _table(known)
-    foreign = [name for name in own if not {_plain(name), _plain(_rest(name))} & table.keys()]
+    found = dict(zip(own, _found(own, known), strict=True))
+    shared = [
+        f"{name} ({listed(map(str, sorted(at)))})" for name, at in found.items() if len(at) > 1
+    ]
+    if shared:
+        return (
+            f"{images.source} has names that several classes of {network} share: "
+            f"{listed(shared)}; put the number of the class or its WordNet id in place of each"
+        )
+    foreign = [name for name, indices in found.items() if not indices]
     near = nearest(foreign[0], known) if len(foreign) == 1 else ""
     return (
         f"{images.source} has {len(own)} classes, of which {network} does not know "

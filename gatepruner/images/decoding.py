@@ -7,6 +7,7 @@ import io
 import os
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,11 +41,19 @@ class Encoded:
         return self.name
 
 
-def decode(file: str | Encoded, shape: Shape, resize: Scaling | None) -> Tensor:
+class Decoded(ABC):
+    """A picture that has been decoded already."""
+
+    @abstractmethod
+    def pixels(self) -> Tensor:
+        """Its pixels `(C, H, W)` uint8."""
+
+
+def decode(file: str | Encoded | Decoded, shape: Shape, resize: Scaling | None) -> Tensor:
     """Decode an image.
 
     Args:
-        file: its path, or an image that is in memory.
+        file: its path, or an image that is in memory or decoded already.
         shape: `(C, H, W)`; one channel is grey, otherwise the image is RGB. A turned photo is
             set upright, and what is transparent becomes white.
         resize: scales the image and crops its centre; `None` for neither.
@@ -56,6 +65,8 @@ def decode(file: str | Encoded, shape: Shape, resize: Scaling | None) -> Tensor:
         DataError: the file is no image, is damaged or too large, or has another size or pixels
             whose range is not known.
     """
+    if isinstance(file, Decoded):
+        return file.pixels()
     channels, height, width = shape
     try:
         with _opened(file) as opened:

@@ -9,13 +9,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError
-from gatepruner.images.decoding import decode
+from gatepruner.images.caching import Cache, Cached, cached
+from gatepruner.images.decoding import Decoded, decode
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.memory import decode_all, fits
 from gatepruner.images.scaling import Scaling
@@ -35,6 +37,7 @@ class Images(Examples):
         pixels: `(N, C, H, W)` uint8; `None` if images are decoded when they are used.
         files: paths of the images, or pictures in tables, if they are decoded when they are used.
         resize: how they are scaled, or were when they were decoded; `None` if they are not.
+        cache: folder in which decoded images are kept, so that they are decoded once.
 
     Raises:
         DataError: the pixels are not uint8 `(N, C, H, W)`, the labels do not fit the classes, or
@@ -48,6 +51,7 @@ class Images(Examples):
     pixels: Tensor | None = None
     files: tuple[Picture, ...] = ()
     resize: Scaling | None = None
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         problem = _problem(self.labels, len(self.classes)) or (
@@ -113,7 +117,7 @@ class Images(Examples):
         )
 
     def kept(self, track: Track = iter) -> Images:
-        """The images decoded once, if they fit in memory; what does not fit stays in its files.
+        """The images decoded once: in memory if they fit, else in their cache if they have one.
 
         Args:
             track: wraps the decoding, to show progress.
@@ -123,10 +127,24 @@ class Images(Examples):
         """
         if self.in_memory or not len(self):
             return self
-        if not fits(len(self), self.shape):
+        cache = self._cached(track)
+        if fits(len(self), self.shape):
+            pixels = (
+                decode_all(self.files, self.shape, self.resize, track)
+                if cache is None
+                else cache.read(0, len(self))
+            )
+            return replace(self, pixels=pixels.to(self.labels.device), files=())
+        if cache is None:
             return replace(self, files=encoded(self.files, self.source))
-        pixels = decode_all(self.files, self.shape, self.resize, track)
-        return replace(self, pixels=pixels.to(self.labels.device), files=())
+        files = (Cached(str(file), cache, index) for index, file in enumerate(self.files))
+        return replace(self, files=tuple(files))
+
+    def _cached(self, track: Track) -> Cache | None:
+        """The images in their cache, if they have one; parts of what is there have no other."""
+        if self.cache is None or any(isinstance(file, Decoded) for file in self.files):
+            return None
+        return cached(self.files, self.shape, self.resize, self.cache, track)
 
     def to(self, device: torch.device) -> Images:
         """The images with labels and pixels on the device."""

@@ -28,33 +28,33 @@ def fits(images: int, shape: Shape) -> bool:
 
 
 def decode_all(
-    pictures: Sequence[Picture],
-    shape: Shape,
-    resize: Scaling | None,
-    track: Track,
-    pixels: Tensor | None = None,
+    pictures: Sequence[Picture], shape: Shape, resize: Scaling | None, track: Track
 ) -> Tensor:
-    """Decode pictures.
+    """Decode pictures into memory; returns `(N, C, H, W)` uint8, see `decoded`."""
+    pixels = torch.empty(len(pictures), *shape, dtype=torch.uint8)
+    for index, image in enumerate(decoded(pictures, shape, resize, track)):
+        pixels[index] = image
+    return pixels
+
+
+def decoded(
+    pictures: Sequence[Picture], shape: Shape, resize: Scaling | None, track: Track
+) -> Iterable[Tensor]:
+    """Decode pictures in several threads.
 
     Args:
         pictures: files, or pictures in tables.
         shape: `(C, H, W)` of every decoded image.
         resize: how to scale; `None` if they have this size.
         track: wraps the decoding, to show progress.
-        pixels: `(N, C, H, W)` uint8 to write to; by default new memory.
 
     Returns:
-        The pixels `(N, C, H, W)` uint8.
+        The pixels `(C, H, W)` uint8 of each in turn.
 
     Raises:
         DataError: a picture cannot be decoded.
     """
-    if pixels is None:
-        pixels = torch.empty(len(pictures), *shape, dtype=torch.uint8)
-    decoded = _Counted(_decoded(pictures, shape, resize), len(pictures))
-    for index, image in enumerate(track(decoded)):
-        pixels[index] = image
-    return pixels
+    return track(_Counted(_decoded(pictures, shape, resize), len(pictures)))
 
 
 def _decoded(pictures: Sequence[Picture], shape: Shape, resize: Scaling | None) -> Iterator[Tensor]:

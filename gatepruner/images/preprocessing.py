@@ -10,7 +10,7 @@ from typing import Any
 from gatepruner.images.normalization import IMAGENET, PREPARED, Normalization
 from gatepruner.images.scaling import Scaling
 from gatepruner.networks.base import Base
-from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.onnx_file import Subject
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Preprocessing:
         return notes if self.scaling is None else {**notes, "scaling": self.scaling.to_json()}
 
 
-def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
+def preprocessing_of(checkpoint: Subject) -> Preprocessing:
     """The preprocessing of a checkpoint: the recorded one, or else that of its author.
 
     torchvision and timm know the preprocessing of the weights that they publish for a named
@@ -46,7 +46,7 @@ def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
     Where neither is known, it is ImageNet's normalisation without scaling.
 
     Args:
-        checkpoint: a network with notes.
+        checkpoint: a network with notes, or in an ONNX file.
     """
     base, notes = checkpoint.network.base, checkpoint.notes
     authors = AUTHORS.get(base.source)

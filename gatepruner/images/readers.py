@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ def load_images(
     resize: int | Scaling | None = None,
     limit: int | None = None,
     decode: bool = True,
+    cache: str | Path | None = None,
     track: Track = iter,
 ) -> Images:
     """Read images from a folder or a data set on the disk; nothing is downloaded.
@@ -47,6 +49,8 @@ def load_images(
         limit: most images to read, evenly spaced over the set.
         decode: whether to decode pictures now, if they fit in memory; otherwise some can be taken
             first, which `Images.kept` decodes.
+        cache: folder in which decoded pictures are kept: they are decoded once, and read from there
+            by later calls and other processes; it may be larger than memory.
         track: wraps the decoding of files, to show progress.
 
     Raises:
@@ -58,6 +62,8 @@ def load_images(
         scaling.check(*shape[1:])
     images = READERS[kind](root, split, shape, scaling, limit)
     _check_channels(images)
+    if cache is not None and not images.in_memory:
+        images = replace(images, cache=Path(cache).expanduser())
     if not len(images):
         raise DataError(f"{images.source} has no images: expected {LAYOUTS[kind]}")
     if images.shape != shape:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
+from gatepruner.documents import parsed, text_of
 from gatepruner.errors import DataError, listed
 
 STATE = "state.json"  # of every set that `datasets` has saved
@@ -51,7 +51,7 @@ def saved_splits(root: Path) -> dict[str, list[Path]]:
     Raises:
         DataError: the files that a set names are not beside it.
     """
-    if (root / STATE).is_file():
+    if (root / STATE).exists():
         return {"": _saved_files(root)}
     folders = [file.parent for file in sorted(root.glob(f"*/{STATE}"))]
     if not folders:
@@ -71,21 +71,22 @@ def _split_in(file: Path) -> str:
 
 def _saved_files(folder: Path) -> list[Path]:
     """The files of a set, in their order."""
+    file = folder / STATE
+    state = parsed(text_of(file, kind=DataError), str(file), DataError)
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         names = [one["filename"] for one in state["_data_files"]]
         if state.get("_indices_data_files"):
             raise DataError(
                 f"{folder} has rows in another order than its files: call flatten_indices() and "
                 "save it again"
             )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{folder / STATE} is damaged ({type(error).__name__}: {error})") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is damaged ({type(error).__name__}: {error})") from None
     absent = [
         str(name)
         for name in names
         if not isinstance(name, str) or Path(name).name != name or not os.path.isfile(folder / name)
     ]
     if absent:
-        raise DataError(f"{folder / STATE} names {listed(absent)}: expected files beside it")
+        raise DataError(f"{file} names {listed(absent)}: expected files beside it")
     return [folder / name for name in names]

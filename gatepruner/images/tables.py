@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import DataError, listed
-from gatepruner.images.decoding import Encoded
+from gatepruner.images.arrow import Group, groups_of, picked, values_of
+from gatepruner.images.decoding import Decoded, Encoded
 from gatepruner.images.examples import spread_over
 
-INSTALL = "pip install 'gatepruner[parquet]'"
 # Names by which columns are found where `datasets` does not say what they are.
 PICTURES, LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label")
 MOST_BYTES = 32 * 2**30  # of encoded pictures
@@ -34,11 +34,13 @@ class Row:
 
     Attributes:
         group: the rows that are read together.
+        source: what the set is called.
         column: name of the column of pictures.
         index: number of the row in its group.
     """
 
-    group: _Group
+    group: Group
+    source: str
     column: str
     index: int
 
@@ -46,42 +48,57 @@ class Row:
         return f"{self.group.file.name}, row {self.group.start + self.index}"
 
 
-Picture = str | Encoded | Row  # a path, or a picture in memory or in a table
+Picture = str | Encoded | Decoded | Row  # a path, or a picture in memory, a cache or a table
 
 
-def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded]:
+def read(pictures: Iterable[Picture]) -> Iterator[str | Encoded | Decoded]:
     """Pictures, those of tables read; rows that follow each other in a group are read at once.
 
     Raises:
         DataError: a row has no picture, or a table cannot be read.
     """
-    last: _Group | None = None
-    values: Any = None
-    for picture in pictures:
-        if not isinstance(picture, Row):
-            yield picture
-            continue
-        if last is not picture.group:
-            last, values = picture.group, _encoded(picture.group, picture.column)
-        content = values[picture.index].as_py()
+    for _, run in itertools.groupby(pictures, _group_of):
+        rows: list[Row] = []
+        for picture in run:
+            if isinstance(picture, Row):
+                rows.append(picture)
+            else:
+                yield picture
+        if rows:
+            yield from _read(rows)
+
+
+def _group_of(picture: Picture) -> int | None:
+    return id(picture.group) if isinstance(picture, Row) else None
+
+
+def _read(rows: Sequence[Row]) -> Iterator[Encoded]:
+    """The pictures in rows of one group; equal ones are one object."""
+    wanted = sorted({row.index for row in rows})
+    contents = picked(rows[0].group.column(rows[0].column, "bytes"), wanted)
+    found = dict(zip(wanted, contents, strict=True))
+    for row in rows:
+        content = found[row.index]
         if not content:
             raise DataError(
-                f"{picture.group.source}: {picture} has no picture, at most its name: save the "
-                "set with its pictures in it"
+                f"{row.source}: {row} has no picture, at most its name: save the set with its "
+                "pictures in it"
             )
-        yield Encoded(str(picture), content)
+        yield Encoded(str(row), content)
 
 
-def encoded(pictures: Sequence[Picture], source: str) -> tuple[str | Encoded, ...]:
-    """Pictures, those of tables read into memory.
+def encoded(pictures: Sequence[Picture], source: str) -> tuple[str | Encoded | Decoded, ...]:
+    """Pictures, those of tables read into memory; equal ones are one object.
 
     Raises:
         DataError: a row has no picture, a table cannot be read, or the pictures of tables take too
             much memory.
     """
-    size, every = 0, list[str | Encoded]()
+    size, known, every = 0, dict[bytes, bytes](), list[str | Encoded | Decoded]()
     for picture in read(pictures):
-        size += len(picture.content) if isinstance(picture, Encoded) else 0
+        if isinstance(picture, Encoded):
+            size += len(picture.content) if picture.content not in known else 0
+            picture = Encoded(picture.name, known.setdefault(picture.content, picture.content))
         if size > MOST_BYTES:
             raise DataError(
                 f"{source} has more than {MOST_BYTES >> 30} GiB of pictures, which are kept in "
@@ -118,7 +135,7 @@ def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
     Raises:
         DataError: pyarrow is missing, or a file cannot be read or has no column of pictures.
     """
-    groups = [group for file in files for group in _groups(file, source)]
+    groups = [group for file in files for group in groups_of(file)]
     if not groups:
         return Table((), torch.empty(0, dtype=torch.int64), ())
     first = groups[0]
@@ -126,90 +143,17 @@ def read_table(files: Sequence[Path], source: str, limit: int | None) -> Table:
     other = [group.file.name for group in groups if not group.has(column, label)]
     if other:
         raise DataError(f"{source}: {listed(other)} has other columns than {first.file.name}")
-    values = [value for group in groups for value in (_values(group, label) if label else ())]
+    values = [value for group in groups if label for value in values_of(group.column(label))]
     labels, classes = _labels(values, _class_names(first, label), source)
     count = sum(group.rows for group in groups)
     rows = spread_over(count, limit).tolist()
-    pictures = tuple(_rows(groups, column, rows))
+    pictures = tuple(_rows(groups, source, column, rows))
     if not classes:
         return Table(pictures, torch.full((len(rows),), -1), ())
     return Table(pictures, labels[torch.tensor(rows, dtype=torch.int64)], classes)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Some rows of a file.
-
-    Attributes:
-        file: the file.
-        source: what the set is called.
-        start: number of its first row in the file.
-        rows: how many there are.
-        schema: of pyarrow.
-        read: reads a column.
-    """
-
-    file: Path
-    source: str
-    start: int
-    rows: int
-    schema: Any
-    read: Callable[[str], Any]
-
-    def has(self, *columns: str | None) -> bool:
-        """Whether it has these columns."""
-        return all(name is None or name in self.schema.names for name in columns)
-
-
-def _groups(file: Path, source: str) -> list[_Group]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"{file} is read by pyarrow, which is missing: {INSTALL}") from error
-    try:
-        if file.suffix == ".parquet":
-            return _in_file(file, source, _parquet_groups(pyarrow.parquet.ParquetFile(file)))
-        with pyarrow.memory_map(str(file)) as mapped:
-            return _in_file(file, source, _batches(pyarrow.ipc.open_stream(mapped)))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:200]
-    return DataError(f"{file} is no table, or is truncated: {reason}")
-
-
-def _parquet_groups(table: Any) -> Iterator[tuple[int, Any, Callable[[str], Any]]]:
-    """Rows, schema and reader of the groups of a parquet file."""
-
-    def reading(index: int) -> Callable[[str], Any]:
-        return lambda name: table.read_row_group(index, columns=[name]).column(name)
-
-    for index in range(table.num_row_groups):
-        yield table.metadata.row_group(index).num_rows, table.schema_arrow, reading(index)
-
-
-def _batches(stream: Any) -> Iterator[tuple[int, Any, Callable[[str], Any]]]:
-    """Rows, schema and reader of the batches of a file of Arrow."""
-    for batch in stream:
-        yield batch.num_rows, batch.schema, batch.column
-
-
-def _in_file(
-    file: Path, source: str, groups: Iterator[tuple[int, Any, Callable[[str], Any]]]
-) -> list[_Group]:
-    numbered, start = [], 0
-    for rows, schema, read in groups:
-        numbered.append(_Group(file, source, start, rows, schema, read))
-        start += rows
-    if start > file.stat().st_size:  # a row that is repeated takes no place
-        raise DataError(f"{file} has {start:,} rows, more than bytes: expected a picture in each")
-    return numbered
-
-
-def _features(group: _Group) -> Mapping[str, Any]:
+def _features(group: Group) -> Mapping[str, Any]:
     """What `datasets` says about the columns."""
     try:
         features = json.loads((group.schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -218,7 +162,7 @@ def _features(group: _Group) -> Mapping[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _columns(group: _Group, source: str) -> tuple[str, str | None]:
+def _columns(group: Group, source: str) -> tuple[str, str | None]:
     """The column of pictures, and that of labels if there is one."""
     encoded = [field.name for field in group.schema if _holds_bytes(field.type)]
     pictures = _of_kind(group, "Image", PICTURES, encoded)
@@ -231,11 +175,16 @@ def _columns(group: _Group, source: str) -> tuple[str, str | None]:
     labels = _of_kind(group, "ClassLabel", LABELS, others, needed=False)
     if len(labels) > 1:
         raise DataError(f"{source} has several columns of labels: {listed(labels)}; keep one")
+    for name in labels:
+        if not _are_labels(kind := group.schema.field(name).type):
+            raise DataError(
+                f"{source} has labels of the type {kind}: expected whole numbers, or names"
+            )
     return pictures[0], labels[0] if labels else None
 
 
 def _of_kind(
-    group: _Group, kind: str, names: Sequence[str], among: Sequence[str], *, needed: bool = True
+    group: Group, kind: str, names: Sequence[str], among: Sequence[str], *, needed: bool = True
 ) -> list[str]:
     """The columns of a kind: those of a usual name first, then by what `datasets` says."""
     features = _features(group)
@@ -260,21 +209,20 @@ def _holds_bytes(kind: Any) -> bool:
     return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
 
 
-def _class_names(group: _Group, label: str | None) -> list[str]:
+def _are_labels(kind: Any) -> bool:
+    """Whether values of a type can be labels: others could repeat what takes no place."""
+    from pyarrow import types
+
+    plain = (types.is_integer, types.is_string, types.is_large_string, types.is_null)
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    return any(fits(values) for fits in plain)
+
+
+def _class_names(group: Group, label: str | None) -> list[str]:
     """The names of the classes, if `datasets` says them."""
     about = _features(group).get(label or "")
     names = about.get("names") if isinstance(about, dict) else None
     return list(map(str, names)) if isinstance(names, list) else []
-
-
-def _values(group: _Group, column: str) -> list[Any]:
-    import pyarrow
-
-    try:
-        values: list[Any] = group.read(column).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(group.file, error) from None
-    return values
 
 
 def _labels(
@@ -296,29 +244,20 @@ def _labels(
             "whole numbers, or names"
         )
     if names and kinds == {int}:
+        if min(values) < 0 or max(values) >= len(names):
+            raise DataError(
+                f"{source}: labels reach from {min(values)} to {max(values)}, expected 0 to "
+                f"{len(names) - 1}"
+            )
         return torch.tensor(values, dtype=torch.int64), tuple(names)
     classes = sorted(set(values))
     indices = {value: index for index, value in enumerate(classes)}
     return torch.tensor([indices[value] for value in values]), tuple(map(str, classes))
 
 
-def _rows(groups: Sequence[_Group], column: str, rows: Sequence[int]) -> Iterator[Row]:
+def _rows(groups: Sequence[Group], source: str, column: str, rows: Sequence[int]) -> Iterator[Row]:
     """The rows of these numbers in a set."""
     starts = [0, *itertools.accumulate(group.rows for group in groups)]
     for row in rows:
         at = bisect.bisect_right(starts, row) - 1
-        yield Row(groups[at], column, row - starts[at])
-
-
-def _encoded(group: _Group, column: str) -> Any:
-    """The column of bytes of a group."""
-    import pyarrow
-    import pyarrow.compute
-
-    try:
-        values = group.read(column)
-        if pyarrow.types.is_struct(values.type):
-            values = pyarrow.compute.struct_field(values, "bytes")
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(group.file, error) from None
-    return values
+        yield Row(groups[at], source, column, row - starts[at])

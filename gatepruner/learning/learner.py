@@ -2,6 +2,9 @@
 
 The random numbers of a step depend only on the seed and the number of the step, so an interrupted
 and resumed run ends with exactly the weights of an uninterrupted one.
+
+Several processes share every batch. What a step tells (loss, gradients, statistics) is averaged
+over them, so all of them take the same step.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import torch
 from torch import Tensor, fx, nn
 from typing_extensions import TypedDict
 
+from gatepruner import processes
 from gatepruner.errors import TrainingError, listed
 from gatepruner.images.examples import Examples, mixed
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.preprocessing import Preprocessing
+from gatepruner.images.views import Part
 from gatepruner.learning.recipes import GateRecipe, Recipe
 from gatepruner.measuring.agreement import (
     Answers,
@@ -75,13 +80,14 @@ class Learner(ABC, Generic[Shown]):
         start: Checkpoint,
         data: Examples,
         recipe: GateRecipe | Recipe,
-        view: Callable[[Tensor], Tensor] | None,
+        view: Callable[[Tensor, Part], Tensor] | None,
         *,
         normalization: Normalization | None,
         device: str | torch.device,
         teacher: Checkpoint | None,
     ) -> None:
         check_batch(data, recipe.batch_size)
+        self.mine = processes.slice_of(recipe.batch_size)  # of every batch
         self.start, self.recipe, self.view, self.teacher = start, recipe, view, teacher
         if data.prepared:
             self.view = None  # the data set augments by itself
@@ -113,7 +119,7 @@ class Learner(ABC, Generic[Shown]):
         self.batches.close()
 
     def _batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Pixels and labels of all further steps, without end.
+        """Pixels and labels of all further steps, without end: of each, this process's part.
 
         Each epoch has its own random order; an incomplete last batch is dropped.
         """
@@ -124,7 +130,8 @@ class Learner(ABC, Generic[Shown]):
             seed = mixed(self.recipe.seed, epoch)
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(len(self.data), generator=generator)
-            yield from self.data.batches(order[first * size : per_epoch * size], size, seed)
+            own = order[first * size : per_epoch * size].view(-1, size)[:, self.mine]
+            yield from self.data.batches(own.flatten(), own.shape[1], seed)
             step = (epoch + 1) * per_epoch
 
     @property
@@ -143,17 +150,42 @@ class Learner(ABC, Generic[Shown]):
     def compute_gradients(self, penalty: Tensor | float = 0.0) -> None:
         """Begin a step: compute the gradients of the next batch's loss plus a penalty."""
         pixels, labels = next(self.batches)
-        torch.manual_seed(mixed(self.recipe.seed, -1 - self.done))
-        viewed = pixels if self.view is None else self.view(pixels)
-        given = self._answers(self.module, self._normalized(viewed, 0))
+        seed = mixed(self.recipe.seed, -1 - self.done)
+        torch.manual_seed(seed)
+        viewed = pixels if self.view is None else self.view(pixels, self._part)
+        if processes.count() > 1:  # dropout differs from image to image
+            torch.manual_seed(mixed(seed, processes.rank()))
+        given = self._answers(self.learning, self._normalized(viewed, 0))
         loss = self._loss(given, viewed, labels)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # it does not if no gate is left and norms are frozen
             torch.autograd.backward(loss + penalty)
         score = torch.zeros((), device=self.device)
         if self.data.labelled:
-            score = self.data.task.score(given[0].detach(), labels).float().mean()
-        self.sums += torch.stack([loss.detach(), score, torch.ones_like(score)])
+            score = self._weighted(self.data.task.score(given[0].detach(), labels).float().mean())
+        told = torch.stack([loss.detach(), score, torch.ones_like(score)])
+        processes.average([told, *self.shared])
+        self.sums += told
+
+    @property
+    def _part(self) -> Part:
+        return Part(self.mine, self.recipe.batch_size)
+
+    @property
+    def learning(self) -> nn.Module:
+        """What computes the answers of a step."""
+        return self.module
+
+    @property
+    @abstractmethod
+    def shared(self) -> list[Tensor]:
+        """What the processes average after every step, besides the loss."""
+
+    def _weighted(self, mean: Tensor) -> Tensor:
+        """A mean over this process's part of a batch, such that its average is that of all."""
+        own = self.mine.stop - self.mine.start
+        weight = processes.count() * own / self.recipe.batch_size
+        return mean if weight == 1 else weight * mean
 
     def _normalized(self, pixels: Tensor, which: int) -> Tensor:
         """Images as the network, 0, or its teacher, 1, takes them."""
@@ -163,21 +195,25 @@ class Learner(ABC, Generic[Shown]):
         return answers(module, images, self.device, self.fast, classes=self.data.task.classes)
 
     def _loss(self, given: Answers, pixels: Tensor, labels: Tensor) -> Tensor:
-        """The distance from the teacher's answers; that from the labels if there is no teacher."""
+        """The distance from the teacher's answers; that from the labels if there is no teacher.
+
+        Its average over the processes is that of the whole batch.
+        """
         (logits, features), task = given, self.data.task
         share = self.recipe.distillation if self.data.labelled else 1.0
         if self.teacher_module is None or not (share or self.matches):
-            return task.loss(logits, labels)
+            return self._weighted(task.loss(logits, labels))
         with torch.no_grad():
             targets, target = self._answers(self.teacher_module, self._normalized(pixels, 1))
         losses = []
         if features is not None and target is not None:
-            losses.append(FEATURES * feature_distance(features, target))
+            weight = FEATURES * processes.count()
+            losses.append(weight * feature_distance(features, target))
         if features is None or self.recipe.match == "both":
             loss = task.distance(logits, targets, self.recipe.temperature)
             if share < 1:  # the labels need not fit the network otherwise
                 loss = share * loss + (1 - share) * task.loss(logits, labels)
-            losses.append(loss)
+            losses.append(self._weighted(loss))
         return torch.stack(losses).mean()
 
     def update(self) -> None:

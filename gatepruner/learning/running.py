@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gatepruner import processes
 from gatepruner.documents import checked
 from gatepruner.errors import TrainingError, differences, first_line
 from gatepruner.files.locks import held
@@ -34,6 +35,8 @@ def carry_out(
 ) -> None:
     """Take all steps of a run and keep its state on the disk.
 
+    Several processes take every step together, and the first one keeps the state.
+
     When a signal that asks to stop arrives, the run finishes its step, since half a step cannot be
     resumed, writes its state and raises `KeyboardInterrupt` with the number of the signal.
 
@@ -48,10 +51,13 @@ def carry_out(
     Raises:
         CheckpointError: another run keeps its state in this file.
         TrainingError: there is no such run to resume, or the run failed.
+        ProcessError: the processes do different things, or one of them has ended.
     """
     path = Path(state) if state is not None else None
     cuda = [learner.device] if learner.device.type == "cuda" else []
-    with held(path):
+    processes.meet("learning", learner.identity)
+    with contextlib.ExitStack() as stack:
+        processes.agreed(lambda: stack.enter_context(held(path)))
         if resume:
             _restore(learner, path)
         else:
@@ -71,9 +77,11 @@ def _take_steps(
 ) -> None:
     shown = saved = time.monotonic()
     while not learner.finished:
-        completed = moment = learner.step()
+        with processes.explained():
+            completed = moment = learner.step()
         now = time.monotonic()
-        if moment is None and now - shown > SHOW_EVERY:
+        due = int(moment is None and now - shown > SHOW_EVERY)
+        if processes.greatest(due):  # in all of them, since it may raise an error
             moment = learner.moment()
         if moment is not None:
             watch(moment)
@@ -81,8 +89,9 @@ def _take_steps(
         if completed is not None or now - saved > SAVE_EVERY:
             _save(learner, path)
             saved = now
-        if signals:
-            raise KeyboardInterrupt(signals[0])
+        stop = processes.greatest(signals[0] if signals else 0)
+        if stop:
+            raise KeyboardInterrupt(stop)
 
 
 @contextlib.contextmanager
@@ -101,11 +110,25 @@ def _signals(on_stop: Callable[[], None]) -> Iterator[list[int]]:
 
 def _save(learner: Learner[Any], path: Path | None) -> None:
     """Write the state of a run, unless it has become useless."""
-    if path is not None and learner.sound():
-        save_state({"identity": learner.identity(), **learner.snapshot()}, path)
+    if path is None:
+        return
+    snapshot = learner.snapshot()  # in all processes, since the first may measure costs for it
+    if processes.rank() == 0 and learner.sound():
+        save_state({"identity": learner.identity(), **snapshot}, path)
 
 
 def _restore(learner: Learner[Any], path: Path | None) -> None:
+    snapshot = processes.agreed(lambda: _snapshot(learner, path))
+    try:
+        learner.restore(snapshot)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}): start a new run"
+        ) from None
+
+
+def _snapshot(learner: Learner[Any], path: Path | None) -> dict[str, Any]:
+    """What a file holds, if it is the state of this run."""
     if path is None or not path.is_file():
         reason = f"{path} does not exist" if path else "no state file was given"
         raise TrainingError(f"there is no run to resume: {reason}")
@@ -117,9 +140,4 @@ def _restore(learner: Learner[Any], path: Path | None) -> None:
             "options of that run, or start a new one"
         )
     checked(snapshot, learner.state, str(path), TrainingError)
-    try:
-        learner.restore(snapshot)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"{path} is damaged ({type(error).__name__}: {first_line(error)}): start a new run"
-        ) from None
+    return snapshot

@@ -5,6 +5,7 @@ Runs are deterministic and can be resumed at any step; see `gatepruner.learning.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 from typing_extensions import TypedDict
 
+from gatepruner import processes
 from gatepruner.errors import TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import NORMALIZATIONS, Normalization
@@ -31,7 +34,7 @@ from gatepruner.measuring.agreement import Agreement, answering, compared
 from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-from gatepruner.networks.norms import keep_statistics
+from gatepruner.networks.norms import keep_statistics, statistics
 
 PATIENCE = 5  # rounds without a better state, after which a run ends
 KEPT = ("agreement", "divergence", "distance")  # what notes tell of the best state
@@ -219,6 +222,10 @@ class _Run(Learner[Moment]):
         self.history: list[dict[str, Any]] = []
         self.module = answering(self.root, start.network, self.matches)
         self._learn()
+        headless = self.matches and recipe.match == "features"
+        several = processes.count() > 1
+        self.parallel = _parallel(self.module, self.device, headless) if several else None
+        self.running = statistics(self.module).values()
         self.tensors = self.root.state_dict()
         keys = {start.network.gate_key(name) for name in start.network.edits.gated}
         named = dict(self.root.named_parameters())
@@ -229,6 +236,18 @@ class _Run(Learner[Moment]):
         self.best: dict[str, Any] = {}  # of the states that were compared with the teacher
         self.optimizer = _optimizer(recipe, self.peak, weights, self.gates)
         self.scheduler = _scheduler(recipe, self.optimizer, self.steps)
+
+    @property
+    def learning(self) -> nn.Module:
+        """The network, whose gradients the processes average while they are computed."""
+        return self.module if self.parallel is None else self.parallel
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """The statistics of batch norm, which every process has of its own images."""
+        if self.recipe.statistics == "kept":
+            return []
+        return [self.root.get_buffer(key) for keys in self.running for key in keys]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -362,12 +381,46 @@ class _Run(Learner[Moment]):
             "epochs": self.history,
             "torch": torch.__version__,
             "device": str(self.device),
+            **({"processes": processes.count()} if processes.count() > 1 else {}),
         }
         if self.teacher is not None:
             notes["matched"] = matched(self.recipe.match, network, self.teacher)
         if self.best:
             notes["kept"] = {key: self.best[key] for key in ("step", *KEPT)}
         return Checkpoint(network, MappingProxyType(weights), notes)
+
+
+class _Headless(nn.Module):
+    """A module whose logits have no gradient, since only its features are matched."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.module(images)
+        return logits.detach(), features
+
+
+def _parallel(
+    module: fx.GraphModule, device: torch.device, headless: bool
+) -> DistributedDataParallel:
+    """A module that averages its gradients over the processes; on CUDA batch norm sees all images.
+
+    Args:
+        module: computes logits, and features if these are matched.
+        device: where it is.
+        headless: whether only its features are matched, so that its head learns nothing.
+    """
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {buffers: False, "find_unused_parameters": headless}
+    places = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(
+        _Headless(module) if headless else module, device_ids=places, **options
+    )
 
 
 def _optimizer(

@@ -6,16 +6,17 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from gatepruner import processes
 from gatepruner.errors import DataError
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.task import Task
 from gatepruner.measuring.device import laid_out, pick_device, place, precision, wide_type
-from gatepruner.measuring.inputs import check_fit, normalization_of
-from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.measuring.inputs import check_fit, check_shared, normalization_of
+from gatepruner.measuring.onnx_program import running
+from gatepruner.networks.onnx_file import OnnxFile, Subject
 
 Z95 = 1.959963984540054  # quantile of the normal distribution for 95 %
 
@@ -72,33 +73,47 @@ def wilson(count: float, n: int) -> tuple[float, float]:
 
 
 def accuracy(
-    checkpoint: Checkpoint,
+    checkpoint: Subject,
     data: Examples,
     *,
     device: str | torch.device = "auto",
     batch_size: int = 256,
     normalization: Normalization | None = None,
     track: Track = iter,
+    sharded: bool = False,
 ) -> Accuracy:
     """Top-1 accuracy and mean loss of a network.
 
     If `torch.distributed` is initialised, the processes share the images, and all of them return
-    the result for the whole set.
+    the result for the whole set. All of them have to call this: within `if rank == 0:` it waits
+    for the others until it times out.
 
     Args:
-        checkpoint: a network with its weights.
-        data: labelled images of the network's size and classes.
+        checkpoint: a network with its weights, or in an ONNX file, which ONNX Runtime runs on the
+            CPU.
+        data: labelled images of the network's size and classes; in several processes the same
+            images in all of them.
         device: where to compute; `"auto"` is CUDA if available, else MPS, else the CPU.
         batch_size: images per batch; affects only time and memory.
         normalization: replaces the one that the checkpoint records.
         track: wraps the batches, to show progress.
+        sharded: whether each process has been given images of its own, a shard of the whole set,
+            instead of the whole set.
 
     Raises:
         DataError: the images have another size or number of classes.
+        ProcessError: the processes have different images and `sharded` is not set, or not all
+            of them have called this.
     """
     check_fit(checkpoint, data)
+    if not sharded:
+        check_shared("accuracy", checkpoint, data)
     chosen = normalization_of(checkpoint, data, normalization)
-    (result,) = tally(checkpoint.build(), data, chosen, device, batch_size, track)
+    if isinstance(checkpoint, OnnxFile):
+        module, device = running(checkpoint), "cpu"
+    else:
+        module = checkpoint.build()
+    (result,) = tally(module, data, chosen, device, batch_size, track, sharded=sharded)
     return result
 
 
@@ -110,18 +125,20 @@ def tally(
     device: str | torch.device,
     batch_size: int,
     track: Track = iter,
+    *,
+    sharded: bool = False,
 ) -> list[Accuracy]:
     """The accuracy of a module that returns logits `(N, K)`, or of each of a tuple of them.
 
-    Counts stay on the device until the end, so that no batch waits for it.
+    Counts stay on the device until the end, so that no batch waits for it. Of several processes
+    each takes its part of the images, unless they are a shard of its own.
     """
     device = pick_device(device)
     module = place(module, device).eval()
-    shared = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-    indices = torch.arange(rank, len(data), world)
-    steps = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    batches = data.to(device).batches(indices, batch_size)
+    part = processes.share(len(data), sharded=sharded)
+    starts = range(0, len(part.mine), batch_size)
+    steps = [part.mine[start : start + batch_size] for start in starts]
+    batches = data.to(device).batches(part.mine, batch_size)
     losses: list[Tensor] = []
     rights: list[Tensor] = []
     for _, (pixels, labels) in zip(track(steps), batches, strict=True):
@@ -137,14 +154,13 @@ def tally(
         count = len(heads(module(torch.zeros(1, *data.shape, device=device))))
         total = torch.zeros(count, device=device, dtype=wide_type(device))
     kind = torch.uint8 if data.task.classes else torch.float32
-    right = torch.zeros(count, len(data), dtype=kind, device=device)
+    right = torch.zeros(count, part.all, dtype=kind, device=device)
     if rights:
-        right[:, indices.to(device)] = torch.cat(rights, 1).to(kind)
-    if shared:
-        dist.all_reduce(total)
-        dist.all_reduce(right)
+        right[:, part.places.to(device)] = torch.cat(rights, 1).to(kind)
+    processes.add(total)
+    processes.add(right)
     return [
-        Accuracy(head.sum().item(), len(data), loss / len(data), _flags(head))
+        Accuracy(head.sum().item(), part.all, loss / part.all, _flags(head))
         for head, loss in zip(right.cpu(), total.tolist(), strict=True)
     ]
 

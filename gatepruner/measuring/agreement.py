@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gatepruner import processes
 from gatepruner.errors import PlanError
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import wilson
 from gatepruner.measuring.device import laid_out, pick_device, place, precision, wide_type
-from gatepruner.measuring.inputs import check_size, normalization_of
+from gatepruner.measuring.inputs import check_shared, check_size, normalization_of
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import settle_in_place
 from gatepruner.networks.features import features_of, with_features
@@ -95,6 +96,8 @@ def agreement(
 ) -> Agreement:
     """Measure how closely a network agrees with the whole one.
 
+    Several processes share the images, as in `accuracy`.
+
     Args:
         checkpoint: a network with its weights.
         whole: a network that takes the same images and has the same classes.
@@ -107,7 +110,9 @@ def agreement(
     Raises:
         DataError: the images have another size.
         PlanError: the networks have different numbers of classes.
+        ProcessError: the processes do different things.
     """
+    check_shared("agreement", checkpoint, data)
     for network in (checkpoint.network, whole.network):
         check_size(network, data)
     if checkpoint.network.num_classes != whole.network.num_classes:
@@ -185,9 +190,11 @@ def answers(
 def feature_distance(features: Tensor, target: Tensor) -> Tensor:
     """The squared difference of features from those of the whole network, relative to their square.
 
-    It does not depend on the scale of the features: 0 if they are equal, 1 if they are all zero.
+    It does not depend on the scale of the features: 0 if they are equal, 1 if they are all zero. Of
+    several processes, each gets the share of its own images.
     """
-    return (features - target).square().sum() / target.square().sum().clamp_min(TINY)
+    squares = processes.add(target.square().sum())
+    return (features - target).square().sum() / squares.clamp_min(TINY)
 
 
 @torch.inference_mode()
@@ -206,8 +213,9 @@ def compared(
     module.eval()
     whole.eval()
     rows: list[Tensor] = []
-    starts = range(0, len(data), batch_size)
-    batches = data.to(device).batches(torch.arange(len(data)), batch_size)
+    mine = processes.share(len(data)).mine
+    starts = range(0, len(mine), batch_size)
+    batches = data.to(device).batches(mine, batch_size)
     for _, (pixels, labels) in zip(track(starts), batches, strict=True):
         own, others = (
             answers(
@@ -216,7 +224,12 @@ def compared(
             for one, normalization in zip((module, whole), normalizations, strict=True)
         )
         rows.append(_sums(own, others, labels, data))
-    agreeing, correct, divergence, *squares = torch.stack(rows).sum(0).tolist()
+    if not rows:  # there are more processes than images
+        inputs = torch.zeros(1, *data.shape, device=device)
+        _, features = answers(module, inputs, device, fast, classes=data.task.classes)
+        rows.append(torch.zeros(3 if features is None else 5, device=device).to(wide_type(device)))
+    sums = processes.add(torch.stack(rows).sum(0))
+    agreeing, correct, divergence, *squares = sums.tolist()
     return Agreement(
         agreeing=int(agreeing) if data.task.classes else agreeing,
         images=len(data),

@@ -9,11 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gatepruner import processes
 from gatepruner.errors import DeviceError
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """A device from its name; `"auto"` is CUDA if available, else MPS, else the CPU.
+
+    Of several processes on a machine, each has a GPU of its own: `"auto"` and `"cuda"` are the GPU
+    of its local rank.
 
     Raises:
         DeviceError: this machine has no device of that name.
@@ -25,14 +29,28 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         available.insert(0, "mps")
     if torch.cuda.is_available():
         available[:0] = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if device == "auto":
-        return torch.device(available[0])
-    name = "cuda:0" if device == "cuda" else device
+        if device in ("auto", "cuda"):
+            return _own_gpu()
+    name = available[0] if device == "auto" else device
     if name not in available:
         raise DeviceError(
             f"there is no device {device!r} here: this machine has {', '.join(available)}"
         )
     return torch.device(name)
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process: the first one, unless there are several processes."""
+    if processes.count() == 1:
+        return torch.device("cuda:0")
+    gpus, own = torch.cuda.device_count(), processes.local_rank()
+    own = torch.cuda.current_device() if own is None else own
+    if own >= gpus:
+        raise DeviceError(
+            f"there is no GPU for process {own} of this machine, which has {gpus}: start one "
+            "process for each GPU, or choose a device for all, such as cpu"
+        )
+    return torch.device(f"cuda:{own}")
 
 
 def place(module: nn.Module, device: torch.device, fast: bool | None = None) -> nn.Module:

@@ -31,11 +31,13 @@ class Engine(ABC):
         packages: what it imports.
         extra: the extra of gatepruner that installs these.
         devices: types of the devices that it runs on, the usual one first.
+        reads_onnx: whether it runs a program in the form of ONNX.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    reads_onnx: ClassVar[bool] = True
 
     @abstractmethod
     def __init__(self, program: Program, images: Tensor, threads: int) -> None:
@@ -50,6 +52,7 @@ class Eager(Engine):
     """PyTorch, operation by operation."""
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
+    reads_onnx: ClassVar[bool] = False
 
     def __init__(self, program: Program, images: Tensor, threads: int) -> None:
         self.run: Callable[[Tensor], Tensor] = program.on(images.device)

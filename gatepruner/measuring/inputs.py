@@ -6,16 +6,17 @@ import warnings
 
 import torch
 
+from gatepruner import processes
 from gatepruner.errors import DataError, TrainingError, listed
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import PREPARED, Normalization
 from gatepruner.images.preprocessing import preprocessing_of
-from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.networks.onnx_file import OnnxNetwork, Subject
 
 
 def normalization_of(
-    checkpoint: Checkpoint, data: Examples, chosen: Normalization | None = None
+    checkpoint: Subject, data: Examples, chosen: Normalization | None = None
 ) -> Normalization:
     """The normalisation that images get for a network; see `preprocessing_of`.
 
@@ -38,7 +39,7 @@ def normalization_of(
     return normalization
 
 
-def check_size(network: Network, data: Examples) -> None:
+def check_size(network: Network | OnnxNetwork, data: Examples) -> None:
     """Raise a `DataError` if the images have another size than the network takes."""
     if data.shape != network.base.input_shape:
         raise DataError(
@@ -47,7 +48,30 @@ def check_size(network: Network, data: Examples) -> None:
         )
 
 
-def check_fit(checkpoint: Checkpoint, data: Examples) -> None:
+def check_shared(verb: str, checkpoint: Subject, *sets: Examples | None) -> None:
+    """Make sure that all processes call the same verb for the same network and images.
+
+    Args:
+        verb: what they do, in words.
+        checkpoint: the network.
+        sets: sets of images, of which the processes share each.
+
+    Raises:
+        ProcessError: one of them does something else, or does not come.
+    """
+
+    def facts() -> dict[str, str]:
+        images = {
+            f"set {number} of images": f"{len(data)} of {data.source} ({data.fingerprint})"
+            for number, data in enumerate(sets, 1)
+            if data is not None
+        }
+        return {"network": f"{checkpoint.network} ({checkpoint.fingerprint[:16]})", **images}
+
+    processes.meet(verb, facts)
+
+
+def check_fit(checkpoint: Subject, data: Examples) -> None:
     """Raise a `DataError` if images are of another size or other classes, or have no labels."""
     check_size(checkpoint.network, data)
     if not data.labelled:
@@ -58,7 +82,7 @@ def check_fit(checkpoint: Checkpoint, data: Examples) -> None:
     (_check_classes if data.task.classes else _check_targets)(checkpoint, data)
 
 
-def _check_classes(checkpoint: Checkpoint, data: Examples) -> None:
+def _check_classes(checkpoint: Subject, data: Examples) -> None:
     network, own = checkpoint.network, data.classes
     if not own:
         raise DataError(
@@ -81,7 +105,7 @@ def _check_classes(checkpoint: Checkpoint, data: Examples) -> None:
         )
 
 
-def _check_targets(checkpoint: Checkpoint, data: Examples) -> None:
+def _check_targets(checkpoint: Subject, data: Examples) -> None:
     """Raise a `DataError` if the task has no loss for outputs of the network and the targets."""
     ((_, targets),) = data.batches(torch.zeros(2, dtype=torch.int64), 2)
     outputs = torch.zeros(2, checkpoint.network.num_classes, device=targets.device)
@@ -107,6 +131,11 @@ def check_several(data: Examples) -> None:
             f"cannot estimate batch-norm statistics: expected at least 2 images, {data.source} has "
             f"{len(data)}"
         )
+    if len(data) < processes.count():
+        raise DataError(
+            f"cannot share {len(data)} images of {data.source} among {processes.count()} "
+            "processes: expected one for each; use fewer processes"
+        )
 
 
 def check_batch(data: Examples, batch_size: int) -> None:
@@ -115,4 +144,10 @@ def check_batch(data: Examples, batch_size: int) -> None:
         raise TrainingError(
             f"{data.source} has {len(data)} images, fewer than one batch of {batch_size}",
             **({"batch_size": len(data)} if len(data) > 1 else {}),
+        )
+    if batch_size < 2 * processes.count() > 2:
+        raise TrainingError(
+            f"cannot share a batch of {batch_size} images among {processes.count()} processes: "
+            "expected at least 2 for each",
+            batch_size=2 * processes.count(),
         )

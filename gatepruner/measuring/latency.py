@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gatepruner import processes
 from gatepruner.errors import DataError
 from gatepruner.measuring.engines import device_of, ready, threads_of, torch_threads
 from gatepruner.measuring.programs import Program
@@ -58,6 +59,7 @@ class Latency:
         return replace(self, median=median, low=low, high=high)
 
 
+@processes.decided_by_the_first
 def latency(
     modules: Mapping[str, nn.Module | Checkpoint],
     input_shape: Shape | None = None,
@@ -71,6 +73,8 @@ def latency(
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[str, Latency]:
     """Measure the latency of several modules in turns, so that conditions are the same for all.
+
+    Of several processes the first one measures, while the others wait for what it has measured.
 
     Args:
         modules: modules or checkpoints by name; modules stay on their devices.

@@ -25,6 +25,7 @@ INPUT, OUTPUT = "images", "logits"
 OPERATION = re.compile(
     r"op='(?P<torch>[\w.]+)'"
     r"|implementation for (?P<runtime>\w+\(\d+\))"
+    r"|[Nn]o (?:Op|importer) registered for (?:op: )?(?P<unknown>\w+)"
     r"|[Ee]rror: (?P<registered>\w+)\([\d-]+\) is not a registered"
     r"|rule found for operations: (?P<openvino>[\w.:]+)"
     r"|torch\.ops\.(?P<node>[\w.]+)"
@@ -40,12 +41,14 @@ class Program:
         input_shape: `(C, H, W)` of one image.
         name: of the network, for error messages.
         copies: of the module on other devices.
+        rounding: how far its logits may differ from one engine to another, beyond float32's.
     """
 
     module: nn.Module
     input_shape: Shape
     name: str = "the network"
     copies: dict[torch.device, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+    rounding: float = 0.0
 
     def on(self, device: torch.device) -> nn.Module:
         """The module in evaluation mode on a device; a copy if its tensors are elsewhere."""
@@ -85,13 +88,14 @@ class Program:
             return program.model_proto
 
 
-def check_same(what: str, logits: Tensor, expected: Tensor) -> float:
+def check_same(what: str, logits: Tensor, expected: Tensor, rounding: float = 0.0) -> float:
     """The greatest difference of a logit from the network's own, relative to the greatest logit.
 
     Args:
         what: has computed the logits, for error messages.
         logits: `(N, C)`.
         expected: `(N, C)`, the network's own.
+        rounding: a difference that is allowed in any case.
 
     Raises:
         EngineError: it is more than rounding; says how much.
@@ -102,7 +106,7 @@ def check_same(what: str, logits: Tensor, expected: Tensor) -> float:
         )
     greatest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     difference = float((logits - expected).abs().max() / greatest)
-    most = tolerance(logits.device)
+    most = max(tolerance(logits.device), rounding)
     if not difference <= most:
         raise EngineError(
             f"{what} computes something else: a logit differs by {difference:.2g} of the greatest, "

@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gatepruner import processes
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.preprocessing import Preprocessing
-from gatepruner.images.views import varied
+from gatepruner.images.views import Part, varied
 from gatepruner.measuring.device import pick_device, wide_type
-from gatepruner.measuring.inputs import check_several, check_size, normalization_of
+from gatepruner.measuring.inputs import check_several, check_shared, check_size, normalization_of
 from gatepruner.models import Shape
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.norms import statistics
@@ -50,7 +51,8 @@ def recalibrate(
     """Re-estimate the statistics of every batch norm; parameters stay as they are.
 
     All images go through the network together, node by node. If their activations exceed
-    `memory`, fewer images are used, evenly spaced over the set; the notes say how many.
+    `memory`, fewer images are used, evenly spaced over the set; the notes say how many. Several
+    processes share the images, as in `accuracy`, and add up what they have seen at every node.
 
     Args:
         checkpoint: a network with its weights.
@@ -64,22 +66,24 @@ def recalibrate(
             last, or else if the first batch norm's statistics are closer to those of varied images.
         whole: the network before any removal, which decides on `augment` in the checkpoint's
             place.
-        memory: most bytes of activations in memory.
+        memory: most bytes of activations in the memory of a process.
         track: wraps the nodes of the network, to show progress.
 
     Returns:
         The checkpoint with new statistics and without a path.
 
     Raises:
-        DataError: the images have another size, or there are fewer than two.
+        DataError: the images have another size, or there are fewer than two, or than processes.
+        ProcessError: the processes do different things.
     """
     check_size(checkpoint.network, data)
     check_several(data)
+    check_shared("recalibrate", checkpoint, data)
     normalization = normalization_of(checkpoint, data, normalization)
     module, device = checkpoint.build(), pick_device(device)
     if not statistics(module):
         return checkpoint
-    data = data.spread(max(memory // peak(module, data.shape), 2)).to(device)
+    data = data.spread(most_images(module, data, memory)).to(device)
     views = Views(data, normalization, batch_size)
     if augment is None:
         augment = not data.prepared and _seen_augmented(whole or checkpoint, views, device)
@@ -95,7 +99,7 @@ def recalibrate(
 
 @dataclass(frozen=True)
 class Views:
-    """Normalised images, as they are or augmented, in batches.
+    """This process's part of the images, normalised, as they are or augmented, in batches.
 
     Attributes:
         data: the images.
@@ -117,13 +121,18 @@ class Views:
             device = batches[0].device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(0)
-                pixels = varied(torch.cat(batches))
+                part = Part(self._mine, len(self.data))
+                pixels = varied(torch.cat(batches), part)
             batches = list(torch.split(pixels, [len(batch) for batch in batches]))
         return [self.normalization(batch) for batch in batches]
 
     @functools.cached_property
+    def _mine(self) -> Tensor:
+        return processes.share(len(self.data)).mine
+
+    @functools.cached_property
     def _batches(self) -> list[Tensor]:
-        batches = self.data.batches(torch.arange(len(self.data)), self.batch_size)
+        batches = self.data.batches(self._mine, self.batch_size)
         return [pixels for pixels, _ in batches]
 
 
@@ -144,7 +153,7 @@ def seen_augmented(
     module = checkpoint.build()
     if data.prepared or not statistics(module):
         return False
-    data = data.spread(max(MEMORY // peak(module, data.shape), 2)).to(device)
+    data = data.spread(most_images(module, data)).to(device)
     return _seen_augmented(checkpoint, Views(data, normalization), device)
 
 
@@ -239,17 +248,28 @@ def _result(run: fx.Interpreter, node: fx.Node, env: dict[fx.Node, list[Any]], i
 def moments(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and variance `(C,)` over all images and positions of batches `(N, C, ...)`.
 
-    Those of the batches are combined in float64 (Chan, Golub, LeVeque, 1979).
+    Those of the batches, and then of the processes, are combined in float64 (Chan, Golub, LeVeque,
+    1979).
     """
     wide = wide_type(batches[0].device)
     others = [axis for axis in range(batches[0].ndim) if axis != 1]
     pairs = [torch.var_mean(batch.float(), dim=others, correction=0) for batch in batches]
     variances, means = (torch.stack(values).to(wide) for values in zip(*pairs, strict=True))
     counts = [batch.numel() // batch.shape[1] for batch in batches]
-    share = torch.tensor(counts, dtype=wide, device=means.device)[:, None] / sum(counts)
+    mean, variance, count = _combined(means, variances, counts)
+    if processes.count() > 1:
+        seen = torch.cat([mean, variance, mean.new_tensor([count])])
+        parts = processes.gathered(seen)
+        means, variances = parts[:, : len(mean)], parts[:, len(mean) : -1]
+        mean, variance, count = _combined(means, variances, list(map(int, parts[:, -1].tolist())))
+    return mean, variance * count / (count - 1)
+
+
+def _combined(means: Tensor, variances: Tensor, counts: list[int]) -> tuple[Tensor, Tensor, int]:
+    """Mean, variance (of all, not of all but one) and count over parts, from those of each."""
+    share = torch.tensor(counts, dtype=means.dtype, device=means.device)[:, None] / sum(counts)
     mean = (share * means).sum(0)
-    variance = (share * (variances + (means - mean).square())).sum(0)
-    return mean, variance * sum(counts) / (sum(counts) - 1)
+    return mean, (share * (variances + (means - mean).square())).sum(0), sum(counts)
 
 
 class _MemoryMeter(fx.Interpreter):
@@ -263,6 +283,11 @@ class _MemoryMeter(fx.Interpreter):
         sizes = (value.nbytes for value in values if isinstance(value, Tensor))
         self.peak = max(self.peak, sum(sizes))
         return result
+
+
+def most_images(module: fx.GraphModule, data: Examples, memory: int = MEMORY) -> int:
+    """How many images fit into the memory of all processes."""
+    return max(memory // peak(module, data.shape) * processes.count(), 2, processes.count())
 
 
 def peak(module: fx.GraphModule, shape: Shape) -> int:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from gatepruner import processes
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.device import pick_device
 from gatepruner.measuring.inputs import check_several, check_size, normalization_of
-from gatepruner.measuring.recalibration import MEMORY, Views, divergence, peak, walk
+from gatepruner.measuring.recalibration import Views, divergence, most_images, walk
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.norms import statistics
 
@@ -98,7 +99,8 @@ def compare_statistics(
     module = checkpoint.build()
     if not statistics(module):
         return StatisticsFit({}, 0, augmented=False)
-    data = data.spread(max(min(limit, MEMORY // peak(module, data.shape)), 2)).to(device)
+    limit = max(limit, processes.count())
+    data = data.spread(min(limit, most_images(module, data))).to(device)
     module, views = module.to(device), Views(data, normalization)
     plain = StatisticsFit(_divergences(module, views(False)), len(data), augmented=False)
     if plain.first_misfit is None or data.prepared:

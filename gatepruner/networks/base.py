@@ -214,6 +214,18 @@ class _WithoutInitialising(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _ParametersOnMeta(TorchFunctionMode):
+    """Makes without memory what layers allocate for their weights, by `torch.empty`."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def blank(base: Base) -> nn.Module:
     """The base's module with its parameters and buffers on the meta device.
 
@@ -232,10 +244,22 @@ def blank(base: Base) -> nn.Module:
             for cache in caches_of(module):
                 cache.cache_clear()
         except NotImplementedError:  # the constructor computes with tensors, as regnet's does
-            return without_weights(base.construct())
+            return without_weights(_with_values(base))
         if {key for key, _ in module.named_buffers()} <= set(module.state_dict()):
             return module
         return without_weights(base.construct())
+
+
+def _with_values(base: Base) -> nn.Module:
+    """The base's module with real buffers; its parameters take no memory where that is possible."""
+    try:
+        with _ParametersOnMeta():
+            module = base.construct()
+    except (NotImplementedError, RuntimeError):  # it computes with what it has allocated
+        return base.construct()
+    others = [value for layer in module.modules() for value in vars(layer).values()]
+    lost = [*module.buffers(), *(value for value in others if isinstance(value, Tensor))]
+    return base.construct() if any(tensor.is_meta for tensor in lost) else module
 
 
 def without_weights(module: nn.Module) -> nn.Module:

@@ -46,14 +46,14 @@ def pack(states: Sequence[Mapping[str, Tensor]], before: Packed = NOTHING) -> Pa
     numbered: list[list[tuple[int, Tensor]]] = []
     for state in states:
         found = (
-            (entries.setdefault((key, _type(tensor), tuple(tensor.shape)), len(entries)), tensor)
+            (entries.setdefault((key, type_of(tensor), tuple(tensor.shape)), len(entries)), tensor)
             for key, tensor in state.items()
         )
         numbered.append(sorted(found, key=lambda place: place[0]))
     tensors = dict(before.tensors)
     for number, places in enumerate(numbered, start=len(before.spans)):
-        for kind in dict.fromkeys(_type(tensor) for _, tensor in places):
-            flat = [tensor.detach().flatten() for _, tensor in places if _type(tensor) == kind]
+        for kind in dict.fromkeys(type_of(tensor) for _, tensor in places):
+            flat = [tensor.detach().flatten() for _, tensor in places if type_of(tensor) == kind]
             tensors[f"{number}/{kind}"] = torch.cat(flat)
     spans = [list(_spans(at for at, _ in places)) for places in numbered]
     every = [(key, kind, list(shape)) for key, kind, shape in entries]
@@ -89,8 +89,8 @@ def _parted(flat: Tensor | None, entries: Sequence[Entry], name: str) -> Iterato
     if flat is None or flat.ndim != 1 or len(flat) != sum(sizes):
         found = "missing" if flat is None else f"{tuple(flat.shape)}"
         raise ValueError(f"path/{name} is {found}, expected {sum(sizes):,} numbers")
-    if _type(flat) != entries[0][1]:
-        raise ValueError(f"path/{name} is of type {_type(flat)}")
+    if type_of(flat) != entries[0][1]:
+        raise ValueError(f"path/{name} is of type {type_of(flat)}")
     for (key, _, shape), part in zip(entries, torch.split(flat, sizes), strict=True):
         yield key, part.reshape(shape).clone()  # keeps no other part in memory
 
@@ -112,5 +112,6 @@ def _spans(numbers: Iterable[int]) -> Iterator[Span]:
         yield members[0], members[-1] + 1
 
 
-def _type(tensor: Tensor) -> str:
+def type_of(tensor: Tensor) -> str:
+    """The name of a tensor's type, as in `float32`."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -30,7 +30,7 @@ class Unusable(Tensor):
 
 
 # What is asked of a tensor, in this order: how it is called if the answer is yes.
-UNUSABLE: dict[str, Callable[[Any], bool]] = {
+ODD: dict[str, Callable[[Any], bool]] = {
     "no tensor": lambda tensor: not isinstance(tensor, Tensor),
     "without a shape yet": nn.parameter.is_lazy,
     "meta (without values)": lambda tensor: tensor.is_meta,
@@ -40,6 +40,9 @@ UNUSABLE: dict[str, Callable[[Any], bool]] = {
     "complex": lambda tensor: tensor.is_complex(),
     "of 8 bits": lambda tensor: tensor.is_floating_point() and tensor.element_size() == 1,
     "of an unknown class": lambda tensor: type(tensor) is not Tensor,
+}
+UNUSABLE = {
+    **ODD,
     "nan": lambda tensor: bool(tensor.isnan().any()),
     "infinite": lambda tensor: not bool(tensor.isfinite().all()),
 }
@@ -51,13 +54,23 @@ def refuse_unusable(state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: some are not; names all of them, and how they are.
     """
-    kinds = {
-        key: tensor.kind
-        if isinstance(tensor, Unusable)
-        else next((name for name, is_one in UNUSABLE.items() if is_one(tensor)), "")
-        for key, tensor in state.items()
-    }
-    _refuse(kinds)
+    _refuse({key: _kind(tensor, UNUSABLE) for key, tensor in state.items()})
+
+
+def refuse_odd(state: Mapping[str, Any]) -> None:
+    """Check that weights are numbers in dense tensors, which may not be finite.
+
+    Raises:
+        CheckpointError: some are not; names all of them, and how they are.
+    """
+    _refuse({key: _kind(tensor, ODD) for key, tensor in state.items()})
+
+
+def _kind(tensor: Any, kinds: Mapping[str, Callable[[Any], bool]]) -> str:
+    """The first of some kinds that a tensor is of; empty if it is of none."""
+    if isinstance(tensor, Unusable):
+        return tensor.kind
+    return next((name for name, is_one in kinds.items() if is_one(tensor)), "")
 
 
 def cast(

@@ -15,13 +15,19 @@ from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import Accuracy, heads, tally
 from gatepruner.measuring.cost import Cost, count
 from gatepruner.measuring.device import pick_device
-from gatepruner.measuring.inputs import check_fit, check_several, check_size, normalization_of
+from gatepruner.measuring.inputs import (
+    check_fit,
+    check_several,
+    check_shared,
+    check_size,
+    normalization_of,
+)
 from gatepruner.measuring.merging import merged, with_own_statistics
 from gatepruner.measuring.recalibration import (
     MEMORY,
     Views,
     estimate,
-    peak,
+    most_images,
     recalibrate,
     seen_augmented,
 )
@@ -154,6 +160,7 @@ def sweep(
 
     Raises:
         DataError: the images have another size or number of classes.
+        ProcessError: the processes do different things.
         PlanError: a count exceeds the number of ranked blocks.
     """
     how = _measurement(checkpoint, data, statistics, device, batch_size, normalization, track)
@@ -199,6 +206,7 @@ def accuracies(
 
     Raises:
         DataError: the images have another size or number of classes.
+        ProcessError: the processes do different things.
     """
     how = _measurement(checkpoint, data, statistics, device, batch_size, normalization, track)
     return list(_together(checkpoint, networks, how))
@@ -215,6 +223,7 @@ def _measurement(
 ) -> Measurement:
     """How to measure; raises a `DataError` if the images do not fit."""
     check_fit(checkpoint, data)
+    check_shared("sweep", checkpoint, data, statistics)
     if statistics is not None:
         check_size(checkpoint.network, statistics)
         check_several(statistics)
@@ -279,7 +288,7 @@ def _recalibrated(
             yield _alone(checkpoint.network, small, how)
     elif networks:
         module = with_own_statistics(merged(checkpoint, networks))
-        if len(how.statistics) * peak(module, how.data.shape) > MEMORY:
+        if len(how.statistics) > most_images(module, how.statistics, MEMORY):
             middle = len(networks) // 2
             yield from _recalibrated(checkpoint, networks[:middle], how)
             yield from _recalibrated(checkpoint, networks[middle:], how)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gatepruner import processes
 from gatepruner.errors import DataError, PlanError, listed
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.measuring.inputs import check_size
+from gatepruner.measuring.inputs import check_shared, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.path import NO_PATH, Path
 from gatepruner.pruning.criteria import CRITERIA
@@ -116,13 +117,19 @@ def rank(
         PlanError: the criterion is unknown, a block has no gate to rank it by, or a score is not
             a finite number.
         DataError: the images that the criterion needs are missing or do not fit the network.
+        ProcessError: the processes do different things.
     """
     criterion = criterion_named(by)
     path = path_of(checkpoint, by).scores
     names = [name for name in checkpoint.network.removable if name not in path]
     _check_needs(checkpoint, by, names, images)
     evidence = Evidence(images, normalization, device, batch_size, seed, track)
-    scores = _scored(checkpoint, by, names, evidence)
+    if criterion.needs == "images":
+        check_shared(f"rank by {by}", checkpoint, images)
+        computed = _scored(checkpoint, by, names, evidence)
+        scores = processes.agreed(lambda: computed)  # machines may round in different ways
+    else:
+        scores = _scored(checkpoint, by, names, evidence)
     if saved is not None and not criterion.ordered:
         if unknown := [name for name, _ in scores if name not in saved]:
             raise PlanError(

@@ -45,6 +45,7 @@ class Axis:
     scale: float
 
 
+GAP = 0.04  # of the x axis, between steps of the same cost
 AXES = {
     "latency": Axis("latency", "latency of one pass (ms)", 1e3),
     "macs": Axis("macs", "multiply-accumulates (MACs) for one image (millions)", 1e-6),
@@ -85,6 +86,8 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
 def tradeoff_figure(steps: Sequence[StepRecord], goal: Goal | None = None) -> Figure:
     """Accuracy, or agreement without labels, against the cost of the goal, from step to step.
 
+    Steps of the same cost stand side by side, the first one at its cost.
+
     Args:
         steps: those with `shown` are drawn.
         goal: its cost is the x axis, where a line marks what was to be reached; by default, and
@@ -92,7 +95,8 @@ def tradeoff_figure(steps: Sequence[StepRecord], goal: Goal | None = None) -> Fi
     """
     shown = [step for step in steps if step.shown]
     axis = AXES[goal.kind if goal is not None and goal.kind in AXES else "latency"]
-    x = [axis.scale * (getattr(step, axis.cost) or 0.0) for step in shown]
+    costs = [axis.scale * (getattr(step, axis.cost) or 0.0) for step in shown]
+    x = _side_by_side(costs)
     y = [100 * step.share for step in shown]
     errors = [[100 * (step.share - step.low) for step in shown]]
     errors += [[100 * (step.high - step.share) for step in shown]]
@@ -103,41 +107,48 @@ def tradeoff_figure(steps: Sequence[StepRecord], goal: Goal | None = None) -> Fi
         label = f"95 % interval (n = {shown[0].images:,})"
         axes.errorbar(x, y, yerr=errors, fmt="o", color=OURS, markersize=4, capsize=2, label=label)
         if goal is not None and goal.kind == axis.cost:
-            limit = goal.limit(x[0] / axis.scale)
+            limit = goal.limit(costs[0] / axis.scale)
             label = f"goal: at most {amount_text(goal.kind, limit)}"
             axes.axvline(axis.scale * limit, color="black", lw=0.9, ls=":", label=label)
-        axes.margins(x=0.25, y=0.2)
-        _name_points(axes, [step.name for step in shown], x, y)
-        axes.set_ylim(top=min(axes.get_ylim()[1], 101.0))  # no share is above 100 %
-        axes.set_xlabel(axis.label)
+        axes.margins(x=0.12, y=0.1)
+        _name_points(axes, shown, x)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.3 * (high - low), min(high, 101.0))  # room for names; at most 100 %
+        beside = "" if x == costs else "; steps of the same cost are side by side"
+        axes.set_xlabel(f"{axis.label}{beside}")
         axes.set_ylabel(f"{MEASURES[shown[0].measure]} (%)")
         figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 
-def _name_points(axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
-    """Write the names beside their points, those of points that fall together in one label."""
-    joined: dict[tuple[float, float], list[str]] = {}
-    near = [0.03 * (high - low) for low, high in (axes.get_xlim(), axes.get_ylim())]
-    for name, place in zip(names, zip(x, y, strict=True), strict=True):
-        same = next((one for one in joined if _within(one, place, near)), place)
-        joined.setdefault(same, []).append(name)
-    for index, (place, together) in enumerate(joined.items()):
-        right = index % 2 == 1  # after folding, the steps differ only in height
+def _side_by_side(x: Sequence[float]) -> list[float]:
+    """Places of intervals: those of the same cost, or nearly, beside each other."""
+    gap = GAP * (max(x) - min(x) or max(x) or 1.0)
+    places: list[float] = []
+    first = number = 0
+    for index, cost in enumerate(x):
+        if index and abs(cost - x[first]) <= gap / 2:
+            number += 1
+        else:
+            first, number = index, 0
+        places.append(x[first] + number * gap)
+    return places
+
+
+def _name_points(axes: Axes, steps: Sequence[StepRecord], x: Sequence[float]) -> None:
+    """Write the name of each step upright below its interval."""
+    for step, place in zip(steps, x, strict=True):
         axes.annotate(
-            ", ".join(together),
-            place,
-            xytext=(7 if right else -7, 0),
+            step.name,
+            (place, 100 * step.low),
+            xytext=(0, -4),
             textcoords="offset points",
-            ha="left" if right else "right",
-            va="center",
+            ha="center",
+            va="top",
+            rotation=90,
             fontsize=8,
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )
-
-
-def _within(one: Sequence[float], other: Sequence[float], near: Sequence[float]) -> bool:
-    return all(abs(a - b) <= far for a, b, far in zip(one, other, near, strict=True))
 
 
 def _markdown(compressed: Compressed, document: Mapping[str, Any]) -> str:

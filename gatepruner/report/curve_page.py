@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from gatepruner.measuring.accuracy import Accuracy
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.pruning.block_times import BlockTimes
 from gatepruner.pruning.orders import Order
 from gatepruner.report.html.page import Curve, Page, State
 from gatepruner.report.numbers import percent, span
@@ -22,6 +24,7 @@ def curve_page(
     removed: int | None = None,
     *,
     latency: Mapping[int, Mapping[str, Quartiles]] | None = None,
+    times: Sequence[BlockTimes] = (),
     commands: Mapping[str, Sequence[str]] | None = None,
     conditions: Mapping[str, Any],
 ) -> Page:
@@ -33,13 +36,17 @@ def curve_page(
         removed: the number of blocks removed that is shown first; by default the highest one at
             which the accuracy is not below the interval of the whole network's.
         latency: along the first order, by the number of blocks removed, by what it depends on.
+        times: on every engine, of any network of the orders.
         commands: by criterion, the words of the command that removes blocks in its order, to which
             `--drop N` is added.
         conditions: what the numbers depend on.
     """
-    times, words = latency or {}, commands or {}
+    alone, words = latency or {}, commands or {}
     curves = [
-        _curve(order, times if order is orders[0] else {}, words.get(order.criterion, ()))
+        _timed(
+            _curve(order, alone if order is orders[0] else {}, words.get(order.criterion, ())),
+            times,
+        )
         for order in orders
     ]
     points = orders[0].points
@@ -57,7 +64,10 @@ def curve_page(
         start=start,
         ranked=True,
         how="To get this network",
-        conditions=conditions,
+        conditions={
+            **conditions,
+            **{f"latency ({one.conditions})": one.account for one in times},
+        },
     )
 
 
@@ -90,6 +100,22 @@ def _curve(
         order=order.rankings[0].names,
         states=states,
     )
+
+
+def _timed(curve: Curve, times: Sequence[BlockTimes]) -> Curve:
+    """A curve with the latency of its networks, as measured or else as modelled."""
+    states = []
+    for state in curve.states:
+        gone = curve.order[: state.removed]
+        measured = {one.conditions: one.measured.get(frozenset(gone)) for one in times}
+        quartiles = {name: (one.low, one.median, one.high) for name, one in measured.items() if one}
+        sums = {one.conditions: one.modelled(gone) for one in times}
+        modelled = {
+            name: one for name, one in sums.items() if one is not None and name not in quartiles
+        }
+        latency = {**state.latency, **quartiles}
+        states.append(replace(state, latency=latency, modelled=modelled))
+    return replace(curve, states=states)
 
 
 def _removed(number: int) -> str:

@@ -23,6 +23,7 @@ from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.slices import sorted_out
+from gatepruner.pruning.block_times import BlockTimes
 from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.orders import NOISE, Order
 from gatepruner.pruning.widths import left_of_widths
@@ -52,6 +53,7 @@ class Report:
         configuration: data, device, seed and all else that the numbers depend on.
         commands: by criterion, the words of a command that removes blocks in its order, to which
             `--drop N` is added.
+        times: the latency of the networks of the curves, on each engine.
     """
 
     checkpoint: Checkpoint
@@ -60,6 +62,7 @@ class Report:
     latency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    times: Sequence[BlockTimes] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON; accuracies are fractions of 1, times seconds."""
@@ -71,6 +74,7 @@ class Report:
             "orders": [order.to_json() for order in self.orders],
             "removed": list(self.removed),
             "latency": {name: dict(time) for name, time in self.latency.items()},
+            "block_times": [times.to_json() for times in self.times],
             "configuration": dict(self.configuration),
             "versions": versions(),
         }
@@ -168,6 +172,7 @@ def _page(report: Report, conditions: Mapping[str, Any]) -> Page:
         report.orders,
         len(report.removed) or None,
         latency=latency,
+        times=report.times,
         commands=report.commands,
         conditions=conditions,
     )
@@ -207,6 +212,7 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
             f"- ≈: within noise of {report.orders[0].criterion} (McNemar's test on the same "
             f"images, p ≥ {NOISE:g})"
         )
+    lines += [f"- {literal(str(times))}" for times in report.times]
     return "\n".join([*lines, *condition_lines(document)]) + "\n"
 
 

@@ -58,3 +58,15 @@ def test_a_killed_run_is_continued_to_the_same_bits(name, endurance, inputs, tmp
         assert endurance.halves(folder) == []
         assert endurance.fingerprints(folder) == before
         assert endurance.continued(command, folder, expected) == [], f"{share} of {calls} calls"
+
+
+def test_kills_are_added_to_those_of_an_earlier_run(endurance, inputs, tmp_path):
+    command = endurance.COMMANDS["prune"]
+    parts = [
+        endurance.killed(command, inputs, tmp_path / "run", range(first, first + 2))
+        for first in (1, 3)
+    ]
+    whole = endurance.both(endurance.both(None, parts[0]), parts[1])
+    assert endurance.tried(whole) == 4
+    assert whole["at_calls"] == 2  # the odd numbers
+    assert whole["problems"] == []

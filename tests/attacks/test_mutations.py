@@ -68,3 +68,19 @@ def test_a_crash_a_traceback_and_a_message_of_several_lines_are_failures(trust, 
             kind = trust.Kind(".x", lambda dice, number=number: str(number).encode(), read)
             outcomes, failures = trust.counted(kind, 0, 1, tmp_path)
             assert (dict(outcomes), bool(failures)) == ({said: 1}, said == "failure")
+
+
+def test_mutations_tried_in_rounds_are_counted_as_in_one_go(trust, kinds, tmp_path, monkeypatch):
+    def after(rounds, rows):
+        for _ in trust.in_rounds({"steps.json": kinds["steps.json"]}, rows, 30, tmp_path):
+            rounds -= 1
+            if not rounds:
+                break
+        return rows
+
+    at_once = after(9, {"steps.json": trust.empty("steps.json")})
+    monkeypatch.setattr(trust, "ROUND", 7)
+    stopped = after(2, {"steps.json": trust.empty("steps.json")})
+    assert stopped["steps.json"]["n"] == 14
+    assert after(9, stopped) == at_once
+    assert at_once["steps.json"]["n"] == 30

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from conftest import draw
 
 from gatepruner.errors import GatePrunerError
 from gatepruner.files.checkpoints import load, save
+from gatepruner.networks.path import Path as LearnedPath
+from gatepruner.networks.path import Removal
 
 WHOLE = draw("gated-resnet8")
 KEY = "conv1.weight"
@@ -34,9 +37,9 @@ def refused(path) -> str:
     return str(caught.value)
 
 
-def own(path, **changes):
+def own(path, whole=WHOLE, **changes):
     """A file of our own format with other weights."""
-    save(WHOLE, path)
+    save(whole, path)
     content = torch.load(path, weights_only=True)
     content["weights"].update(changes.get("weights", {}))
     torch.save(content, path)
@@ -52,6 +55,27 @@ def test_a_key_in_a_file_of_our_own(key, value, tmp_path):
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_weight_in_a_file_of_our_own(name, tmp_path):
     assert KEY in refused(own(tmp_path / "a.pt", weights={KEY: WEIGHTS[name]}))
+
+
+ODD = [
+    torch.empty((), device="meta"),
+    torch.zeros((), dtype=torch.complex64),
+    torch.zeros((), dtype=torch.float8_e5m2),
+    torch.tensor(True),
+    torch.tensor(float("nan")),
+    torch.nn.parameter.UninitializedParameter(),
+]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda it: f"{it.dtype} {it.layout} {it.device}")
+def test_a_gate_and_what_a_path_has_learned_of_it(value, tmp_path):
+    gate = WHOLE.network.gate_key(WHOLE.network.edits.gated[0])
+    removal = Removal(WHOLE.network.edits.gated[1], 0.5, 0.1, 1.5, 3, {gate: torch.tensor(0.5)})
+    pathed = replace(WHOLE, path=LearnedPath((removal,)))
+    named = refused(own(tmp_path / "a.pt", weights={gate: value}))
+    assert gate in named or "layer1.0 (k = nan)" in named
+    said = refused(own(tmp_path / "b.pt", pathed, weights={f"path/0/{gate}": value}))
+    assert f"path/0/{gate}" in said
 
 
 def test_a_name_that_two_weights_have(tmp_path):

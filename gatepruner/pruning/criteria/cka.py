@@ -19,7 +19,7 @@ def cka(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dic
     """1 minus the linear CKA of the features with and without each block.
 
     All networks share one pass over the images. The features of all images are kept in memory
-    once per block.
+    once per block; of several processes, in each.
 
     Source: Kornblith, Norouzi, Lee, Hinton, 2019, https://arxiv.org/abs/1905.00414; for layers
     Pons et al., 2024, https://arxiv.org/abs/2405.17081.
@@ -28,7 +28,7 @@ def cka(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> dic
     module = place(merged(checkpoint, networks, features=True), device_of(evidence)).eval()
     parts = [
         [features.flatten(1).cpu() for features in module(images)]
-        for images, _ in batches(checkpoint, evidence)
+        for images, _ in batches(checkpoint, evidence, shared=False)
     ]
     *without, whole = (torch.cat(part).double() for part in zip(*parts, strict=True))
     return {name: 1 - linear_cka(whole, small) for name, small in zip(names, without, strict=True)}

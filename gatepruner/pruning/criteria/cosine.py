@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from gatepruner import processes
 from gatepruner.measuring.device import place
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
@@ -29,6 +30,7 @@ def cosine(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
     sums = torch.zeros(len(names), device=device_of(evidence))
     for images, _ in batches(checkpoint, evidence):
         sums += module(images)
+    processes.add(sums)
     return dict(zip(names, (1 - sums / len(images_of(evidence))).tolist(), strict=True))
 
 

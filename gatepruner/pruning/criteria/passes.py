@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gatepruner import processes
 from gatepruner.errors import DataError
 from gatepruner.images.examples import Examples
 from gatepruner.measuring.accuracy import tally
@@ -34,12 +35,23 @@ def device_of(evidence: Evidence) -> torch.device:
     return pick_device(evidence.device)
 
 
-def batches(checkpoint: Checkpoint, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images `(B, C, H, W)` and their labels `(B,)`, on the device."""
+def batches(
+    checkpoint: Checkpoint, evidence: Evidence, *, shared: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images `(B, C, H, W)` and their labels `(B,)`, on the device.
+
+    Args:
+        checkpoint: the network.
+        evidence: has the images.
+        shared: whether several processes share the batches, or each gets all of them.
+    """
     data = images_of(evidence)
     normalization = normalization_of(checkpoint, data, evidence.normalization)
-    size, indices = evidence.batch_size, torch.arange(len(data))
-    steps = range(0, len(data), size)
+    size = evidence.batch_size
+    starts = torch.arange(0, len(data), size)
+    mine = processes.share(len(starts)).mine if shared else torch.arange(len(starts))
+    whole = [torch.arange(at, min(at + size, len(data))) for at in starts[mine].tolist()]
+    indices, steps = torch.cat([*whole, torch.arange(0)]), range(len(whole))
     parts = data.to(device_of(evidence)).batches(indices, size)
     for _, (pixels, labels) in zip(evidence.track(steps), parts, strict=True):
         yield normalization(pixels), labels

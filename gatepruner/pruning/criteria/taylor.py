@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from gatepruner import processes
 from gatepruner.measuring.device import place
 from gatepruner.measuring.inputs import check_fit
 from gatepruner.networks.checkpoint import Checkpoint
@@ -38,6 +39,7 @@ def taylor(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) -> 
         loss = data.task.loss(module(images), labels)
         slopes = torch.stack(torch.autograd.grad(loss, gates))
         sums += len(labels) * (torch.stack(gates).detach() * slopes).abs()
+    processes.add(sums)
     return dict(zip(names, (sums / len(data)).tolist(), strict=True))
 
 

@@ -145,7 +145,7 @@ def _note(page: Page) -> str:
     others = [one for one in page.curves if one.spread != first.spread]
     spreads = [first.spread, *(f"for {one.name} {one.spread.partition(';')[0]}" for one in others)]
     parts = [f"In parentheses: {', '.join(spreads)}", "the share of MACs and parameters kept"]
-    parts += ["quartiles of latency"] if page.engines else []
+    parts += ["quartiles of latency where it was measured"] if page.engines else []
     rest = f" All but accuracy is of the order by {first.name}." if len(page.curves) > 1 else ""
     return f"{'; '.join(parts)}.{rest}"
 

@@ -21,7 +21,8 @@ class State:
         high: upper end.
         macs: multiply-accumulates for one image.
         params: number of parameters.
-        latency: quartiles in seconds, by what they depend on; may be empty.
+        latency: measured quartiles in seconds, by what they depend on; may be empty.
+        modelled: other latencies in seconds, which follow from those of single blocks.
         command: how to get the network; may be empty.
     """
 
@@ -34,6 +35,7 @@ class State:
     params: int
     latency: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     command: str = ""
+    modelled: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,19 @@ class Page:
     def engines(self) -> list[str]:
         """What latencies depend on, each once."""
         states = (state for curve in self.curves for state in curve.states)
-        return list(dict.fromkeys(engine for state in states for engine in state.latency))
+        known = (engine for state in states for engine in (*state.latency, *state.modelled))
+        return list(dict.fromkeys(known))
+
+    @property
+    def models(self) -> bool:
+        """Whether some latencies are modelled."""
+        return any(state.modelled for curve in self.curves for state in curve.states)
 
 
 def readings(page: Page, curve: Curve, state: State) -> list[tuple[str, str]]:
     """The numbers of a state, each with what it is."""
     whole = curve.states[0]
-    timed = [(f"latency ({engine})", _latency(state, engine)) for engine in page.engines]
+    timed = [(f"latency ({engine})", _latency(page, state, engine)) for engine in page.engines]
     return [
         (page.measure, percent(state.share)),
         ("interval", f"{span(state.low, state.high)} ({curve.spread})"),
@@ -107,8 +115,11 @@ def readings(page: Page, curve: Curve, state: State) -> list[tuple[str, str]]:
     ]
 
 
-def _latency(state: State, engine: str) -> str:
-    if engine not in state.latency:
-        return "not measured"
-    low, median, high = state.latency[engine]
-    return f"{milliseconds(median)} ({1e3 * low:.2f} to {1e3 * high:.2f})"
+def _latency(page: Page, state: State, engine: str) -> str:
+    if engine in state.latency:
+        low, median, high = state.latency[engine]
+        how = ", measured" if page.models else ""
+        return f"{milliseconds(median)} ({1e3 * low:.2f} to {1e3 * high:.2f}{how})"
+    if engine in state.modelled:
+        return f"{milliseconds(state.modelled[engine])} (modelled)"
+    return "not measured"

@@ -1,0 +1,244 @@
+"""Several processes compute what one computes, whether or not the images divide evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import bright_images, drawn
+from several import results
+from torch import Tensor, nn
+
+from gatepruner import processes
+from gatepruner.errors import ProcessError, TrainingError
+from gatepruner.images.images import Images
+from gatepruner.learning.gates import learn_gates
+from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
+from gatepruner.learning.training import finetune, train
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.agreement import agreement
+from gatepruner.measuring.latency import latency
+from gatepruner.measuring.recalibration import recalibrate
+from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.ranking import rank
+
+SHAPE = (3, 8, 8)
+DATA = bright_images(37, SHAPE)  # divides neither by two nor by three
+NOTES = {"normalize": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+
+
+def made(name: str = "resnet8", seed: int = 0) -> Checkpoint:
+    network = Network.named(name, num_classes=4, input_shape=SHAPE)
+    return Checkpoint(network, MappingProxyType(drawn(network.initial_weights(seed), seed)), NOTES)
+
+
+def few(count: int) -> Images:
+    return DATA.take(torch.arange(count))
+
+
+# ---------------------------------------------------------------------------------------- measuring
+
+
+def measured() -> dict[str, Any]:
+    """What the verbs that only look return; the recalibrated statistics as tensors."""
+    whole, other = made(), made("resnet14", 1)
+    how: Any = {"device": "cpu", "batch_size": 5}
+    found: dict[str, Any] = {}
+    for count in (37, 8, 2, 1):
+        counted = accuracy(whole, few(count), **how)
+        found[f"accuracy of {count}"] = (counted.correct, counted.images, counted.right.tolist())
+        found[f"loss of {count}"] = counted.loss
+        agreed = agreement(whole, other, few(count), **how)
+        found[f"agreement of {count}"] = (agreed.agreeing, agreed.correct, agreed.images)
+        found[f"divergence of {count}"] = (agreed.divergence, agreed.distance)
+    for augment in (False, True):
+        done = recalibrate(whole, DATA, **how, augment=augment)
+        found[f"statistics, {augment}"] = [
+            tensor for key, tensor in done.weights.items() if "running" in key
+        ]
+    for by in ("taylor", "cosine", "cka", "leave-one-out"):
+        ranking = rank(whole, by, DATA, **how)
+        found[f"order by {by}"] = ranking.names
+        found[f"scores by {by}"] = [score for _, score in ranking.scores]
+    for statistics in (None, DATA):
+        points = list(sweep(whole, DATA, ranking, statistics=statistics, **how))
+        found[f"curve, {statistics is None}"] = [point.accuracy.correct for point in points]
+        found[f"losses, {statistics is None}"] = [point.accuracy.loss for point in points]
+    return found
+
+
+def same(found: Any, expected: Any) -> None:
+    """Equal, numbers with a point and tensors up to rounding."""
+    assert type(found) is type(expected)
+    if isinstance(found, torch.Tensor):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    elif isinstance(found, float):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    elif isinstance(found, (list, tuple)):
+        for one, other in zip(found, expected, strict=True):
+            same(one, other)
+    else:
+        assert found == expected
+
+
+def shards() -> tuple[int, int, list[bool]]:
+    """The accuracy of images of which each process has been given its own, in its order."""
+    sizes, mine = (30, 7), processes.rank()
+    own = DATA.take(torch.arange(sum(sizes[:mine]), sum(sizes[: mine + 1])))
+    counted = accuracy(made(), own, device="cpu", batch_size=5, sharded=True)
+    with pytest.raises(ProcessError, match=r"set 1 of images is 30 of .* in process 0 and 7 of"):
+        accuracy(made(), own, device="cpu")
+    return int(counted.correct), counted.images, counted.right.tolist()
+
+
+def decisions() -> list[Any]:
+    """What the first process decides or measures, and errors that it meets."""
+
+    def refuse() -> None:
+        raise TrainingError(f"process {processes.rank()}", batch_size=4)
+
+    with pytest.raises(TrainingError, match="process 0; pass batch_size=4"):
+        processes.agreed(refuse)
+    times = latency({"whole": made()}, device="cpu", runs=2)
+    parts = processes.gathered(torch.tensor([processes.rank(), 7]))
+    return [
+        processes.agreed(processes.rank),
+        times,
+        parts.tolist(),
+        processes.greatest(processes.rank()),
+        processes.slice_of(10),
+    ]
+
+
+def looked() -> dict[str, Any]:
+    """All of it in one run, since starting processes takes longer."""
+    found = measured()
+    found["decisions"] = decisions()
+    found["shards"] = shards() if processes.count() == 2 else None
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_measure_what_one_measures(count, tmp_path):
+    everybodys: Any = results("test_processes", "looked", count, tmp_path)
+    expected = measured()
+    for found in everybodys:
+        for key, value in expected.items():
+            same(found[key], value)
+    for number, found in enumerate(everybodys):
+        first, times, parts, greatest, own = found["decisions"]
+        assert (first, greatest) == (0, count - 1)
+        assert times == everybodys[0]["decisions"][1]
+        assert parts == [[number, 7] for number in range(count)]
+        assert (
+            own
+            == [[slice(0, 5), slice(5, 10)], [slice(0, 3), slice(3, 6), slice(6, 10)]][count - 2][
+                number
+            ]
+        )
+    if count == 2:
+        whole = accuracy(made(), DATA, device="cpu")
+        assert [one["shards"] for one in everybodys] == [
+            (whole.correct, 37, whole.right.tolist())
+        ] * 2
+
+
+# ----------------------------------------------------------------------------------------- learning
+
+GATING = GateRecipe(warmup=3, steps=4, batch_size=14, match="both")
+TUNING = replace(FINE_TUNING, epochs=2, batch_size=14, augment=True, match="features")
+TRAINING = Recipe(epochs=2, batch_size=14, gate_penalty=0.01)
+
+
+def plain(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its path and its weights."""
+    removals = [
+        (removal.block, removal.gate, removal.score, removal.loss, dict(removal.weights))
+        for removal in checkpoint.path.removals
+    ]
+    return {"path": removals, "weights": dict(checkpoint.weights)}
+
+
+class Block(nn.Module):
+    """A residual block without statistics, which computes the same of a part of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.conv(x)))
+
+
+class Normed(nn.Module):
+    """A network with group norm."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block() for _ in range(blocks)))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def normed(blocks: int = 4) -> Checkpoint:
+    torch.manual_seed(blocks)
+    return Checkpoint.of(Normed(blocks), SHAPE, NOTES)
+
+
+def learned() -> dict[str, Any]:
+    """What the verbs that learn return, for networks without statistics and with batch norm."""
+    how: Any = {"device": "cpu"}
+    held: Any = {"validation": bright_images(11, SHAPE, seed=3), **how}
+    kept = replace(TUNING, statistics="kept", match="both", epochs=1)
+    verbs: dict[str, Callable[[], Checkpoint]] = {
+        "gate": lambda: learn_gates(normed(), DATA, GATING, **how),
+        "tune": lambda: finetune(normed(), DATA, TUNING, teacher=normed(5), **held),
+        "train": lambda: train(normed().network.with_gates(), DATA, TRAINING, **held),
+        "gate with batch norm": lambda: learn_gates(made(), DATA, GATING, **how),
+        "tune with batch norm": lambda: finetune(made(), DATA, kept, teacher=made(seed=1), **how),
+        "train with batch norm": lambda: train(made().network, DATA, TRAINING, **held),
+    }
+    return {name: plain(verb()) for name, verb in verbs.items()}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_learn_what_one_learns(count, tmp_path):
+    """With batch norm, whose statistics are those of a part, all processes learn the same."""
+    everybodys: Any = results("test_processes", "learned", count, tmp_path)
+    expected = learned()
+    assert len(expected["gate"]["path"]) == 4
+    for found in everybodys:
+        for verb in ("gate", "tune", "train"):
+            near(found[verb], expected[verb])
+    for verb in expected:
+        for found in everybodys[1:]:
+            equal(found[verb], everybodys[0][verb])
+
+
+def near(found: Any, expected: Any) -> None:
+    """The same path and order, and weights up to what rounding grows to."""
+    assert [one[0] for one in found["path"]] == [one[0] for one in expected["path"]]
+    pairs = [(found["weights"], expected["weights"])]
+    pairs += [
+        (one[4], other[4]) for one, other in zip(found["path"], expected["path"], strict=True)
+    ]
+    for one, other in pairs:
+        assert one.keys() == other.keys()
+        for key, tensor in one.items():
+            torch.testing.assert_close(tensor, other[key], rtol=1e-3, atol=1e-4)
+
+
+def equal(found: Any, expected: Any) -> None:
+    assert [one[:4] for one in found["path"]] == [one[:4] for one in expected["path"]]
+    for key, tensor in found["weights"].items():
+        assert torch.equal(tensor, expected["weights"][key]), key
