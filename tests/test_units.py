@@ -66,7 +66,8 @@ def test_every_part_of_a_path_is_the_whole_network_with_those_gates_closed(learn
     for number in range(1, len(learned.path) + 1):
         plan = learned.path.blocks[:number]
         blocks, slices = sorted_out(plan)
-        state = {**learned.weights, **learned.path.learned(plan)}
+        later = [one.weights for one in learned.path.removals[number - 1 :] if one.weights]
+        state = {**learned.weights, **later[0]}  # what the turn has ended with
         state |= {learned.network.gate_key(name): torch.zeros(()) for name in blocks}
         masked = learned.network.build(closed(state, widths, united(slices)))
         small = follow(learned, plan)

@@ -141,7 +141,7 @@ def compress(
     from gatepruner.files.checkpoints import save
     from gatepruner.files.formats import format_of
     from gatepruner.files.writing import refuse_existing
-    from gatepruner.learning.gates import meter_of
+    from gatepruner.learning.units import meter_of
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.goals import check_reachable
     from gatepruner.report.compression import write_compression

@@ -20,9 +20,9 @@ from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.files.locks import held_folder
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.learning.gates import meter_of
 from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.learning.recipes import Recipe
+from gatepruner.learning.units import meter_of
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
