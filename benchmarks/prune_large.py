@@ -91,7 +91,8 @@ def measured(name: str, drop: int, suffix: str, folder: Path, rounds: int) -> li
             warm(whole)
             os.sync()
             runs.setdefault(what, []).append(watched(command))
-            copy.unlink(missing_ok=True)
+            for written in folder.glob(f"{copy.name}*"):  # the options of the call, too
+                written.unlink()
             print(f"{name} {suffix} {what}: {runs[what][-1]['seconds']:.2f} s", flush=True)
     whole.unlink()
     case = {"network": name, "suffix": suffix, "file_bytes": size}

@@ -301,6 +301,15 @@ TABLES: dict[str, Table] = {
         RUNS,
         timed=True,
     ),
+    "scaling": table(
+        Column("work", "work"),
+        Column("processes", "processes"),
+        TIME,
+        Column("times as fast", "{speedup:.2f}"),
+        RUNS,
+        keys=2,
+        timed=True,
+    ),
     "recalibration": table(
         Column("statistics", "way"),
         Column("{}", "accuracy", PERCENTS, over="removed"),

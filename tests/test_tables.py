@@ -425,7 +425,10 @@ def test_pictures_that_unpack_to_much_more_than_their_file_are_refused(tmp_path,
         load_images(f"parquet:{tmp_path}", SHAPE)
 
 
-@pytest.mark.parametrize("kind", ["values", "views"])
+KINDS = ["values", *(["views"] if hasattr(pa, "string_view") else [])]  # pyarrow 16 has them
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_labels_of_types_that_repeat_are_refused(kind, tmp_path):
     if kind == "values":
         labels = pa.RunEndEncodedArray.from_arrays([4], pa.array(["x" * 1000]))

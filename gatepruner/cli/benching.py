@@ -120,17 +120,21 @@ def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
     from gatepruner.measuring.accuracy import accuracy
     from gatepruner.measuring.bench import bench as measure
     from gatepruner.measuring.bench import check_engines
+    from gatepruner.measuring.recorded import Recorded
     from gatepruner.report.bench import bench_table, write_bench
     from gatepruner.report.tables import counted
 
     problems, batches = Problems(), cases.batches
     cases.check(data.device, problems)
-    checkpoints, accuracies, images = source.read(problems), {}, "none"
+    checkpoints = source.read(problems)
     check_engines(checkpoints, cases.engines)
+    noted = {name: Recorded.of(one.notes) for name, one in checkpoints.items()}
+    accuracies = {name: one for name, one in noted.items() if one is not None and not data.data}
     for name, checkpoint in checkpoints.items() if data.data else ():
         shown = data.images(checkpoint, call.terminal)
-        images, track = shown.source, call.terminal.track(f"accuracy of {name}")
-        accuracies[name] = accuracy(checkpoint, shown, **data.how, track=track).accuracy
+        track = call.terminal.track(f"accuracy of {name}")
+        one = accuracy(checkpoint, shown, **data.how, track=track)
+        accuracies[name] = Recorded(one.accuracy, *one.interval, one.images, shown.source)
     measured = measure(
         checkpoints,
         cases.engines,
@@ -145,7 +149,7 @@ def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
         "inputs": [str(path) for path in source.ckpts],
         "rounds": first.runs,
         "threads": first.threads,
-        "data": images,
+        "accuracy": "measured" if data.data else "as the files record it",
     }
     if not writes():
         return None
@@ -153,5 +157,7 @@ def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
     call.terminal.say(bench_table(measured, accuracies))
     threads = counted(first.threads, "CPU thread") if first.threads else first.device
     call.terminal.say(f"medians and quartiles of {first.runs} interleaved rounds, {threads}")
+    for name, known in accuracies.items() if not data.data else ():
+        call.terminal.say(f"accuracy of {name}: of {known}, as its file records")
     call.terminal.say(f"wrote {cases.output / 'bench.json'} and its figure")
     return call.finish({**document, "output": str(cases.output)})

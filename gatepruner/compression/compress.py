@@ -34,6 +34,7 @@ from gatepruner.measuring.inputs import (
     normalization_of,
 )
 from gatepruner.measuring.latency import Latency
+from gatepruner.measuring.recorded import Recorded
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import statistics
@@ -125,7 +126,7 @@ def compress(
         meter.known.update(_latencies(steps.facts))
         networks = _carry_out(request, test)
         records = _timed(request, networks)
-    small = networks[records[-1].name]
+    small = _noted(networks[records[-1].name], records[-1], test)
     removed = set(checkpoint.network.removable) - set(small.network.removable)
     return Compressed(
         checkpoint=small,
@@ -135,6 +136,13 @@ def compress(
         goal=goal,
         target=remeasured(goal, meter, small.network),
     )
+
+
+def _noted(small: Checkpoint, last: StepRecord, test: Examples) -> Checkpoint:
+    """The smaller network with its accuracy in its notes, if it is known."""
+    if last.accuracy is None or not test.task.classes:
+        return small
+    return Recorded(last.accuracy, last.low, last.high, last.images, test.source).noted(small)
 
 
 def _carry_out(request: Request, test: Examples) -> dict[str, Checkpoint]:

@@ -33,10 +33,12 @@ from gatepruner.learning.learner import Learner
 from gatepruner.learning.moments import GateMoment
 from gatepruner.learning.recipes import GateRecipe
 from gatepruner.learning.running import carry_out
+from gatepruner.learning.teaching import KeptAnswers, worth_keeping
 from gatepruner.learning.units import Units, candidates, choose, least, meter_of, slicable
-from gatepruner.measuring.agreement import answering
+from gatepruner.measuring.agreement import Answers, answering
 from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.features import features_of
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
 from gatepruner.networks.packing import NOTHING, pack
@@ -137,8 +139,31 @@ class _Run(Learner[GateMoment]):
             [{"params": group} for group in groups if group], betas=(0.9, 0.99)
         )
         self.slopes = torch.zeros(len(self.gates), device=self.device)
+        self.kept = self._kept()
         self.units = Units(start.network, recipe, self.root, self.device)
         self._rebuild()
+
+    def _kept(self) -> KeptAnswers | None:
+        """The teacher's answers, if they are kept."""
+        recipe, network = self.recipe, self.start.network
+        fixed = self.teacher_module is not None and self.data.in_memory and not self.data.prepared
+        features = features_of(network.base) if self.matches else None
+        mirror = self.view is not None and self.data.shape[0] == 3
+        steps = recipe.warmup + (recipe.blocks or 0) * recipe.steps
+        seen = steps * recipe.batch_size // processes.count()
+        shape = features.shape if features else None
+        logits = max(network.num_classes, 2)
+        if not fixed or not worth_keeping(len(self.data), 1 + mirror, seen, logits, shape):
+            return None
+        groups = torch.split(self._order(0), recipe.batch_size)  # the first steps need one each
+        return KeptAnswers(self.data, groups, super()._taught, mirror=mirror)
+
+    def _taught(self, pixels: Tensor) -> Answers:
+        if self.kept is None:
+            return super()._taught(pixels)
+        size = self.recipe.batch_size
+        epoch, number = divmod(self.done, len(self.data) // size)
+        return self.kept(self._order(epoch)[number * size :][:size][self.mine], pixels)
 
     @cached_property
     def costs(self) -> dict[str, float]:

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from gatepruner.networks.additions import ADDITIONS, Addition, operands, repeated
 from gatepruner.networks.graph import Trace, forget_constants, identifier
+from gatepruner.networks.modes import call_as_modules
 from gatepruner.networks.narrowing import (
     Narrowed,
     narrow_heads,
@@ -295,6 +296,7 @@ def assemble(traced: Trace, edits: Edits, name: str) -> fx.GraphModule:
     module = fx.GraphModule({**root, **new}, result.graph, class_name=identifier(name))
     forget_constants(module, traced.keys | {f"{target}.c" for target in result.new})
     settle_in_place(module)
+    call_as_modules(module)
     return module.eval()
 
 

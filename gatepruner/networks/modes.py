@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from gatepruner.networks.nodes import OWNS_TENSORS, path_of, tensors_of
@@ -62,6 +63,28 @@ def switch(training: nn.Module, evaluation: nn.Module, inputs: int) -> nn.Module
     return fx.GraphModule(
         {"mode": by_mode(True, False), "parts": parts}, graph, class_name="Switch"
     )
+
+
+def call_as_modules(module: fx.GraphModule) -> None:
+    """Let modules call attention whose dropout depends on the mode.
+
+    To unpickle a graph, PyTorch traces its code with modules as they are. The function itself
+    takes no traced number there (torch 2.6).
+    """
+    for index, node in enumerate(module.graph.nodes):
+        if node.target is F.scaled_dot_product_attention and _dropout(node) is not None:
+            target = f"attention_{index}"
+            while hasattr(module, target):
+                target += "_"
+            module.add_module(target, calling(nn.Module(), node.target))
+            node.op, node.target = "call_module", target
+    module.recompile()
+
+
+def _dropout(node: fx.Node) -> fx.Node | None:
+    """The dropout of a call of attention, if that is computed."""
+    given = node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else None)
+    return given if isinstance(given, fx.Node) else None
 
 
 def only_in_training(module: nn.Module) -> bool:

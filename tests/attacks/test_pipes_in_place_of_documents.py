@@ -167,6 +167,7 @@ READERS = {
     "files/archives.py",  # weights: only after os.path.isfile
     "files/safetensors.py",
     "files/storage.py",
+    "files/onnx_files.py",  # only after is_file
     "files/formats.py",  # its own exports
     "files/loader.py",
     "files/programs.py",
