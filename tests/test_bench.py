@@ -189,6 +189,7 @@ def test_a_recorded_accuracy_is_of_these_weights_only(networks, tmp_path):
     noted = of(0.75).noted(networks["whole"])
     save(noted, tmp_path / "it.pt")
     assert Recorded.of(load(tmp_path / "it.pt").notes) == of(0.75)
+    assert "\n" not in str(of(0.75, "images\nof mine"))
     for changed in (remove(noted, ["layer2.0"]), fold_gates(noted)):
         assert Recorded.of(changed.notes) is None
     wrong = {"measured": {"accuracy": 1.5, "low": 0, "high": 1, "images": 5, "source": ""}}

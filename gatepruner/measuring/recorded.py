@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gatepruner.errors import visible
 from gatepruner.networks.checkpoint import MEASURED, Checkpoint
 
 
@@ -28,7 +29,7 @@ class Recorded:
     source: str
 
     def __str__(self) -> str:
-        return f"{self.images:,} images of {self.source}"
+        return f"{self.images:,} images of {visible(self.source)}"
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> Recorded | None:
