@@ -191,6 +191,15 @@ TABLES: dict[str, Table] = {
         Column("best", "best"),
         records=at_targets,
     ),
+    "units": table(
+        Column("MACs kept at most", "{share} %"),
+        Column("removed", "method"),
+        Column("MACs kept (%)", "macs_kept", PERCENT),
+        Column("blocks left", "depth"),
+        Column("recalibrated (%)", "accuracy_before", PERCENTS),
+        Column("fine-tuned (%)", "accuracy", PERCENTS),
+        keys=2,
+    ),
     "cli_overhead": table(
         Column("command", "`{command}`"),
         TIME,

@@ -17,7 +17,7 @@ from conftest import Callers, draw, fingerprint, images_for, logits, with_gates_
 from gatepruner.cli.changing import Target
 from gatepruner.errors import CheckpointError, EngineError, PlanError
 from gatepruner.files import formats
-from gatepruner.files.formats import FORMATS, check_whole_blocks, export, format_of
+from gatepruner.files.formats import FORMATS, check_whole_blocks, export, format_of, rehearse
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.pruning.surgery import remove, remove_shortcuts
@@ -256,6 +256,9 @@ def test_an_operation_that_onnx_does_not_have_is_named(tmp_path):
     with pytest.raises(EngineError, match=r"Bessel to ONNX: .*operation prims\.bessel_i1"):
         export(checkpoint, tmp_path / "it.onnx")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(EngineError, match=r"Bessel to ONNX: .*operation prims\.bessel_i1"):
+        rehearse("onnx", checkpoint.network)
+    rehearse("torch", checkpoint.network)
 
 
 def test_a_transformer_is_not_promised_as_a_stock_class():
