@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = "GATEPRUNER_TIMEOUT"  # variable: seconds that a process waits for the others
 SECONDS = 600.0  # by default
+ALONE: ContextVar[bool] = ContextVar("alone", default=False)  # while this process decides
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
 
@@ -102,7 +104,12 @@ def end() -> None:
 
 
 def count() -> int:
-    """How many processes share the work: 1 unless `torch.distributed` is initialised."""
+    """How many processes share the work: 1 unless `torch.distributed` is initialised.
+
+    Also 1 in what the first process does for all, see `agreed`: nobody shares that.
+    """
+    if ALONE.get():
+        return 1
     dist: Any = sys.modules.get("torch.distributed")  # not imported, so that nothing waits for it
     shared = dist is not None and dist.is_available() and dist.is_initialized()
     return int(dist.get_world_size()) if shared else 1
@@ -209,7 +216,8 @@ def agreed(decide: Callable[[], Value]) -> Value:
     """What the first process decides, in all of them; the others wait, and decide nothing.
 
     Args:
-        decide: called in the first process alone; a `GatePrunerError` is raised in all of them.
+        decide: called in the first process alone, where verbs then share nothing; a
+            `GatePrunerError` is raised in all of them.
     """
     if count() == 1:
         return decide()
@@ -217,10 +225,13 @@ def agreed(decide: Callable[[], Value]) -> Value:
 
     outcome: list[Any] = [None, None]
     if rank() == 0:
+        outer = ALONE.set(True)
         try:
             outcome[0] = decide()
         except GatePrunerError as error:
             outcome[1] = error
+        finally:
+            ALONE.reset(outer)
     with explained():
         dist.broadcast_object_list(outcome, 0)
     value, refusal = outcome

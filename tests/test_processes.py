@@ -112,7 +112,9 @@ def decisions() -> list[Any]:
 
     with pytest.raises(TrainingError, match="process 0; pass batch_size=4"):
         processes.agreed(refuse)
-    times = latency({"whole": made()}, device="cpu", runs=2)
+    times = processes.agreed(lambda: latency({"whole": made()}, device="cpu", runs=2))
+    alone = processes.agreed(lambda: accuracy(made(), DATA, device="cpu").correct)
+    assert alone == accuracy(made(), DATA, device="cpu").correct
     parts = processes.gathered(torch.tensor([processes.rank(), 7]))
     return [
         processes.agreed(processes.rank),
