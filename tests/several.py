@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+import gatepruner
+
 TESTS = Path(__file__).parent
 WORKER = """
 import sys
@@ -36,6 +38,7 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
         "GATEPRUNER_TIMEOUT": "60",
+        "PYTHONPATH": str(Path(gatepruner.__file__).parents[1]),
     }
     return {**os.environ, **several}
 
@@ -46,13 +49,16 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-def start(commands: Sequence[Sequence[str]], **options: str) -> list[subprocess.Popen[str]]:
+def start(
+    commands: Sequence[Sequence[str]], cwd: Path | None = None
+) -> list[subprocess.Popen[str]]:
     """A process for each command, all of one run."""
     port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**environment(rank, len(commands), port), **options},
+            env=environment(rank, len(commands), port),
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,7 +69,12 @@ def start(commands: Sequence[Sequence[str]], **options: str) -> list[subprocess.
 
 def ended(started: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """The exit code, stdout and stderr of each."""
-    told = [process.communicate(timeout=120) for process in started]
+    try:
+        told = [process.communicate(timeout=120) for process in started]
+    except subprocess.TimeoutExpired:
+        for process in started:
+            process.kill()
+        raise AssertionError([process.communicate() for process in started]) from None
     return [(process.returncode, *texts) for process, texts in zip(started, told, strict=True)]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +20,9 @@ from torch import Tensor, nn
 
 from gatepruner import processes
 from gatepruner.errors import ProcessError, TrainingError
+from gatepruner.files.storage import load_state
 from gatepruner.images.images import Images
+from gatepruner.learning import running
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
@@ -90,10 +96,10 @@ def same(found: Any, expected: Any) -> None:
 
 def shards() -> tuple[int, int, list[bool]]:
     """The accuracy of images of which each process has been given its own, in its order."""
-    sizes, mine = (30, 7), processes.rank()
+    sizes, mine = (20, 10, 7), processes.rank()
     own = DATA.take(torch.arange(sum(sizes[:mine]), sum(sizes[: mine + 1])))
     counted = accuracy(made(), own, device="cpu", batch_size=5, sharded=True)
-    with pytest.raises(ProcessError, match=r"set 1 of images is 30 of .* in process 0 and 7 of"):
+    with pytest.raises(ProcessError, match=r"set 1 of images is 20 of .* in process 0 and 10 of"):
         accuracy(made(), own, device="cpu")
     return int(counted.correct), counted.images, counted.right.tolist()
 
@@ -121,33 +127,33 @@ def looked() -> dict[str, Any]:
     """All of it in one run, since starting processes takes longer."""
     found = measured()
     found["decisions"] = decisions()
-    found["shards"] = shards() if processes.count() == 2 else None
+    found["shards"] = shards()
+    wait_for_nobody()  # last, since the others cannot be reached after that
     return found
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_measure_what_one_measures(count, tmp_path):
-    everybodys: Any = results("test_processes", "looked", count, tmp_path)
-    expected = measured()
-    for found in everybodys:
+def wait_for_nobody() -> None:
+    """A verb within `if rank == 0:` says after some time that it waits for the others."""
+    if processes.rank():
+        time.sleep(3)
+        return
+    processes._timeout = lambda: timedelta(seconds=1)
+    with pytest.raises(ProcessError, match=r"has waited 1 s .* none of them within `if rank"):
+        accuracy(made(), DATA, device="cpu")
+
+
+def test_three_processes_measure_what_one_measures(tmp_path):
+    everybodys: Any = results("test_processes", "looked", 3, tmp_path)
+    expected, whole = measured(), accuracy(made(), DATA, device="cpu")
+    for number, found in enumerate(everybodys):
         for key, value in expected.items():
             same(found[key], value)
-    for number, found in enumerate(everybodys):
         first, times, parts, greatest, own = found["decisions"]
-        assert (first, greatest) == (0, count - 1)
+        assert (first, greatest) == (0, 2)
         assert times == everybodys[0]["decisions"][1]
-        assert parts == [[number, 7] for number in range(count)]
-        assert (
-            own
-            == [[slice(0, 5), slice(5, 10)], [slice(0, 3), slice(3, 6), slice(6, 10)]][count - 2][
-                number
-            ]
-        )
-    if count == 2:
-        whole = accuracy(made(), DATA, device="cpu")
-        assert [one["shards"] for one in everybodys] == [
-            (whole.correct, 37, whole.right.tolist())
-        ] * 2
+        assert parts == [[0, 7], [1, 7], [2, 7]]
+        assert own == [slice(0, 3), slice(3, 6), slice(6, 10)][number]
+        assert found["shards"] == (whole.correct, 37, whole.right.tolist())
 
 
 # ----------------------------------------------------------------------------------------- learning
@@ -211,10 +217,9 @@ def learned() -> dict[str, Any]:
     return {name: plain(verb()) for name, verb in verbs.items()}
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_learn_what_one_learns(count, tmp_path):
+def test_two_processes_learn_what_one_learns(tmp_path):
     """With batch norm, whose statistics are those of a part, all processes learn the same."""
-    everybodys: Any = results("test_processes", "learned", count, tmp_path)
+    everybodys: Any = results("test_processes", "learned", 2, tmp_path)
     expected = learned()
     assert len(expected["gate"]["path"]) == 4
     for found in everybodys:
@@ -242,3 +247,38 @@ def equal(found: Any, expected: Any) -> None:
     assert [one[:4] for one in found["path"]] == [one[:4] for one in expected["path"]]
     for key, tensor in found["weights"].items():
         assert torch.equal(tensor, expected["weights"][key]), key
+
+
+# ------------------------------------------------------------------------------- stopping, resuming
+
+
+def stopped(folder: str) -> tuple[int, list[int], bool]:
+    """A run whose last process gets a signal during a step: its number, and the steps seen."""
+    seen: list[int] = []
+
+    def watch(moment: Any) -> None:
+        seen.append(moment.step)
+        if moment.step == 6 and processes.rank() == processes.count() - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    running.SHOW_EVERY = 0.0
+    state = Path(folder) / "gates.state"
+    try:
+        learn_gates(normed(), DATA, GATING, device="cpu", state=state, watch=watch)
+    except KeyboardInterrupt as stop:
+        return int(stop.args[0]), seen, state.exists()
+    raise AssertionError("it was not stopped")
+
+
+def resumed(folder: str) -> dict[str, Any]:
+    how: Any = {"device": "cpu", "state": Path(folder) / "gates.state", "resume": True}
+    return plain(learn_gates(normed(), DATA, GATING, **how))
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step_and_others_go_on(tmp_path):
+    everybodys: Any = results("test_processes", "stopped", 2, tmp_path, str(tmp_path))
+    assert everybodys == [(signal.SIGTERM, [1, 2, 3, 4, 5, 6], True)] * 2
+    assert load_state(tmp_path / "gates.state")["done"] == 6
+    expected = plain(learn_gates(normed(), DATA, GATING, device="cpu"))
+    for found in results("test_processes", "resumed", 3, tmp_path, str(tmp_path)):
+        near(found, expected)

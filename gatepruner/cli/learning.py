@@ -30,9 +30,10 @@ def gating_work(whole: Checkpoint, images: Images, recipe: GateRecipe) -> Work:
     removable = len(whole.network.removable)
     blocks = recipe.blocks or removable
     steps = recipe.warmup + blocks * recipe.steps
-    passes = LEARNING * (1 - blocks / (2 * removable)) + (not recipe.labels)
+    seen = steps * recipe.batch_size
+    taught = 0 if recipe.labels else min(seen, 2 * len(images))  # its answers are kept
     what = f"learn gates from {len(images):,} images, {blocks} blocks in {steps:,} steps"
-    return Work(what, steps * recipe.batch_size * passes)
+    return Work(what, seen * LEARNING * (1 - blocks / (2 * removable)) + taught)
 
 
 def training_work(images: Images, recipe: Recipe, verb: str, *, taught: bool) -> Work:

@@ -128,11 +128,14 @@ class Learner(ABC, Generic[Shown]):
         while True:
             epoch, first = divmod(step, per_epoch)
             seed = mixed(self.recipe.seed, epoch)
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(len(self.data), generator=generator)
-            own = order[first * size : per_epoch * size].view(-1, size)[:, self.mine]
+            own = self._order(epoch)[first * size : per_epoch * size].view(-1, size)[:, self.mine]
             yield from self.data.batches(own.flatten(), own.shape[1], seed)
             step = (epoch + 1) * per_epoch
+
+    def _order(self, epoch: int) -> Tensor:
+        """The indices `(N,)` of the images in the order of an epoch."""
+        generator = torch.Generator().manual_seed(mixed(self.recipe.seed, epoch))
+        return torch.randperm(len(self.data), generator=generator)
 
     @property
     @abstractmethod
@@ -203,8 +206,7 @@ class Learner(ABC, Generic[Shown]):
         share = self.recipe.distillation if self.data.labelled else 1.0
         if self.teacher_module is None or not (share or self.matches):
             return self._weighted(task.loss(logits, labels))
-        with torch.no_grad():
-            targets, target = self._answers(self.teacher_module, self._normalized(pixels, 1))
+        targets, target = self._taught(pixels)
         losses = []
         if features is not None and target is not None:
             weight = FEATURES * processes.count()
@@ -215,6 +217,12 @@ class Learner(ABC, Generic[Shown]):
                 loss = share * loss + (1 - share) * task.loss(logits, labels)
             losses.append(self._weighted(loss))
         return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def _taught(self, pixels: Tensor) -> Answers:
+        """The teacher's answers."""
+        assert self.teacher_module is not None  # asked only then
+        return self._answers(self.teacher_module, self._normalized(pixels, 1))
 
     def update(self) -> None:
         """End a step: let the optimizer change the tensors."""

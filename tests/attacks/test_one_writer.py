@@ -12,7 +12,11 @@ import gatepruner
 
 ROOT = Path(gatepruner.__file__).parent
 WRITERS = ("files/writing.py", "files/locks.py")
-APART = ("demo/make_images.py",)  # made the package's own data, and is no part of its use
+APART = (
+    "demo/make_images.py",  # made the package's own data, and is no part of its use
+    "documents.py",  # opens to read, without waiting for who writes a pipe
+    "images/caching.py",  # of what can be made again, below the layer that writes outputs
+)
 NAMES = {
     *("write_text", "write_bytes", "touch", "rename", "renames", "symlink_to", "hardlink_to"),
     *(
