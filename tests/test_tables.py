@@ -446,6 +446,23 @@ def test_a_label_beyond_all_numbers_is_refused(tmp_path):
         load_images(f"parquet:{tmp_path}", SHAPE)
 
 
+@pytest.mark.parametrize("kind", ["batch", "dictionary"])
+def test_a_compressed_stream_is_refused_before_it_is_unpacked(kind, tmp_path):
+    folder, zeros = saved(tmp_path, table(2)), pa.array([bytes(2**26)])
+    if kind == "dictionary":
+        zeros = zeros.dictionary_encode()
+    (file,) = folder.glob("*.arrow")
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    made = pa.table({"image": zeros})
+    with pa.ipc.new_stream(str(file), made.schema, options=options) as stream:
+        stream.write_table(made)
+    del made, zeros
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match=r"arrow is compressed: expected a set as save_to_disk"):
+        load_images(f"hf:{folder}", SHAPE)
+    assert pa.total_allocated_bytes() - before < 2**20
+
+
 def test_places_outside_a_batch_are_refused(tmp_path):
     """Nothing else looks at where a stream says that its values begin: it would end the process."""
     made = saved(tmp_path, table(2))

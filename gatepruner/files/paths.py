@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gatepruner.networks.network import Network
 from gatepruner.networks.packing import Entry, Packed, Span, pack, unpack
 from gatepruner.networks.path import Path as LearnedPath
 from gatepruner.networks.path import RemovalDocument
-from gatepruner.networks.slices import Slice, sorted_out
+from gatepruner.networks.slices import extent, sorted_out
 
 PREFIX = "path/"  # of the names of tensors
 
@@ -55,9 +56,9 @@ def path_in(
             f"{file} is damaged: its path does not fit {network}: {listed(problems)}"
         )
     try:
-        blocks, slices = sorted_out(record["block"] for record in header["path"])
-        network.without(blocks)  # raises if it lacks one
-        _check_slices(network.state(), slices)
+        names = [record["block"] for record in header["path"]]
+        _check_slices(network.state(), names)
+        network.without(sorted_out(names)[0])  # raises if it lacks one
         if "states" in header:
             spans = [record["state"] for record in header["path"]]
             states = unpack(Packed(header["states"], spans, tensors))
@@ -69,11 +70,17 @@ def path_in(
         ) from None
 
 
-def _check_slices(state: Mapping[str, Tensor], slices: Iterable[Slice]) -> None:
-    """Raise a `KeyError` or `ValueError` if a network has no such layer or channels."""
-    for one in slices:
-        if one.channels[-1] >= len(state[f"{one.width}.weight"]):
-            raise ValueError(f"{one.width} has fewer channels than {one}")
+def _check_slices(state: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Raise a `KeyError` or `ValueError` if a network has no such layer or channels.
+
+    A few letters can name a million channels, so they are counted before any slice is made.
+    """
+    counts: Counter[str] = Counter()
+    for width, highest, count in filter(None, map(extent, names)):
+        channels = len(state[f"{width}.weight"])
+        counts[width] += count
+        if highest >= channels or counts[width] > channels:
+            raise ValueError(f"{width} has {channels} channels, fewer than the path removes")
 
 
 def _misfits(

@@ -7,6 +7,7 @@ what would unpack to much more than its file is refused.
 from __future__ import annotations
 
 import bisect
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def groups_of(file: Path) -> list[Group]:
         if file.suffix == ".parquet":
             return _in_file(file, _parquet_groups(file))
         with pyarrow.memory_map(str(file)) as mapped:
+            _refuse_packed(file, mapped)
+            mapped.seek(0)
             return _in_file(file, _batches(pyarrow.ipc.open_stream(mapped)))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _unreadable(file, error) from None
@@ -156,6 +159,46 @@ def _parquet_groups(file: Path) -> Iterator[Rows]:
                 f"its size, or {UNPACKED:,}"
             )
         yield group.num_rows, plain.schema_arrow, reading(index)
+
+
+def _refuse_packed(file: Path, mapped: Any) -> None:
+    """Refuse a stream of Arrow with a compressed batch, before it is unpacked to any size."""
+    import pyarrow
+
+    for message in pyarrow.ipc.MessageReader.open_stream(mapped):
+        metadata = memoryview(message.metadata)
+        try:
+            packed = message.type != "schema" and _is_packed(metadata, message.type)
+        except struct.error:
+            raise DataError(f"{file} is no table, or is truncated") from None
+        if packed:
+            raise DataError(f"{file} is compressed: expected a set as save_to_disk writes it")
+
+
+def _is_packed(data: memoryview, kind: str) -> bool:
+    """Whether the metadata of a message say that its buffers are compressed.
+
+    They are FlatBuffers; see `Message.fbs` of Apache Arrow, https://arrow.apache.org/docs/format.
+    """
+    batch = _table(data, _field(data, _table(data, 0), 2))
+    if kind != "record batch":  # a dictionary, which holds a batch
+        batch = _table(data, _field(data, batch, 1))
+    return _field(data, batch, 3) > 0
+
+
+def _table(data: memoryview, at: int) -> int:
+    """Where the table begins to which an offset leads."""
+    return int(at + struct.unpack_from("<I", data, at)[0])
+
+
+def _field(data: memoryview, table: int, number: int) -> int:
+    """Where a field of a table is; 0 if the table lacks it."""
+    fields = table - struct.unpack_from("<i", data, table)[0]
+    size = struct.unpack_from("<H", data, fields)[0]
+    if 4 + 2 * number >= size:
+        return 0
+    offset = struct.unpack_from("<H", data, fields + 4 + 2 * number)[0]
+    return int(table + offset) if offset else 0
 
 
 def _batches(stream: Any) -> Iterator[Rows]:

@@ -96,7 +96,7 @@ class Cache:
         """Write the file; until it is complete, it has another name."""
         part = self.file.with_name(f".{self.file.name}.{os.getpid()}.part")
         try:
-            with part.open("wb") as file:
+            with open(part, "wb", opener=_no_link) as file:
                 file.write(self._header)
                 for image in pixels:
                     file.write(np.ascontiguousarray(image.numpy()).data)
@@ -193,6 +193,11 @@ def _version(file: str) -> tuple[str, int, int]:
     return os.path.abspath(file), found.st_size, found.st_mtime_ns
 
 
+def _no_link(path: str, flags: int) -> int:
+    """Open a file to write it, through no link that someone has put in its place."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[bool]:
     """Wait until no other process is in this block; without locks, do not, and yield `False`."""
@@ -201,7 +206,7 @@ def _locked(file: Path) -> Iterator[bool]:
         return
     import fcntl
 
-    with file.open("wb") as opened:
+    with open(file, "ab", opener=_no_link) as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX)
         except OSError:  # a file system without locks

@@ -49,14 +49,30 @@ def slice_named(name: str) -> Slice | None:
     match = FORM.fullmatch(name)
     if match is None:
         return None
-    channels: set[int] = set()
-    for part in match["channels"].split(","):
-        first, _, last = part.partition("-")
-        low, high = int(first), int(last or first)
-        if not low <= high < MOST:
-            raise PlanError(f"cannot read {name!r}: expected ascending numbers of channels")
-        channels.update(range(low, high + 1))
-    return Slice(match["width"], tuple(sorted(channels)))
+    ranges = _ranges(match["channels"])
+    if any(not one for one in ranges) or sum(map(len, ranges)) > MOST:
+        raise PlanError(f"cannot read {name!r}: expected ascending numbers of channels")
+    return Slice(match["width"], tuple(sorted({at for one in ranges for at in one})))
+
+
+def extent(name: str) -> tuple[str, int, int] | None:
+    """What the name of a slice says, without making the slice.
+
+    Returns:
+        The path of the layer, the number of its highest channel, and how many are listed; `None`
+        if it is the name of a block.
+    """
+    match = FORM.fullmatch(name)
+    if match is None:
+        return None
+    ranges = _ranges(match["channels"])
+    return match["width"], max(one.stop for one in ranges) - 1, sum(map(len, ranges))
+
+
+def _ranges(text: str) -> list[range]:
+    """The ranges in a list such as `0-3,6`; one that runs backwards is empty."""
+    bounds = [part.partition("-") for part in text.split(",")]
+    return [range(int(first), int(last or first) + 1) for first, _, last in bounds]
 
 
 def sorted_out(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[Slice, ...]]:
