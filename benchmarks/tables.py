@@ -191,6 +191,15 @@ TABLES: dict[str, Table] = {
         Column("best", "best"),
         records=at_targets,
     ),
+    "units": table(
+        Column("MACs kept at most", "{share} %"),
+        Column("removed", "method"),
+        Column("MACs kept (%)", "macs_kept", PERCENT),
+        Column("blocks left", "depth"),
+        Column("recalibrated (%)", "accuracy_before", PERCENTS),
+        Column("fine-tuned (%)", "accuracy", PERCENTS),
+        keys=2,
+    ),
     "cli_overhead": table(
         Column("command", "`{command}`"),
         TIME,
@@ -290,6 +299,15 @@ TABLES: dict[str, Table] = {
         Column("CPU time per picture (ms)", "seconds", quartiles(scale=1e3)),
         Column("greatest difference of pixels", "difference"),
         RUNS,
+        timed=True,
+    ),
+    "scaling": table(
+        Column("work", "work"),
+        Column("processes", "processes"),
+        TIME,
+        Column("times as fast", "{speedup:.2f}"),
+        RUNS,
+        keys=2,
         timed=True,
     ),
     "recalibration": table(

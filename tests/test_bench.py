@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import draw
 from matplotlib.figure import Figure
 
-from gatepruner.errors import EngineError
-from gatepruner.files.checkpoints import save
+from gatepruner.errors import CheckpointError, EngineError
+from gatepruner.files.checkpoints import load, save
 from gatepruner.measuring import bench as bench_module
 from gatepruner.measuring.bench import Measured, bench
 from gatepruner.measuring.engines import ENGINES, Eager
 from gatepruner.measuring.latency import Latency
 from gatepruner.measuring.programs import TOLERANCE, check_same, tolerance
+from gatepruner.measuring.recorded import Recorded
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.pruning.surgery import remove
+from gatepruner.pruning.surgery import fold_gates, remove
 from gatepruner.report.bench import bench_figure, bench_table
 
 SHAPE = (3, 8, 8)
@@ -102,14 +104,24 @@ def made_up() -> list[Measured]:
 
 
 def test_the_table_compares_with_the_first_network_of_each_case():
-    lines = [line.split() for line in bench_table(made_up(), {"whole": 0.9}).splitlines()]
+    lines = [line.split() for line in bench_table(made_up(), {"whole": of(0.9)}).splitlines()]
     assert lines[0][-2:] == ["faster", "accuracy"]
     assert [line[9] for line in lines[1:]] == ["1.00x", "2.00x", "1.00x", "1.25x"]
     assert [line[8] for line in lines[1:]] == ["250", "500", "400", "500"]
     assert lines[1][-2:] == ["90.00", "%"]
 
 
-@pytest.mark.parametrize("accuracies", [{}, {"whole": 0.9, "small": 0.8}])
+def of(accuracy: float, source: str = "somewhere") -> Recorded:
+    return Recorded(accuracy, accuracy - 0.02, accuracy + 0.02, 500, source)
+
+
+def test_accuracies_on_other_images_are_not_drawn_together():
+    accuracies = {"whole": of(0.9), "small": of(0.8, "elsewhere")}
+    (axes, _) = bench_figure(made_up(), accuracies).axes
+    assert axes.get_ylabel() == ""
+
+
+@pytest.mark.parametrize("accuracies", [{}, {"whole": of(0.9), "small": of(0.8)}])
 def test_the_figure_has_a_panel_for_each_batch_size(accuracies):
     figure = bench_figure(made_up(), accuracies)
     assert isinstance(figure, Figure)
@@ -158,6 +170,30 @@ def test_a_bench_that_cannot_be_is_refused(run, networks, tmp_path, options, mes
     assert told.code in (1, 2)
     assert message in " ".join(told.err.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+def test_bench_takes_accuracies_from_files_and_says_so(run, networks, tmp_path):
+    save(networks["whole"], tmp_path / "whole.pt")
+    save(of(0.75, "imagefolder:DIR test").noted(networks["small"]), tmp_path / "small.pt")
+    command = ("bench", tmp_path / "whole.pt", tmp_path / "small.pt", "--device", "cpu")
+    told = run(*command, "--seconds", 0, "-o", tmp_path / "out").out
+    assert "75.00 %" in told
+    assert "accuracy of small: of 500 images of imagefolder:DIR test, as its file records" in told
+    assert "accuracy of whole" not in told
+    first, second = json.loads((tmp_path / "out" / "bench.json").read_text())["measured"]
+    assert (first["accuracy"], second["accuracy"]) == (None, 0.75)
+    assert second["accuracy_of"] == {"images": 500, "data": "imagefolder:DIR test"}
+
+
+def test_a_recorded_accuracy_is_of_these_weights_only(networks, tmp_path):
+    noted = of(0.75).noted(networks["whole"])
+    save(noted, tmp_path / "it.pt")
+    assert Recorded.of(load(tmp_path / "it.pt").notes) == of(0.75)
+    for changed in (remove(noted, ["layer2.0"]), fold_gates(noted)):
+        assert Recorded.of(changed.notes) is None
+    wrong = {"measured": {"accuracy": 1.5, "low": 0, "high": 1, "images": 5, "source": ""}}
+    with pytest.raises(CheckpointError, match=r"measured.accuracy"):
+        save(replace(noted, notes=wrong), tmp_path / "other.pt")
 
 
 def test_files_of_the_same_name_are_told_apart(run, networks, tmp_path, monkeypatch):

@@ -156,6 +156,9 @@ def test_prune_with_data_measures_before_and_after(run, folder):
     assert document["images"] == 24
     assert document["accuracy_before"] == accuracy(whole, images).accuracy
     assert document["accuracy_after"] == accuracy(small, images).accuracy
+    recorded = load(document["output"]).notes["measured"]
+    assert recorded["accuracy"] == document["accuracy_after"]
+    assert recorded["source"] == document["data"]
 
 
 def test_prune_can_remove_shortcuts_and_keep_gates(run, folder):

@@ -24,9 +24,10 @@ from gatepruner.images.examples import Examples
 from gatepruner.images.task import CLASSIFICATION
 from gatepruner.learning import gates as gates_module
 from gatepruner.learning import running
-from gatepruner.learning.gates import add_gates, choose, learn_gates
+from gatepruner.learning.gates import add_gates, learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
+from gatepruner.learning.units import choose
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.packing import pack

@@ -66,7 +66,8 @@ def test_every_part_of_a_path_is_the_whole_network_with_those_gates_closed(learn
     for number in range(1, len(learned.path) + 1):
         plan = learned.path.blocks[:number]
         blocks, slices = sorted_out(plan)
-        state = {**learned.weights, **learned.path.learned(plan)}
+        later = [one.weights for one in learned.path.removals[number - 1 :] if one.weights]
+        state = {**learned.weights, **later[0]}  # what the turn has ended with
         state |= {learned.network.gate_key(name): torch.zeros(()) for name in blocks}
         masked = learned.network.build(closed(state, widths, united(slices)))
         small = follow(learned, plan)
@@ -201,3 +202,15 @@ def test_what_cannot_be_learned_is_refused():
         learn_gates(
             network_of("basic"), random_images(32, (3, 6, 6), 5), replace(RECIPE, multiple=16)
         )
+
+
+def test_a_goal_of_latency_times_narrowed_networks(learned):
+    ranking, meter = rank(learned), Meter(learned.network, seconds=0.01)
+    times = meter.costs("latency", [reduced(learned.network, ranking.first(3))])
+    assert times[0] > 0
+
+
+def test_a_path_by_latency_measures_a_table_once():
+    recipe = replace(RECIPE, cost="latency", blocks=1)
+    path = learn_gates(draw("resnet8", input_shape=(3, 8, 8)), pictures(), recipe).path
+    assert path.turns[-1] == len(path) > 0

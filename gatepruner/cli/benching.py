@@ -26,12 +26,16 @@ class Sources:
         arch: architecture of all of them, as in torchvision:resnet50.
         num_classes: number of logits, where the files do not tell.
         input_size: side of the images, or CxHxW.
+        module: your own module of all of them, as in net.py:Net or package.module:function.
+        leaves: classes of its parts to keep whole where they cannot be traced.
     """
 
     ckpts: Annotated[list[Path], typer.Argument(metavar="CKPT...")]
     arch: str | None = None
     num_classes: Annotated[int | None, typer.Option(min=1)] = None
     input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
+    module: Annotated[str | None, typer.Option(metavar="FILE.py:CALLABLE")] = None
+    leaves: Annotated[str | None, typer.Option(metavar="CLASS,…")] = None
 
     def read(self, problems: Problems) -> dict[str, Subject]:
         """The networks by the shortest names that tell them apart."""
@@ -43,8 +47,8 @@ class Sources:
                 if path.suffix == ".onnx":
                     checkpoints[name] = Source(path).subject()
                 else:
-                    source = Source(path, self.arch, self.num_classes, self.input_size)
-                    checkpoints[name] = source.read()
+                    shared = {key: value for key, value in vars(self).items() if key != "ckpts"}
+                    checkpoints[name] = Source(path, **shared).read()
         problems.refuse()
         return checkpoints
 
@@ -120,17 +124,21 @@ def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
     from gatepruner.measuring.accuracy import accuracy
     from gatepruner.measuring.bench import bench as measure
     from gatepruner.measuring.bench import check_engines
+    from gatepruner.measuring.recorded import Recorded
     from gatepruner.report.bench import bench_table, write_bench
     from gatepruner.report.tables import counted
 
     problems, batches = Problems(), cases.batches
     cases.check(data.device, problems)
-    checkpoints, accuracies, images = source.read(problems), {}, "none"
+    checkpoints = source.read(problems)
     check_engines(checkpoints, cases.engines)
+    noted = {name: Recorded.of(one.notes) for name, one in checkpoints.items()}
+    accuracies = {name: one for name, one in noted.items() if one is not None and not data.data}
     for name, checkpoint in checkpoints.items() if data.data else ():
         shown = data.images(checkpoint, call.terminal)
-        images, track = shown.source, call.terminal.track(f"accuracy of {name}")
-        accuracies[name] = accuracy(checkpoint, shown, **data.how, track=track).accuracy
+        track = call.terminal.track(f"accuracy of {name}")
+        one = accuracy(checkpoint, shown, **data.how, track=track)
+        accuracies[name] = Recorded(one.accuracy, *one.interval, one.images, shown.source)
     measured = measure(
         checkpoints,
         cases.engines,
@@ -145,7 +153,7 @@ def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
         "inputs": [str(path) for path in source.ckpts],
         "rounds": first.runs,
         "threads": first.threads,
-        "data": images,
+        "accuracy": "measured" if data.data else "as the files record it",
     }
     if not writes():
         return None
@@ -153,5 +161,7 @@ def bench(source: Sources, *, cases: Cases, call: Call, data: Data) -> None:
     call.terminal.say(bench_table(measured, accuracies))
     threads = counted(first.threads, "CPU thread") if first.threads else first.device
     call.terminal.say(f"medians and quartiles of {first.runs} interleaved rounds, {threads}")
+    for name, known in accuracies.items() if not data.data else ():
+        call.terminal.say(f"accuracy of {name}: of {known}, as its file records")
     call.terminal.say(f"wrote {cases.output / 'bench.json'} and its figure")
     return call.finish({**document, "output": str(cases.output)})

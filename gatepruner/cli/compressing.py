@@ -70,7 +70,12 @@ class Steps:
 
     def check(self, network: Network) -> None:
         """Refuse an export that cannot be made, before any work is done."""
-        from gatepruner.files.formats import check_format, check_quantizable, check_whole_blocks
+        from gatepruner.files.formats import (
+            check_format,
+            check_quantizable,
+            check_whole_blocks,
+            rehearse,
+        )
 
         to = self.format(network)
         if self.export is not None and to is not None:
@@ -78,6 +83,7 @@ class Steps:
             check_whole_blocks(to, network)
             if self.int8:
                 check_quantizable(to)
+            rehearse(to, network)
         elif self.int8:
             raise typer.BadParameter("--int8 says how to write an ONNX file: give --export, too")
 
@@ -102,6 +108,8 @@ class Steps:
 
 
 GATING = {
+    "units": "units",
+    "multiple": "multiple",
     "warmup": "gate_warmup",
     "steps": "gate_steps",
     "learning_rate": "gate_learning_rate",
@@ -139,7 +147,7 @@ def compress(
     from gatepruner.files.checkpoints import save
     from gatepruner.files.formats import format_of
     from gatepruner.files.writing import refuse_existing
-    from gatepruner.learning.gates import meter_of
+    from gatepruner.learning.units import meter_of
     from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.goals import check_reachable
     from gatepruner.report.compression import write_compression

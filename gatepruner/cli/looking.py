@@ -16,7 +16,7 @@ from gatepruner.cli.options import COMMON, Call, Data, Source
 from gatepruner.cli.problems import Problems
 from gatepruner.cli.signature import Group
 from gatepruner.errors import DataError
-from gatepruner.learning.recipes import CHOICES
+from gatepruner.learning.recipes import CHOICES, GateRecipe
 from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
@@ -26,20 +26,55 @@ if TYPE_CHECKING:
     from gatepruner.report.terminal import Terminal
 
 
-def inspect(source: Source, *, call: Annotated[Call, Group(leave_out=("quiet",))]) -> None:
+@dataclass(frozen=True)
+class Looks:
+    """What else to show.
+
+    Attributes:
+        units: show the inner widths of blocks, how many channels can go, and why others cannot.
+        multiple: channels of a slice, 1 to 32.
+    """
+
+    units: bool = False
+    multiple: Annotated[int, typer.Option(min=1, max=32)] = GateRecipe.multiple
+
+
+def inspect(
+    source: Source, *, looks: Looks, call: Annotated[Call, Group(leave_out=("quiet",))]
+) -> None:
     """Show what a checkpoint holds: its network, blocks, gates, cost and history.
 
     Example: `gatepruner inspect resnet56.th`
+
+    Example: `gatepruner inspect resnet56.th --units`
     """
     from gatepruner.measuring.cost import count
-    from gatepruner.report.tables import block_table
+    from gatepruner.pruning.groups import widths_of
+    from gatepruner.pruning.widths import left_of_widths
+    from gatepruner.report.tables import block_table, units_text
 
     checkpoint = source.read()
     network, cost = checkpoint.network, count(checkpoint.network)
     gates, shape = checkpoint.known_gates, "x".join(map(str, checkpoint.network.base.input_shape))
     call.terminal.say(f"{source.ckpt}: {network}, images of {shape}")
     call.terminal.say(f"{network.depth} blocks, {cost.params:,} parameters, {cost.macs:,} MACs")
-    call.terminal.say(block_table(network.blocks, gates))
+    call.terminal.say(block_table(network.blocks, gates, left_of_widths(network)))
+    units: dict[str, Any] = {}
+    if looks.units:
+        widths = widths_of(network)
+        call.terminal.say(units_text(widths, looks.multiple))
+        found = [
+            {
+                "name": width.name,
+                "home": width.home,
+                "kind": width.kind,
+                "size": width.size,
+                "channels": width.channels,
+                "step": width.step(looks.multiple),
+            }
+            for width in widths.found.values()
+        ]
+        units = {"widths": found, "fixed": dict(widths.others)}
     if network.base.source == "caller":
         call.terminal.say(f"module: {checkpoint.notes.get('module', 'not recorded')}")
     for done in checkpoint.notes.get("history", ()):
@@ -54,6 +89,7 @@ def inspect(source: Source, *, call: Annotated[Call, Group(leave_out=("quiet",))
             "params": cost.params,
             "macs": cost.macs,
             "notes": dict(checkpoint.notes),
+            **units,
         }
     )
 

@@ -134,6 +134,7 @@ def prune(
     if sets.test is not None:
         measured = _accuracies if sets.test.labelled else _agreement
         document |= measured(whole, small, sets.test, data, terminal)
+        small = _noted(small, document)
     if timing.latency:
         document["latency"] = latencies(request.meter, small)
     again = remeasured(goals.goal, request.meter, small.network) if goals.goal else None
@@ -364,8 +365,20 @@ def _accuracies(
         track = terminal.track(f"accuracy {name}")
         counted = accuracy(checkpoint, images, **data.how, track=track)
         document[f"accuracy_{name}"] = counted.accuracy
+        document[f"interval_{name}"] = list(counted.interval)
         terminal.say(f"accuracy {name}: {accuracy_text(counted)}")
     return document
+
+
+def _noted(small: Checkpoint, document: dict[str, Any]) -> Checkpoint:
+    """The smaller network with its accuracy in its notes, if it was measured."""
+    from gatepruner.measuring.recorded import Recorded
+
+    if "accuracy_after" not in document:
+        return small
+    low, high = document["interval_after"]
+    images = document["images"], document["data"]
+    return Recorded(document["accuracy_after"], low, high, *images).noted(small)
 
 
 def _agreement(

@@ -20,9 +20,9 @@ from gatepruner.errors import DataError, GatePrunerError, PlanError
 from gatepruner.files.locks import held_folder
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
-from gatepruner.learning.gates import meter_of
 from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.learning.recipes import Recipe
+from gatepruner.learning.units import meter_of
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import description, pick_device
@@ -34,6 +34,7 @@ from gatepruner.measuring.inputs import (
     normalization_of,
 )
 from gatepruner.measuring.latency import Latency
+from gatepruner.measuring.recorded import Recorded
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import statistics
@@ -125,7 +126,7 @@ def compress(
         meter.known.update(_latencies(steps.facts))
         networks = _carry_out(request, test)
         records = _timed(request, networks)
-    small = networks[records[-1].name]
+    small = _noted(networks[records[-1].name], records[-1], test)
     removed = set(checkpoint.network.removable) - set(small.network.removable)
     return Compressed(
         checkpoint=small,
@@ -135,6 +136,13 @@ def compress(
         goal=goal,
         target=remeasured(goal, meter, small.network),
     )
+
+
+def _noted(small: Checkpoint, last: StepRecord, test: Examples) -> Checkpoint:
+    """The smaller network with its accuracy in its notes, if it is known."""
+    if last.accuracy is None or not test.task.classes:
+        return small
+    return Recorded(last.accuracy, last.low, last.high, last.images, test.source).noted(small)
 
 
 def _carry_out(request: Request, test: Examples) -> dict[str, Checkpoint]:

@@ -19,6 +19,7 @@ from gatepruner.networks.slices import Slice, united
 from gatepruner.pruning.unit_costs import UnitCosts
 from gatepruner.pruning.widths import Cut, Width
 
+Unit = tuple[str, float, float]  # its name, its importance, and what removing it saves now
 SHARE = 0.05  # of the newest square in the mean of the squared slopes
 
 
@@ -49,6 +50,18 @@ class ChannelGates:
                 self.slopes[name].lerp_(gate.grad.square(), SHARE)
                 gate.grad = None
 
+    def restore(self, slopes: Mapping[str, Tensor]) -> None:
+        """Restore the mean squared slopes of the same widths.
+
+        Raises:
+            ValueError: they are of other widths.
+        """
+        shapes = {name: tuple(each.shape) for name, each in slopes.items()}
+        if shapes != {name: tuple(each.shape) for name, each in self.slopes.items()}:
+            raise ValueError("the slopes of channels are those of other widths")
+        for name, each in slopes.items():
+            self.slopes[name].copy_(each)
+
     @torch.no_grad()
     def close(self, slices: Sequence[Slice]) -> None:
         """Close the channels of these slices, and open all others."""
@@ -57,7 +70,7 @@ class ChannelGates:
         for name, channels in united(slices).items():
             self.gates[name][list(channels)] = 0.0
 
-    def slices(self, costs: UnitCosts, homes: Iterable[str], multiple: int) -> list[Candidate]:
+    def slices(self, costs: UnitCosts, homes: Iterable[str], multiple: int) -> list[Unit]:
         """The slice of each width that is least important, with what it costs now.
 
         Args:
@@ -77,9 +90,6 @@ class ChannelGates:
             one = Slice(name, tuple(sorted(order.tolist())))
             found.append((str(one), float(weakest.sum()), costs.saving(name, count)))
         return found
-
-
-Candidate = tuple[str, float, float]  # the name of a unit, its importance, and what it saves
 
 
 def _put_in_front(layer: nn.Module, cut: Cut, gate: Tensor) -> None:

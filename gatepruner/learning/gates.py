@@ -12,43 +12,39 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from gatepruner import processes
 from gatepruner.errors import PlanError, TrainingError
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.views import mirrored
-from gatepruner.learning.channel_gates import Candidate, ChannelGates
-from gatepruner.learning.learner import Learner, State
+from gatepruner.learning.channel_gates import Unit
+from gatepruner.learning.gate_state import GateState, of_removals, removals_in
+from gatepruner.learning.learner import Learner
 from gatepruner.learning.moments import GateMoment
 from gatepruner.learning.recipes import GateRecipe
 from gatepruner.learning.running import carry_out
 from gatepruner.learning.teaching import KeptAnswers, worth_keeping
+from gatepruner.learning.units import Units, candidates, choose, least, meter_of, slicable
 from gatepruner.measuring.agreement import Answers, answering
 from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.features import features_of
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_statistics
-from gatepruner.networks.packing import NOTHING, Entry, Packed, Span, pack, unpack
+from gatepruner.networks.packing import NOTHING, pack
 from gatepruner.networks.path import Path, Removal
 from gatepruner.networks.slices import sorted_out
-from gatepruner.pruning.groups import widths_of
-from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.surgery import add_gates
-from gatepruner.pruning.unit_costs import UnitCosts, latency_table
-from gatepruner.pruning.widths import Width
 
 Savings = Mapping[str, float] | None
 
@@ -95,7 +91,7 @@ def learn_gates(
     recipe = recipe or GateRecipe()
     gated = add_gates(checkpoint)
     (check_fit(gated, data) if recipe.labels else check_size(gated.network, data))
-    removable = len(_candidates(gated.network, recipe))
+    removable = len(candidates(gated.network, recipe))
     if not removable or (recipe.blocks is not None and recipe.blocks > removable):
         kind = " for the library's own class" if recipe.identity_only else ""
         raise PlanError(
@@ -103,10 +99,6 @@ def learn_gates(
             f"removable ones{kind}"
         )
     if recipe.units != "blocks":
-        if recipe.identity_only:
-            raise PlanError(
-                "a library's own class cannot hold a narrowed network: remove blocks alone for it"
-            )
         slicable(gated.network, recipe)
     if recipe.cost == "latency" and savings is None:
         meter_of(gated.network, recipe, device).check()
@@ -114,60 +106,6 @@ def learn_gates(
     run = _Run(gated, data, recipe, savings, normalization=normalization, device=device)
     carry_out(run, state=state, resume=resume, watch=watch, on_stop=on_stop)
     return run.result()
-
-
-def meter_of(network: Network, recipe: GateRecipe, device: str | torch.device) -> Meter:
-    """What measures the costs of a network's blocks as a recipe says."""
-    batch, engine, threads = recipe.latency_batch, recipe.engine, recipe.threads
-    return Meter(network, device, batch, engine=engine, threads=threads)
-
-
-def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, float]:
-    """The index and score of the block that is least important per cost; ties go to the first.
-
-    Its importance is the squared first-order estimate of how the loss changes when its gate
-    closes.
-
-    Args:
-        gates: `(B,)`, g = relu(k) of every block.
-        slopes: `(B,)`, mean squares of the loss's derivatives with respect to k.
-        costs: the cost of every block.
-    """
-    importances = (gates.square() * slopes).tolist()
-    scores = [importance / cost for importance, cost in zip(importances, costs, strict=True)]
-    index = min(range(len(scores)), key=scores.__getitem__)
-    return index, scores[index]
-
-
-def _least(units: Sequence[Candidate]) -> Candidate:
-    """The unit that is least important for what it saves, with that quotient."""
-    quotients = [
-        (name, importance / max(saving, 1e-12), saving) for name, importance, saving in units
-    ]
-    return min(quotients, key=itemgetter(1))
-
-
-class RemovalState(TypedDict):
-    """A removal in the state of a run."""
-
-    block: str
-    gate: float
-    score: float
-    loss: float
-    step: int
-    spans: list[Span]
-
-
-class GateState(State):
-    """The state of a run that learns gates."""
-
-    slopes: Tensor
-    channel_slopes: dict[str, Tensor]
-    costs: dict[str, float]
-    table: dict[str, float]
-    removals: list[RemovalState]
-    entries: list[Entry]
-    learned: dict[str, Tensor]
 
 
 class _Run(Learner[GateMoment]):
@@ -202,8 +140,7 @@ class _Run(Learner[GateMoment]):
         )
         self.slopes = torch.zeros(len(self.gates), device=self.device)
         self.kept = self._kept()
-        widths = slicable(start.network, recipe) if recipe.units != "blocks" else {}
-        self.channels = ChannelGates(self.root, widths, self.device)
+        self.units = Units(start.network, recipe, self.root, self.device)
         self._rebuild()
 
     def _kept(self) -> KeptAnswers | None:
@@ -241,20 +178,6 @@ class _Run(Learner[GateMoment]):
             for name in network.edits.gated
         }
 
-    @cached_property
-    def table(self) -> dict[str, float]:
-        """What blocks take in seconds, at several widths; empty unless latency is the cost."""
-        if self.recipe.units == "blocks" or self.recipe.cost != "latency":
-            return {}
-        meter = meter_of(self.start.network, self.recipe, self.device)
-        return latency_table(meter, self.channels.widths)
-
-    @cached_property
-    def unit_costs(self) -> UnitCosts:
-        """What units save now; MACs unless the recipe says otherwise."""
-        kind = "macs" if self.recipe.cost == "none" else self.recipe.cost
-        return UnitCosts(self.start.network, self.channels.widths, kind, self.table)
-
     @property
     def turns(self) -> int:
         """How often units have been removed: one block, or several units."""
@@ -274,12 +197,15 @@ class _Run(Learner[GateMoment]):
     def step(self) -> GateMoment | None:
         if self.done == self.next_removal or not self.good:
             # Later steps change what is copied; removals never change.
-            self.good = {**copy.deepcopy(self._changing()), **self._completed_removals()}
+            self.good = {
+                **copy.deepcopy(self._changing()),
+                **of_removals(self.removals, self.packed),
+            }
         if self.done == self.next_removal:
             (self._remove_next if self.recipe.units == "blocks" else self._remove_several)()
         self.compute_gradients()
         self._record_slopes()
-        self.channels.record()
+        self.units.gates.record()
         share = self.turns / len(self.gates)
         rates = (self.recipe.learning_rate, self.recipe.norm_learning_rate * share)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
@@ -310,18 +236,15 @@ class _Run(Learner[GateMoment]):
         learned = (
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         )
-        every = [*learned, *self.channels.gates.values()]
+        every = [*learned, *self.units.gates.gates.values()]
         gradients = [parameter.grad for parameter in every if parameter.grad is not None]
         return [*gradients, *self.running]
 
     def _remove_several(self) -> None:
         """Remove the units that are least important per cost, until they save a block's worth."""
-        costs = self.unit_costs
-        costs.left.clear()
-        saved, share = 0.0, costs.total / len(_candidates(self.start.network, self.recipe))
-        self._count_channels()
+        saved, share = 0.0, self.units.share
         while saved < share and (units := [*self._blocks(), *self._slices()]):
-            name, score, saving = processes.agreed(functools.partial(_least, units))
+            name, score, saving = processes.agreed(functools.partial(least, units))
             saved += saving
             gate = self.gates[name].detach().relu().item() if name in self.gates else 1.0
             self.removals.append(Removal(name, gate, score, math.nan, self.done, {}))
@@ -329,39 +252,27 @@ class _Run(Learner[GateMoment]):
         self.sums.zero_()
         self._rebuild()
 
-    def _blocks(self) -> list[Candidate]:
+    def _blocks(self) -> list[Unit]:
         """The blocks that may be removed, their importances and what they save now."""
         if self.recipe.units == "channels":
             return []
-        names, costs = list(self.gates), self.unit_costs
         importances = torch.stack([gate.detach().relu() for gate in self.gates.values()]).square()
-        values = dict(zip(names, (importances * self.slopes).tolist(), strict=True))
-        return [(name, values[name], costs.cost(name)) for name in self.candidates]
+        values = dict(zip(self.gates, (importances * self.slopes).tolist(), strict=True))
+        return [(name, values[name], self.units.costs.cost(name)) for name in self.candidates]
 
-    def _slices(self) -> list[Candidate]:
+    def _slices(self) -> list[Unit]:
         """The slices that may be removed, their importances and what they save now."""
-        if not self.channels.widths:
-            return []
-        gone = {removal.block for removal in self.removals}
-        homes = [home for home in self.unit_costs.homes if home not in gone]
-        return self.channels.slices(self.unit_costs, homes, self.recipe.multiple)
+        return self.units.slices({removal.block for removal in self.removals})
 
     def _settle(self) -> Network:
         """Close the channels removed so far; returns the network without the blocks removed."""
         blocks, slices = sorted_out(removal.block for removal in self.removals)
-        self.channels.close(slices)
-        self._count_channels()
+        self.units.close(slices)
         network = self.start.network.without(blocks)
-        self.keys, self.candidates = network.state().keys(), _candidates(network, self.recipe)
+        self.keys, self.candidates = network.state().keys(), candidates(network, self.recipe)
         if self.recipe.units == "channels":
             self.candidates = ()
         return network
-
-    def _count_channels(self) -> None:
-        """Tell the costs of units how much is left of each width."""
-        if self.channels.widths:
-            left = {name: int(gate.detach().sum()) for name, gate in self.channels.gates.items()}
-            self.unit_costs.left.update(left)
 
     def _rebuild(self) -> None:
         """Build the module without the units removed so far."""
@@ -416,35 +327,19 @@ class _Run(Learner[GateMoment]):
         }
 
     def snapshot(self) -> dict[str, Any]:
-        return {**self._changing(), **self._completed_removals()}
+        return {**self._changing(), **of_removals(self.removals, self.packed)}
 
     def _changing(self) -> dict[str, Any]:
         """What of a snapshot later steps change."""
-        own = {"slopes": self.slopes, "costs": self.costs, "table": self.table}
-        return {**super().snapshot(), **own, "channel_slopes": self.channels.slopes}
-
-    def _completed_removals(self) -> dict[str, Any]:
-        """The removals in a snapshot; the last one has no weights while blocks adapt to it."""
-        adapting = len(self.removals) - len(self.packed.spans)
-        spans = [*self.packed.spans, *([] for _ in range(adapting))]
-        removals = [
-            {**removal.record(), "spans": one}
-            for removal, one in zip(self.removals, spans, strict=True)
-        ]
-        entries, learned = list(self.packed.entries), dict(self.packed.tensors)
-        return {"removals": removals, "entries": entries, "learned": learned}
+        own = {"slopes": self.slopes, "costs": self.costs, "table": self.units.table}
+        return {**super().snapshot(), **own, "channel_slopes": self.units.gates.slopes}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         super().restore(snapshot)
         self.slopes.copy_(snapshot["slopes"])
-        for name, slopes in snapshot["channel_slopes"].items():
-            self.channels.slopes[name].copy_(slopes)
-        self.costs, self.table = snapshot["costs"], snapshot["table"]
-        spans = [record["spans"] for record in snapshot["removals"]]
-        states = unpack(Packed(snapshot["entries"], spans, snapshot["learned"]))
-        self.removals = list(Path.of_states(snapshot["removals"], states).removals)
-        completed = max((at for at, one in enumerate(spans, 1) if one), default=0)
-        self.packed = Packed(snapshot["entries"], spans[:completed], snapshot["learned"])
+        self.units.gates.restore(snapshot["channel_slopes"])
+        self.costs, self.units.table = snapshot["costs"], snapshot["table"]
+        self.removals, self.packed = removals_in(snapshot)
         self._rebuild()
 
     def result(self) -> Checkpoint:
@@ -459,30 +354,3 @@ class _Run(Learner[GateMoment]):
             )
         )
         return replace(self.start, path=path, notes={**notes, **self.preprocessing})
-
-
-def slicable(network: Network, recipe: GateRecipe) -> dict[str, Width]:
-    """The inner widths that have more than one slice, by name.
-
-    Raises:
-        EngineError: Torch-Pruning is missing or too old.
-        PlanError: there is none, or Torch-Pruning cannot find any.
-    """
-    found = widths_of(network).found
-    widths = {
-        name: width for name, width in found.items() if width.size > width.step(recipe.multiple)
-    }
-    if not widths:
-        widest = max((width.size * width.channels for width in found.values()), default=0)
-        raise PlanError(
-            f"cannot remove channels: {network} has no inner width above one slice of "
-            f"{recipe.multiple} channels (the widest has {widest}); choose a smaller multiple, or "
-            "blocks"
-        )
-    return widths
-
-
-def _candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
-    """The gated blocks that the recipe may remove."""
-    removable = network.stock_removable if recipe.identity_only else network.removable
-    return tuple(name for name in removable if name in network.edits.gated)

@@ -23,6 +23,7 @@ from gatepruner.networks.path import NO_PATH, Path
 from gatepruner.networks.weights import cast, refuse_unusable
 from gatepruner.networks.wrappers import unwrapped
 
+MEASURED = "measured"  # the note of an accuracy, which other weights do not have
 EXTRA_STATE = "_extra_state"  # of modules that save more than tensors
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -30,6 +31,7 @@ EMPTY: Mapping[str, Any] = MappingProxyType({})
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 Size = Annotated[int, msgspec.Meta(gt=0, le=2**16)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class NormalizationNote(TypedDict):
@@ -49,6 +51,16 @@ class ScalingNote(TypedDict):
     squash: NotRequired[bool]
 
 
+class MeasuredNote(TypedDict):
+    """An accuracy, of how many images and which."""
+
+    accuracy: Share
+    low: Share
+    high: Share
+    images: Annotated[int, msgspec.Meta(gt=0, le=2**40)]
+    source: str
+
+
 class Notes(TypedDict, total=False):
     """The notes that have a meaning; any other JSON may stand beside them."""
 
@@ -61,6 +73,7 @@ class Notes(TypedDict, total=False):
     source: str
     weights: str
     remarks: list[str]
+    measured: MeasuredNote
 
 
 @dataclass(frozen=True)
@@ -166,5 +179,6 @@ class Checkpoint:
         return {**self.notes.get("gates", {}), **last, **self.path.gates}
 
     def noting(self, **done: Any) -> dict[str, Any]:
-        """The notes with `done` appended to their history."""
-        return {**self.notes, "history": [*self.notes.get("history", ()), done]}
+        """The notes of other weights, with `done` appended to their history."""
+        kept = {key: value for key, value in self.notes.items() if key != MEASURED}
+        return {**kept, "history": [*self.notes.get("history", ()), done]}

@@ -112,7 +112,12 @@ class Meter:
         for key, network in networks.items():
             fresh = {} if network.state().keys() <= weights.keys() else network.initial_weights()
             state = {**fresh, **weights}
-            modules[key] = network.build({name: state[name] for name in network.state()})
+            modules[key] = network.build(
+                {  # of narrowed layers the first channels, which take the same time as any others
+                    name: state[name][tuple(map(slice, tensor.shape))]
+                    for name, tensor in network.state().items()
+                }
+            )
         return latency(
             modules,
             self.whole.base.input_shape,

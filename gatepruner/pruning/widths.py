@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import PlanError, listed
-from gatepruner.networks.narrowing import Sizes
+from gatepruner.networks.narrowing import Sizes, is_used
 from gatepruner.networks.network import Network
 
 MULTIPLE = 8  # channels of a slice, since hardware likes multiples of 8
@@ -182,3 +182,27 @@ def check_slices(network: Network, widths: Widths, gone: Gone) -> None:
         raise PlanError(
             f"cannot cut all channels of {listed(empty)} out: leave some, or remove the block"
         )
+
+
+def left_of_widths(network: Network) -> dict[str, dict[str, tuple[int, int]]]:
+    """How many channels the narrowed layers make, and how many the base's did.
+
+    Args:
+        network: it may be narrowed.
+
+    Returns:
+        By block and by the path of the layer; layers apart from blocks are listed under "".
+    """
+    whole = Network(network.base).state()
+    made = {
+        layer: (sizes[0], len(whole[key]))
+        for layer, sizes in network.edits.narrowed
+        if (key := f"{layer}.weight") in whole and whole[key].ndim > 1
+    }
+    made = {layer: pair for layer, pair in made.items() if pair[0] < pair[1]}
+    homes: dict[str, dict[str, tuple[int, int]]] = {}
+    kept = {name: network.without([name]).graph() for name in network.removable} if made else {}
+    for layer, pair in made.items():
+        blocks = (name for name, graph in kept.items() if not is_used(layer, graph))
+        homes.setdefault(next(blocks, ""), {})[layer] = pair
+    return homes

@@ -14,7 +14,9 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from gatepruner.files.writing import text_filling, write_files
 from gatepruner.measuring.bench import Measured
+from gatepruner.measuring.recorded import Recorded
 from gatepruner.report.files import versions
+from gatepruner.report.numbers import percent
 from gatepruner.report.style import COLORS, MARKERS, STYLE, WIDE, figure_fillings
 from gatepruner.report.tables import table
 
@@ -22,7 +24,7 @@ FILES = ("bench.json", "bench.png", "bench.svg", "bench.pdf")
 MOST_PANELS = 4  # batch sizes in one figure
 
 
-def bench_table(measured: Sequence[Measured], accuracies: Mapping[str, float]) -> str:
+def bench_table(measured: Sequence[Measured], accuracies: Mapping[str, Recorded]) -> str:
     """Every measurement, and how many times faster each is than the first network there."""
     first = {
         (one.latency.engine, one.latency.batch): one.latency.median for one in reversed(measured)
@@ -31,7 +33,8 @@ def bench_table(measured: Sequence[Measured], accuracies: Mapping[str, float]) -
     for one in measured:
         time = one.latency
         faster = first[time.engine, time.batch] / time.median
-        accuracy = accuracies.get(one.name)
+        known = accuracies.get(one.name)
+        accuracy = [percent(known.accuracy) if known is not None else ""]
         rows.append(
             (
                 one.name,
@@ -41,7 +44,7 @@ def bench_table(measured: Sequence[Measured], accuracies: Mapping[str, float]) -
                 f"{1e3 * time.low:.3f} to {1e3 * time.high:.3f}",
                 f"{time.batch / time.median:,.0f}",
                 f"{faster:.2f}x",
-                *([f"{100 * accuracy:.2f} %"] if accuracy is not None else [""] * bool(accuracies)),
+                *(accuracy if accuracies else []),
             )
         )
     columns = ("network", "engine", "batch", "median", "quartiles", "images/s", "faster")
@@ -50,13 +53,13 @@ def bench_table(measured: Sequence[Measured], accuracies: Mapping[str, float]) -
 
 def write_bench(
     measured: Sequence[Measured],
-    accuracies: Mapping[str, float],
+    accuracies: Mapping[str, Recorded],
     configuration: Mapping[str, Any],
     directory: Path,
 ) -> dict[str, Any]:
     """Write `bench.json` and the figure `bench` (png, svg, pdf); returns the document."""
     document = {
-        "measured": [{**one.to_json(), "accuracy": accuracies.get(one.name)} for one in measured],
+        "measured": [{**one.to_json(), **_known(accuracies.get(one.name))} for one in measured],
         "configuration": dict(configuration),
         "versions": versions(),
     }
@@ -67,13 +70,23 @@ def write_bench(
     return document
 
 
-def bench_figure(measured: Sequence[Measured], accuracies: Mapping[str, float]) -> Figure:
+def _known(accuracy: Recorded | None) -> dict[str, Any]:
+    """An accuracy and what it is of, as plain JSON."""
+    if accuracy is None:
+        return {"accuracy": None}
+    of = {"images": accuracy.images, "data": accuracy.source}
+    return {"accuracy": accuracy.accuracy, "accuracy_of": of}
+
+
+def bench_figure(measured: Sequence[Measured], accuracies: Mapping[str, Recorded]) -> Figure:
     """Accuracy, or else the network, against latency, with a panel for every batch size."""
     batches = list(dict.fromkeys(one.latency.batch for one in measured))[:MOST_PANELS]
     names = list(dict.fromkeys(one.name for one in measured))
-    shown = bool(accuracies) and all(name in accuracies for name in names)
+    known = {str(accuracies[name]) for name in names if name in accuracies}
+    shown = len(known) == 1 and all(name in accuracies for name in names)  # of the same images
     height = {
-        name: 100 * accuracies[name] if shown else len(names) - at for at, name in enumerate(names)
+        name: 100 * accuracies[name].accuracy if shown else len(names) - at
+        for at, name in enumerate(names)
     }
     with matplotlib.rc_context(STYLE):
         figure = Figure(

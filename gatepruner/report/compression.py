@@ -17,7 +17,14 @@ from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.files.writing import text_filling, write_files
 from gatepruner.pruning.goals import Goal, amount_text
 from gatepruner.report.compression_page import MEASURES, compression_page
-from gatepruner.report.files import as_csv, condition_lines, conditions_of, literal, versions
+from gatepruner.report.files import (
+    as_csv,
+    condition_lines,
+    conditions_of,
+    literal,
+    versions,
+    width_lines,
+)
 from gatepruner.report.html.document import document as html_document
 from gatepruner.report.numbers import span
 from gatepruner.report.style import GONE, OURS, STYLE, WIDE, figure_fillings
@@ -159,6 +166,7 @@ def _markdown(compressed: Compressed, document: Mapping[str, Any]) -> str:
         *([f"Latency {target}.", ""] if target is not None else []),
         f"Removed {len(document['removed'])} blocks: {literal(', '.join(document['removed']))}.",
         "",
+        *width_lines(compressed.checkpoint.network),
         f"![{last.measure} against cost](tradeoff.png)",
         "",
         *_table(steps),

@@ -21,14 +21,19 @@ from gatepruner.errors import CheckpointError, visible
 from gatepruner.files.writing import Fill, text_filling, write_files
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.networks.slices import sorted_out
 from gatepruner.pruning.block_times import BlockTimes
+from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.orders import NOISE, Order
+from gatepruner.pruning.widths import left_of_widths
 from gatepruner.report.curve_page import curve_page
 from gatepruner.report.figures import curve_figure, gates_figure
 from gatepruner.report.html.document import document as html_document
 from gatepruner.report.html.page import Page
 from gatepruner.report.numbers import kept, percent, span
 from gatepruner.report.style import figure_fillings
+from gatepruner.report.tables import width_text
 
 FILES = (
     *("curve.png", "curve.svg", "curve.pdf", "gates.png", "gates.svg", "gates.pdf"),
@@ -262,13 +267,23 @@ def accuracy_cell(order: Order, first: Order, index: int) -> str:
     return f"{'≈ ' if same else ''}{mean:.2f} ({span(low, high)})"
 
 
+def width_lines(network: Network) -> list[str]:
+    """For each block of a narrowed network, what is left of its width, in markdown."""
+    left = left_of_widths(network)
+    rows = [
+        f"| {literal(name) if name else 'apart from blocks'} | {literal(width_text(layers))} |"
+        for name, layers in left.items()
+    ]
+    return ["| block | channels left |", "| :--- | :--- |", *rows, ""] if rows else []
+
+
 def _plan_lines(report: Report) -> list[str]:
     lines = []
     if report.removed:
-        lines += [
-            f"Removed {len(report.removed)} blocks: {literal(', '.join(report.removed))}.",
-            "",
-        ]
+        blocks, slices = sorted_out(report.removed)
+        lines += [f"Removed {len(blocks)} blocks: {literal(', '.join(blocks))}.", ""]
+        if slices:
+            lines += width_lines(reduced(report.checkpoint.network, report.removed))
     for name, time in report.latency.items():
         lines.append(
             f"- latency of the {name} network: median {1e3 * time['median']:.2f} ms, quartiles "

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from gatepruner.errors import visible
+from gatepruner.errors import listed, visible
 from gatepruner.report.numbers import kept, percent, span
 
 if TYPE_CHECKING:
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from gatepruner.networks.network import Block
     from gatepruner.pruning.orders import Order
     from gatepruner.pruning.ranking import Ranking
+    from gatepruner.pruning.widths import Widths
 
-LEFT = frozenset({"block", "stage", "shortcut", "branch", "step", ""})  # columns of words
+WORDS = ("block", "stage", "shortcut", "branch", "step", "home", "width", "width left", "")
+LEFT = frozenset(WORDS)  # columns of words
+NOTHING: Mapping[str, Any] = {}
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -43,21 +46,60 @@ def path_table(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def block_table(blocks: Sequence[Block], gates: Mapping[str, float]) -> str:
-    """All blocks in the order of depth, with shortcut, branch and gate."""
+def block_table(
+    blocks: Sequence[Block],
+    gates: Mapping[str, float],
+    left: Mapping[str, Mapping[str, tuple[int, int]]] = NOTHING,
+) -> str:
+    """All blocks in the order of depth, with shortcut, branch, gate, and what is left of widths.
+
+    Args:
+        blocks: of a network.
+        gates: by block.
+        left: of the widths, if any is narrowed; see `left_of_widths`.
+    """
     rows = []
     for block in blocks:
         shortcut = "identity" if block.identity else "changes shape"
-        rows.append(
-            (
-                block.name,
-                block.stage,
-                shortcut if block.shortcut else "removed",
-                ", ".join(_runs(block.layers)) if block.branch else "removed",
-                f"{gates[block.name]:.4f}" if block.name in gates else "",
-            )
+        row = (
+            block.name,
+            block.stage,
+            shortcut if block.shortcut else "removed",
+            ", ".join(_runs(block.layers)) if block.branch else "removed",
+            f"{gates[block.name]:.4f}" if block.name in gates else "",
         )
-    return table(("block", "stage", "shortcut", "branch", "gate"), rows)
+        rows.append((*row, width_text(left.get(block.name, {}))) if left else row)
+    columns = ("block", "stage", "shortcut", "branch", "gate")
+    return table((*columns, "width left") if left else columns, rows)
+
+
+def width_text(left: Mapping[str, tuple[int, int]]) -> str:
+    """The channels that are left of the widths of a block: `conv1 8 of 16`."""
+    return ", ".join(
+        f"{layer.rpartition('.')[2]} {some} of {whole}" for layer, (some, whole) in left.items()
+    )
+
+
+def units_text(widths: Widths, multiple: int) -> str:
+    """The inner widths, how many of their channels can go, and why the others cannot."""
+    rows, free = [], 0
+    for width in widths.found.values():
+        step = width.step(multiple)
+        slices = -(-width.size // step) - 1
+        free += (width.size - (width.size % step or step)) * width.channels if slices else 0
+        rows.append((width.home, width.name, f"{width.size} {width.kind}", str(slices)))
+    total = sum(widths.totals.values())
+    others: dict[str, list[str]] = {}
+    for layer, why in widths.others.items():
+        others.setdefault(why, []).append(layer)
+    lines = [f"  {listed(layers, 3)}: {why}" for why, layers in others.items()]
+    return "\n".join(
+        [
+            table(("home", "width", "size", "slices"), rows),
+            f"{free:,} of {total:,} channels can go in slices of {multiple}; not those of",
+            *lines,
+        ]
+    )
 
 
 def _runs(layers: Sequence[str]) -> list[str]:

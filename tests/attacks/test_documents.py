@@ -16,7 +16,7 @@ from gatepruner.compression.folder import Folder
 from gatepruner.documents import checked, parsed
 from gatepruner.errors import CheckpointError, GatePrunerError, TrainingError
 from gatepruner.files.checkpoints import load, save
-from gatepruner.learning.gates import GateState
+from gatepruner.learning.gate_state import GateState
 from gatepruner.learning.training import TrainingState
 
 WHOLE = draw("gated-residual-fc6,width=4")
@@ -185,10 +185,10 @@ STATES = {
         GateState,
         {
             **STATE,
+            "channel_slopes": {"a": torch.zeros(1)},
+            "table": {"a": 1.0},
             "slopes": torch.zeros(1),
-            "channel_slopes": {},
             "costs": {},
-            "table": {},
             "removals": [REMOVAL],
             "entries": [("k", "float32", [])],
             "learned": {"0/float32": torch.zeros(1)},

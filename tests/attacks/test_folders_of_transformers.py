@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,4 +184,6 @@ def test_only_files_of_the_folder_are_opened(sealed, weights, tmp_path, monkeypa
         builtins, "open", lambda file, *a, **o: opened.append(file) or plain(file, *a, **o)
     )
     gatepruner.load(folder)
-    assert [name for name in map(str, opened) if name.endswith(".py")] == []
+    own = str(Path(transformers.__file__).parent)  # whose source an older torch reads
+    code = [name for name in map(str, opened) if name.endswith(".py")]
+    assert [name for name in code if not name.startswith(own)] == []

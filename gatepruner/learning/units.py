@@ -1,0 +1,134 @@
+"""The units that a run may remove, blocks and slices of inner widths, and which is to go next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from operator import itemgetter
+
+import torch
+from torch import Tensor, nn
+
+from gatepruner import processes
+from gatepruner.errors import PlanError
+from gatepruner.learning.channel_gates import ChannelGates, Unit
+from gatepruner.learning.recipes import GateRecipe
+from gatepruner.networks.network import Network
+from gatepruner.networks.slices import Slice
+from gatepruner.pruning.groups import widths_of
+from gatepruner.pruning.meter import Meter
+from gatepruner.pruning.unit_costs import UnitCosts, latency_table
+from gatepruner.pruning.widths import Width
+
+
+class Units:
+    """The slices that a run may remove, and what units save.
+
+    Attributes:
+        gates: of the channels; none if only blocks are removed.
+    """
+
+    def __init__(
+        self, network: Network, recipe: GateRecipe, root: nn.Module, device: torch.device
+    ) -> None:
+        self.network, self.recipe, self.device = network, recipe, device
+        widths = slicable(network, recipe) if recipe.units != "blocks" else {}
+        self.gates = ChannelGates(root, widths, device)
+
+    @cached_property
+    def table(self) -> dict[str, float]:
+        """What blocks take in seconds, at several widths; empty unless latency is the cost."""
+        if not self.gates.widths or self.recipe.cost != "latency":
+            return {}
+        meter = meter_of(self.network, self.recipe, self.device)
+        return processes.agreed(lambda: latency_table(meter, self.gates.widths))
+
+    @cached_property
+    def costs(self) -> UnitCosts:
+        """What units save now; MACs unless the recipe says otherwise."""
+        kind = "macs" if self.recipe.cost == "none" else self.recipe.cost
+        return UnitCosts(self.network, self.gates.widths, kind, self.table)
+
+    @cached_property
+    def share(self) -> float:
+        """What a block of the whole network costs on average: the saving of a turn."""
+        whole = UnitCosts(self.network, self.gates.widths, self.costs.kind, self.table)
+        return whole.total / len(candidates(self.network, self.recipe))
+
+    def close(self, slices: Sequence[Slice]) -> None:
+        """Close the channels of these slices, and open all others."""
+        if not self.gates.widths:
+            return
+        self.gates.close(slices)
+        for name, gate in self.gates.gates.items():
+            self.costs.left[name] = int(gate.detach().sum())
+
+    def slices(self, gone: Collection[str]) -> list[Unit]:
+        """The slice of each width that is least important, unless its block is gone."""
+        if not self.gates.widths:
+            return []
+        homes = [home for home in self.costs.homes if home not in gone]
+        return self.gates.slices(self.costs, homes, self.recipe.multiple)
+
+
+def meter_of(network: Network, recipe: GateRecipe, device: str | torch.device) -> Meter:
+    """What measures the costs of a network's blocks as a recipe says."""
+    batch, engine, threads = recipe.latency_batch, recipe.engine, recipe.threads
+    return Meter(network, device, batch, engine=engine, threads=threads)
+
+
+def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, float]:
+    """The index and score of the block that is least important per cost; ties go to the first.
+
+    Its importance is the squared first-order estimate of how the loss changes when its gate
+    closes.
+
+    Args:
+        gates: `(B,)`, g = relu(k) of every block.
+        slopes: `(B,)`, mean squares of the loss's derivatives with respect to k.
+        costs: the cost of every block.
+    """
+    importances = (gates.square() * slopes).tolist()
+    scores = [importance / cost for importance, cost in zip(importances, costs, strict=True)]
+    index = min(range(len(scores)), key=scores.__getitem__)
+    return index, scores[index]
+
+
+def least(units: Sequence[Unit]) -> Unit:
+    """The unit that is least important for what it saves, with that quotient."""
+    quotients = [
+        (name, importance / max(saving, 1e-12), saving) for name, importance, saving in units
+    ]
+    return min(quotients, key=itemgetter(1))
+
+
+def slicable(network: Network, recipe: GateRecipe) -> dict[str, Width]:
+    """The inner widths that have more than one slice, by name.
+
+    Raises:
+        EngineError: Torch-Pruning is missing or too old.
+        PlanError: there is none, Torch-Pruning cannot find any, or a stock class is to hold the
+            result.
+    """
+    if recipe.identity_only:
+        raise PlanError(
+            "a library's own class cannot hold a narrowed network: remove blocks alone for it"
+        )
+    found = widths_of(network).found
+    widths = {
+        name: width for name, width in found.items() if width.size > width.step(recipe.multiple)
+    }
+    if not widths:
+        widest = max((width.size * width.channels for width in found.values()), default=0)
+        raise PlanError(
+            f"cannot remove channels: {network} has no inner width above one slice of "
+            f"{recipe.multiple} channels (the widest has {widest}); choose a smaller multiple, or "
+            "blocks"
+        )
+    return widths
+
+
+def candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
+    """The gated blocks that the recipe may remove."""
+    removable = network.stock_removable if recipe.identity_only else network.removable
+    return tuple(name for name in removable if name in network.edits.gated)
