@@ -6,10 +6,12 @@ A message names the thing, what was found, what was expected and what to do next
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 LONGEST = 4000  # characters of a message
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph
 
 
 class GatePrunerError(Exception):
@@ -72,11 +74,13 @@ class TrainingError(GatePrunerError):
 def visible(text: str) -> str:
     """A text from outside in one line that does nothing to a terminal.
 
-    Control characters, marks of direction, line breaks, lone surrogates and whatever else is not
-    printable are spelled as in Python: `\\x1b` for an escape.
+    Control characters, marks of direction, line breaks and lone surrogates are spelled as in
+    Python: `\\x1b` for an escape.
     """
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in UNSEEN
+        else letter
         for letter in text
     )
 

@@ -119,6 +119,12 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
     return None if number is None else int(number)
 
 
+def cores(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processors of its machine are this process's share."""
+    here = int(environment.get("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1
+    return max((os.cpu_count() or 1) // max(here, 1), 1)
+
+
 @dataclass(frozen=True)
 class Share:
     """The part of a set of images that a process takes.

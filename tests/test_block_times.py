@@ -11,9 +11,11 @@ from conftest import data_in, draw, random_images, write_folder
 
 from gatepruner.files.checkpoints import save
 from gatepruner.measuring.cost import count
+from gatepruner.measuring.engines import ENGINES, Eager
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.network import Network
 from gatepruner.pruning import meter as meter_module
+from gatepruner.pruning import orders as orders_module
 from gatepruner.pruning.block_times import block_times
 from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.orders import compare
@@ -115,7 +117,14 @@ def test_the_page_says_of_every_latency_how_it_is_known(clock):
     }
 
 
-def test_sweep_measures_on_engines_that_are_there(run, tmp_path):
+class Failing(Eager):
+    """An engine that cannot run a network."""
+
+    def __init__(self, program, images, threads):
+        raise RuntimeError("No Op registered for Frob")
+
+
+def test_sweep_measures_on_engines_that_are_there(run, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     checkpoint = draw("gated-resnet8", input_shape=(3, 8, 8))
     notes = {"normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}}
@@ -132,6 +141,11 @@ def test_sweep_measures_on_engines_that_are_there(run, tmp_path):
     assert written["block_times"] == document["block_times"]
     text = (tmp_path / "out" / "report.html").read_text()
     assert "onnxruntime, batch size 1, cpu, 1 thread" in text
+    monkeypatch.setattr(orders_module, "compare", None)  # would fail if it were called
+    monkeypatch.setitem(ENGINES, "compile", Failing)
+    lacking = run(*command, "--engine", "eager,compile", "-o", tmp_path / "other")
+    assert lacking.code == 1
+    assert "it does not have the operation Frob" in lacking.err
     wrong = run(*command, "--engine", "eager,tflite", "-o", tmp_path / "other")
     assert wrong.code == 1
     assert "unknown engine 'tflite'" in wrong.err

@@ -27,8 +27,10 @@ from matplotlib.figure import Figure
 import gatepruner
 from gatepruner.compression.compress import compress
 from gatepruner.compression.recipe import CompressionRecipe
+from gatepruner.errors import EngineError
 from gatepruner.files import quantization
 from gatepruner.files.checkpoints import load, save
+from gatepruner.files.formats import FORMATS
 from gatepruner.images.images import Images
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.readers import load_images
@@ -461,6 +463,20 @@ def test_compress_exports_8_bits_calibrated_on_training_images(run, folder):
     alone = run(*compress_command(folder, "--drop", 1, "--force"), "--int8")
     assert alone.code == 2
     assert "give --export, too" in alone.err
+
+
+def test_compress_refuses_an_operation_that_the_format_lacks_before_the_work(
+    run, folder, monkeypatch
+):
+    def lacking(checkpoint):
+        raise EngineError(f"cannot export {checkpoint.network}: it does not have the operation x")
+
+    monkeypatch.setitem(FORMATS, "torch", replace(FORMATS["torch"], rehearse=lacking))
+    before = files_in(folder)
+    told = run(*compress_command(folder, "--drop", 1, "--export", folder / "it.pt2"))
+    assert told.code == 1
+    assert "cannot export resnet14: it does not have the operation x" in told.err
+    assert files_in(folder) == before
 
 
 @pytest.mark.usefixtures("quick")

@@ -28,7 +28,7 @@ from torchvision.models import resnet18
 from gatepruner.errors import CheckpointError
 from gatepruner.files.archives import read_archive
 from gatepruner.files.checkpoints import load
-from gatepruner.files.unpickling import StandIn
+from gatepruner.files.stand_ins import StandIn
 from gatepruner.pruning.surgery import remove
 
 CANARY = """

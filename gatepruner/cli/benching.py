@@ -26,12 +26,16 @@ class Sources:
         arch: architecture of all of them, as in torchvision:resnet50.
         num_classes: number of logits, where the files do not tell.
         input_size: side of the images, or CxHxW.
+        module: your own module of all of them, as in net.py:Net or package.module:function.
+        leaves: classes of its parts to keep whole where they cannot be traced.
     """
 
     ckpts: Annotated[list[Path], typer.Argument(metavar="CKPT...")]
     arch: str | None = None
     num_classes: Annotated[int | None, typer.Option(min=1)] = None
     input_size: Annotated[str | None, typer.Option(metavar="SIZE")] = None
+    module: Annotated[str | None, typer.Option(metavar="FILE.py:CALLABLE")] = None
+    leaves: Annotated[str | None, typer.Option(metavar="CLASS,…")] = None
 
     def read(self, problems: Problems) -> dict[str, Subject]:
         """The networks by the shortest names that tell them apart."""
@@ -43,8 +47,8 @@ class Sources:
                 if path.suffix == ".onnx":
                     checkpoints[name] = Source(path).subject()
                 else:
-                    source = Source(path, self.arch, self.num_classes, self.input_size)
-                    checkpoints[name] = source.read()
+                    shared = {key: value for key, value in vars(self).items() if key != "ckpts"}
+                    checkpoints[name] = Source(path, **shared).read()
         problems.refuse()
         return checkpoints
 

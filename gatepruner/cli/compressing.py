@@ -70,7 +70,12 @@ class Steps:
 
     def check(self, network: Network) -> None:
         """Refuse an export that cannot be made, before any work is done."""
-        from gatepruner.files.formats import check_format, check_quantizable, check_whole_blocks
+        from gatepruner.files.formats import (
+            check_format,
+            check_quantizable,
+            check_whole_blocks,
+            rehearse,
+        )
 
         to = self.format(network)
         if self.export is not None and to is not None:
@@ -78,6 +83,7 @@ class Steps:
             check_whole_blocks(to, network)
             if self.int8:
                 check_quantizable(to)
+            rehearse(to, network)
         elif self.int8:
             raise typer.BadParameter("--int8 says how to write an ONNX file: give --export, too")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
     from gatepruner.networks.network import Network
     from gatepruner.networks.onnx_file import Subject
-    from gatepruner.pruning.block_times import BlockTimes
     from gatepruner.pruning.meter import Meter
-    from gatepruner.pruning.ranking import Ranking
     from gatepruner.report.terminal import Terminal
 
 
@@ -103,16 +100,16 @@ class Engines:
         for timing in self.timings:
             timing.check(problems)
 
-    def times(
-        self, whole: Network, ranking: Ranking, counts: Sequence[int], how: Data, on: Terminal
-    ) -> list[BlockTimes]:
-        """The latency along an order on every engine, of networks as `prune` writes them."""
-        from gatepruner.pruning.block_times import block_times
+    def meters(self, whole: Network, how: Data, terminal: Terminal) -> list[Meter]:
+        """What measures networks as `prune` writes them, on every engine.
 
+        The whole network has been measured, so that an engine that cannot run it is refused.
+        """
         folded = whole.without_gates()
-        return [
-            block_times(timing.meter(folded, how, on), ranking, counts) for timing in self.timings
-        ]
+        meters = [timing.meter(folded, how, terminal) for timing in self.timings]
+        for meter in meters:
+            meter.latencies([folded])
+        return meters
 
 
 def latencies(meter: Meter, small: Checkpoint) -> dict[str, dict[str, Any]]:

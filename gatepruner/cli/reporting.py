@@ -125,6 +125,7 @@ def sweep(
     Example: `gatepruner sweep gated.pt --data imagefolder:cifar10 --engine onnxruntime --threads 1`
     """
     from gatepruner.measuring.device import pick_device
+    from gatepruner.pruning.block_times import block_times
     from gatepruner.pruning.orders import compare
     from gatepruner.report.files import Report, refuse_report, write_report
     from gatepruner.report.tables import curve_table
@@ -162,6 +163,7 @@ def sweep(
             )
         else:
             warn_of_misfit(source.ckpt, checkpoint, statistics, data)
+    meters = engines.meters(checkpoint.network, data, call.terminal)
     compared = compare(
         checkpoint,
         images,
@@ -174,7 +176,7 @@ def sweep(
         track=call.terminal.track,
     )
     orders = list(compared)
-    times = engines.times(checkpoint.network, orders[0].rankings[0], counts, data, call.terminal)
+    times = [block_times(meter, orders[0].rankings[0], counts) for meter in meters]
     configuration = {
         "input": str(source.ckpt),
         "data": images.source,

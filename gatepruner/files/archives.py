@@ -23,7 +23,8 @@ from torch import Tensor
 
 from gatepruner.errors import CheckpointError, first_line, listed, visible
 from gatepruner.files.rebuilding import Rebuilder, Storage, sides, storage_key, storage_type
-from gatepruner.files.unpickling import LARGEST, Machine, Source, runs, within
+from gatepruner.files.stand_ins import runs, within
+from gatepruner.files.unpickling import LARGEST, Machine, Source
 
 RECORD = b"PK\3\4"  # at the beginning of every record of a zip file
 MAGIC = 0x1950A86A20F9469CFC6C  # torch's, at the beginning of a file without zip

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gatepruner.errors import PlanError, listed
-from gatepruner.files.stages import check_widths
+from gatepruner.files.stages import BEFORE, check_widths
 from gatepruner.models.variants import VARIANTS
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.pruning.surgery import fold_gates
@@ -103,7 +103,8 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
     if unfit:
         raise PlanError(
             f"cannot export {network} to torchvision's ResNet: {listed(unfit)} lacks its branch or "
-            "its shortcut, and torchvision's blocks have both; keep the blocks that change shape"
+            "its shortcut, and torchvision's blocks have both; keep the blocks that change "
+            f"shape: {BEFORE}"
         )
     kept = {
         stage: [block.name for block in network.blocks if block.stage == stage] for stage in STAGES
@@ -112,7 +113,8 @@ def to_torchvision(checkpoint: Checkpoint) -> StockResNet:
     if empty:
         raise PlanError(
             f"cannot export {network} to torchvision's ResNet: {listed(empty)} has no block left, "
-            "and torchvision needs at least one per stage; keep one"
+            "and torchvision needs at least one per stage; keep one: "
+            f"{BEFORE}"
         )
     renamed = {
         name: f"{stage}.{index}"

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError
-from gatepruner.files.unpickling import LARGEST, StandIn
+from gatepruner.files.stand_ins import StandIn
+from gatepruner.files.unpickling import LARGEST
 from gatepruner.networks.weights import Unusable
 
 # Places in the order in which they are preferred; averaged weights first, for they are better.

@@ -73,6 +73,7 @@ class Format:
         identity_only: whether only blocks with an identity shortcut may be removed.
         beside: suffixes of further files that have the same stem.
         quantize: quantises a file in its place to 8 bits; returns what that changes.
+        rehearse: exports a network to memory, which shows whether the format lacks an operation.
     """
 
     suffixes: tuple[str, ...]
@@ -84,6 +85,7 @@ class Format:
     identity_only: bool = False
     beside: tuple[str, ...] = ()
     quantize: Callable[[Checkpoint, Path, Calibration], Mapping[str, Any]] | None = None
+    rehearse: Callable[[Checkpoint], object] = lambda checkpoint: None
 
 
 def _write_torchvision(
@@ -112,8 +114,14 @@ FORMATS: dict[str, Format] = {
         ("onnx", "onnxscript", "onnxruntime"),
         "onnx",
         quantize=quantization.quantize,
+        rehearse=lambda checkpoint: programs.program_of(checkpoint).onnx,
     ),
-    "torch": Format((".pt2",), programs.write_torch, programs.read_torch),
+    "torch": Format(
+        (".pt2",),
+        programs.write_torch,
+        programs.read_torch,
+        rehearse=lambda checkpoint: programs.program_of(checkpoint).exported,
+    ),
     "openvino": Format(
         (".xml",),
         programs.write_openvino,
@@ -121,6 +129,7 @@ FORMATS: dict[str, Format] = {
         ("onnx", "onnxscript", "openvino"),
         "openvino",
         beside=(".bin",),
+        rehearse=programs.openvino_model,
     ),
     "torchvision": Format(
         (".pth", ".pt", ".safetensors"),
@@ -211,6 +220,16 @@ def check_format(to: str, path: Path, network: Network) -> None:
         raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
     require(f"the format {to}", format.packages, format.extra)
     format.check(network)
+
+
+def rehearse(to: str, network: Network) -> None:
+    """Refuse a network with an operation that a format lacks, in the time that an export takes.
+
+    Raises:
+        EngineError: the format lacks an operation of the network; names it.
+    """
+    plain = network.without_gates()
+    FORMATS[to].rehearse(Checkpoint(plain, plain.initial_weights()))
 
 
 def check_whole_blocks(to: str, network: Network) -> None:

@@ -68,13 +68,21 @@ def read_torch(checkpoint: Checkpoint, path: Path) -> Callable[[Tensor], Tensor]
     return loaded
 
 
-def write_openvino(checkpoint: Checkpoint, path: Path, about: Mapping[str, Any]) -> Written:
-    """Write OpenVINO's IR in full precision: `.xml`, and the weights beside it in `.bin`."""
+def openvino_model(checkpoint: Checkpoint) -> Any:
+    """A network as an `openvino.Model`."""
     import openvino
 
     with silent(), refusing(f"cannot export {checkpoint.network} to OpenVINO"):
         onnx = program_of(checkpoint).onnx.SerializeToString()
-        model = openvino.Core().read_model(onnx, b"")
+        return openvino.Core().read_model(onnx, b"")
+
+
+def write_openvino(checkpoint: Checkpoint, path: Path, about: Mapping[str, Any]) -> Written:
+    """Write OpenVINO's IR in full precision: `.xml`, and the weights beside it in `.bin`."""
+    import openvino
+
+    model = openvino_model(checkpoint)
+    with silent(), refusing(f"cannot export {checkpoint.network} to OpenVINO"):
         model.set_rt_info(json.dumps(about), KEY)
         openvino.save_model(model, path, compress_to_fp16=False)
     return (

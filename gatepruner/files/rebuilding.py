@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatepruner.files.unpickling import Name, StandIn, encoded, filled, members, within
+from gatepruner.files.stand_ins import Name, StandIn, encoded, filled, members, within
 from gatepruner.networks.weights import Unusable
 
 MOST_SHARED = 16  # times the bytes of the file in all of its tensors, which may share them

@@ -27,7 +27,7 @@ from gatepruner.files.foreign import (
     unwrapped,
 )
 from gatepruner.files.layouts import LAYOUTS, Layout
-from gatepruner.files.unpickling import StandIn
+from gatepruner.files.stand_ins import StandIn
 from gatepruner.models import Shape
 from gatepruner.networks.network import Network
 

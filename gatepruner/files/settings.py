@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from gatepruner.files.unpickling import StandIn
+from gatepruner.files.stand_ins import StandIn
 from gatepruner.networks.network import Network
 
 # They change nothing in evaluation, or only how it is computed.

@@ -16,6 +16,8 @@ from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 
 OTHERWISE = "choose .onnx, .pt2 or .xml instead"
+# What keeps blocks that change shape, and one in every stage, from being removed.
+BEFORE = "gate --identity-only, or compress with --export"
 
 
 def check_widths(network: Network, to: str) -> None:
@@ -53,7 +55,8 @@ def stages_left(network: Network, to: str) -> dict[str, list[str]]:
     if halves:
         raise PlanError(
             f"cannot export {network} to {to}: {listed(dict.fromkeys(halves))} lacks a part, and "
-            f"{to}'s blocks have all; remove all parts of a block, with --blocks, or {OTHERWISE}"
+            f"{to}'s blocks have all; remove blocks as a whole: prune --blocks, {BEFORE}; or "
+            f"{OTHERWISE}"
         )
     stages: dict[str, list[str]] = {path.rpartition(".")[0]: [] for path in whole}
     for path in left:
@@ -62,7 +65,7 @@ def stages_left(network: Network, to: str) -> dict[str, list[str]]:
     if empty:
         raise PlanError(
             f"cannot export {network} to {to}: {listed(empty)} has no block left, and {to} needs "
-            f"at least one; keep one, or {OTHERWISE}"
+            f"at least one; keep one ({BEFORE}), or {OTHERWISE}"
         )
     return stages
 

@@ -8,31 +8,19 @@ pickled their options, random states and whole modules beside them.
 
 from __future__ import annotations
 
-import _compat_pickle
 import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
+
+from gatepruner.files.stand_ins import Name, StandIn, full_name, key_of
 
 LARGEST = 2**26  # bytes of a pickle; that of a network with a thousand layers has 1 MB
 MOST_OPERATIONS = 2_000_000  # of a pickle; each takes up to 100 bytes
 MOST_CALLS = 200_000  # in a pickle; each may make a tensor
 MOST_BITS = 4096  # of a whole number
-LONGEST_NAME = 1000  # letters of the name of a class or function
 MOST_PLACES = 2**32  # in the memo
-# Python does not mix these hashes: of larger numbers, and of several, many could have one hash.
-LARGEST_KEY, LARGEST_IN_TUPLE = 2**61 - 2, 2**16
-# Whatever names these was made to run code. Nothing would run, but no checkpoint needs them.
-RUNNING = frozenset(
-    (
-        *("os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "socket", "shutil", "ctypes"),
-        *("importlib", "code", "pdb", "timeit", "webbrowser", "builtins.eval", "builtins.exec"),
-        *("builtins.compile", "builtins.open", "builtins.input", "builtins.breakpoint"),
-        "builtins.__import__",
-    )
-)
 CONSTANTS = frozenset(
     (
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -49,36 +37,6 @@ VALUES: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_SET": set,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """The full name of a class or function, in place of the object."""
-
-    full: str
-
-    def __post_init__(self) -> None:
-        if len(self.full) > LONGEST_NAME:
-            raise pickle.UnpicklingError(f"a name of more than {LONGEST_NAME:,} letters")
-
-
-@dataclass(slots=True, eq=False)
-class StandIn:
-    """An object of a class that is not known: its data without its behaviour.
-
-    Attributes:
-        name: full name of the class or function that would have made it.
-        arguments: what it was made from.
-        state: its state, usually a dictionary of its attributes.
-        entries: what it holds as a dictionary.
-        elements: what it holds as a list.
-    """
-
-    name: str
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-    entries: dict[Any, Any] = field(default_factory=dict)
-    elements: list[Any] = field(default_factory=list)
 
 
 class Source:
@@ -207,7 +165,7 @@ class Machine:
         self._fill(pairs)
 
     def to_frozenset(self, _: Any) -> None:
-        self.stack.append(frozenset(map(_key, self._marked())))
+        self.stack.append(frozenset(map(key_of, self._marked())))
 
     def append(self, _: Any) -> None:
         self._extend(self._popped(1))
@@ -225,7 +183,7 @@ class Machine:
         values = self._marked()
         if not isinstance(self.stack[-1], set):
             raise pickle.UnpicklingError("items for what is no set")
-        self.stack[-1].update(map(_key, values))
+        self.stack[-1].update(map(key_of, values))
 
     def _extend(self, values: list[Any]) -> None:
         """Append values to the list on the stack."""
@@ -242,7 +200,7 @@ class Machine:
         if not isinstance(entries, dict) or len(pairs) % 2:
             raise pickle.UnpicklingError("items for what is no dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            entries[_key(key)] = value
+            entries[key_of(key)] = value
 
     def name(self, argument: str) -> None:
         self._named(*argument.split(" ", 1))
@@ -347,67 +305,8 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
 }
 
 
-def _key(value: Any) -> Any:
-    """A key of a dictionary: one whose hash takes no time and calls nothing."""
-    if type(value) is tuple and len(value) <= 16:
-        known = all(_is_key(part, LARGEST_IN_TUPLE) for part in value)
-    else:
-        known = type(value) is float or _is_key(value, LARGEST_KEY)
-    if not known:
-        raise pickle.UnpicklingError(f"a key of the type {type(value).__name__}, or too large")
-    return value
-
-
-def _is_key(value: Any, largest: int) -> bool:
-    if type(value) is int:
-        return abs(value) <= largest
-    return value is None or type(value) in (str, bytes, bool, Name, StandIn)
-
-
 def _copied(arguments: tuple[Any, ...]) -> int:
     """How many bytes a call may copy, at most: a pickle can pass the same text or list again."""
     values = sum(len(part) for part in arguments if isinstance(part, list))
     text = sum(len(part) for part in arguments if isinstance(part, str))
     return 100 * (values + max(0, len(arguments) - 16)) + text
-
-
-def filled(pairs: Any = None) -> OrderedDict[Any, Any]:
-    """The dictionary that `OrderedDict(pairs)` is."""
-    if not isinstance(pairs, list | None):
-        raise pickle.UnpicklingError("a dictionary of what is no list")
-    return OrderedDict((_key(key), value) for key, value in pairs or ())
-
-
-def members(values: Any = None) -> set[Any]:
-    """The set that `set(values)` is."""
-    if not isinstance(values, list | None):
-        raise pickle.UnpicklingError("a set of what is no list")
-    return set(map(_key, values or ()))
-
-
-def encoded(*arguments: Any) -> Any:
-    """The bytes that a pickle of Python 2 spells as text, or else a stand-in."""
-    match arguments:
-        case str(text), ("latin1" | "latin-1"):
-            return text.encode("latin1")
-    return StandIn("_codecs.encode", arguments)
-
-
-def within(*arguments: Any) -> Any:
-    """What `getattr` gives: the name of a class within another, or else a stand-in."""
-    match arguments:
-        case Name(outer), str(name) if name.isidentifier():
-            return Name(f"{outer}.{name}")
-    return StandIn("builtins.getattr", arguments)
-
-
-def full_name(module: str, name: str) -> str:
-    """`module.name`, with the names of Python 3."""
-    if (module, name) in _compat_pickle.NAME_MAPPING:
-        module, name = _compat_pickle.NAME_MAPPING[module, name]
-    return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
-
-
-def runs(name: str) -> bool:
-    """Whether a name has no use in a file but to run code."""
-    return name in RUNNING or name.partition(".")[0] in RUNNING

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatepruner import processes
 from gatepruner.errors import DataError
 from gatepruner.images.caching import Cache, Cached, cached
 from gatepruner.images.decoding import Decoded, decode
@@ -160,7 +160,7 @@ class Images(Examples):
                 yield self.pixels[part], self.labels[part]
             return
         device = self.labels.device
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decodes the next batch meanwhile
+        with ThreadPoolExecutor(processes.cores()) as pool:  # decodes the next batch meanwhile
             following = self._decoding(pool, parts[0]) if parts else []
             for part, next_part in itertools.zip_longest(parts, parts[1:]):
                 decoding = following

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatepruner import processes
 from gatepruner.images.decoding import decode
 from gatepruner.images.examples import Track
 from gatepruner.images.scaling import Scaling
@@ -59,7 +59,7 @@ def decoded(
 
 def _decoded(pictures: Sequence[Picture], shape: Shape, resize: Scaling | None) -> Iterator[Tensor]:
     """Decoded pictures, of which a few are read ahead."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processes.cores()) as pool:
         pending: deque[Future[Tensor]] = deque()
         for picture in read(pictures):
             pending.append(pool.submit(decode, picture, shape, resize))
