@@ -85,5 +85,6 @@ def gate(
     kept.state.unlink(missing_ok=True)  # last: until then, a killed run can be resumed
     records = gated.path.records
     call.terminal.say(path_table(records))
-    call.terminal.say(f"wrote {target}: {len(records)} blocks can go without further learning")
+    noun = "blocks" if recipe.units == "blocks" else "units"
+    call.terminal.say(f"wrote {target}: {len(records)} {noun} can go without further learning")
     return call.finish({"input": str(source.ckpt), "output": str(target), "path": records})

@@ -63,7 +63,7 @@ def reached_text(reach: Reach) -> str:
 
     goal = reach.goal
     if goal.kind == "blocks":
-        return f"goal: {counted(reach.removed, 'block')} removed"
+        return f"goal: {counted(reach.removed, reach.noun)} removed"
     if goal.kind == "loss":
         asked = f"at most {goal.amount:g} points lower"
         reached = f"{reach.reached:.1f} %"
@@ -72,5 +72,5 @@ def reached_text(reach: Reach) -> str:
         reached = goal.text(reach.reached, reach.whole)
     return (
         f"reachable: {reach.range}\n"
-        f"goal: {asked}, reached by removing {counted(reach.removed, 'block')} ({reached})"
+        f"goal: {asked}, reached by removing {counted(reach.removed, reach.noun)} ({reached})"
     )

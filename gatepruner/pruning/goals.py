@@ -134,6 +134,7 @@ class Reach:
         whole: cost of the whole network, or its accuracy in percent.
         least: the same after removing all blocks of the ranking.
         reached: the same after removing `removed` blocks.
+        noun: what is removed, `"block"`, or `"unit"` where slices are among them.
     """
 
     goal: Goal
@@ -141,6 +142,7 @@ class Reach:
     whole: float
     least: float
     reached: float
+    noun: str = "block"
 
     @property
     def range(self) -> str:
@@ -271,7 +273,7 @@ def blocks_for(
         else:
             low = middle + 1
     reached = meter.cost(goal.kind, reduced(network, ranking.first(low)))
-    return Reach(goal, low, whole, least, reached)
+    return Reach(goal, low, whole, least, reached, "block" if blocks else "unit")
 
 
 def _first_within(limit: float, whole: float, saved: Sequence[float]) -> int:
