@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 LONGEST = 4000  # characters of a message
-UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph
+# Control, format, surrogate, private and unassigned ones, line and paragraph separators.
+UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 class GatePrunerError(Exception):
@@ -74,8 +75,8 @@ class TrainingError(GatePrunerError):
 def visible(text: str) -> str:
     """A text from outside in one line that does nothing to a terminal.
 
-    Control characters, marks of direction, line breaks and lone surrogates are spelled as in
-    Python: `\\x1b` for an escape.
+    Control characters, marks of direction, line breaks, lone surrogates and what is no letter yet
+    are spelled as in Python: `\\x1b` for an escape.
     """
     return "".join(
         letter.encode("unicode_escape").decode()
