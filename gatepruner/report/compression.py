@@ -86,7 +86,7 @@ def write_compression(compressed: Compressed, directory: Path) -> Path:
 def tradeoff_figure(steps: Sequence[StepRecord], goal: Goal | None = None) -> Figure:
     """Accuracy, or agreement without labels, against the cost of the goal, from step to step.
 
-    Steps of the same cost stand side by side, the first one at its cost.
+    Steps of the same cost stand side by side, the middle of them at their cost.
 
     Args:
         steps: those with `shown` are drawn.
@@ -114,7 +114,7 @@ def tradeoff_figure(steps: Sequence[StepRecord], goal: Goal | None = None) -> Fi
         _name_points(axes, shown, x)
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.3 * (high - low), min(high, 101.0))  # room for names; at most 100 %
-        beside = "" if x == costs else "; steps of the same cost are side by side"
+        beside = "" if x == costs else "\n(steps of the same cost side by side)"
         axes.set_xlabel(f"{axis.label}{beside}")
         axes.set_ylabel(f"{MEASURES[shown[0].measure]} (%)")
         figure.legend(loc="outside upper right", ncols=2)
@@ -122,17 +122,19 @@ def tradeoff_figure(steps: Sequence[StepRecord], goal: Goal | None = None) -> Fi
 
 
 def _side_by_side(x: Sequence[float]) -> list[float]:
-    """Places of intervals: those of the same cost, or nearly, beside each other."""
+    """Places of intervals: those of the same cost, or nearly, beside each other, about it."""
     gap = GAP * (max(x) - min(x) or max(x) or 1.0)
-    places: list[float] = []
-    first = number = 0
-    for index, cost in enumerate(x):
-        if index and abs(cost - x[first]) <= gap / 2:
-            number += 1
+    groups: list[list[float]] = []
+    for cost in x:
+        if groups and abs(cost - groups[-1][0]) <= gap / 2:
+            groups[-1].append(cost)
         else:
-            first, number = index, 0
-        places.append(x[first] + number * gap)
-    return places
+            groups.append([cost])
+    return [
+        group[0] + gap * (number - (len(group) - 1) / 2)
+        for group in groups
+        for number in range(len(group))
+    ]
 
 
 def _name_points(axes: Axes, steps: Sequence[StepRecord], x: Sequence[float]) -> None:
