@@ -20,8 +20,9 @@ from gatepruner.measuring.cost import count
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.slices import Slice, slice_named
-from gatepruner.pruning.groups import widths_of
+from gatepruner.pruning.groups import _drawn, widths_of
 from gatepruner.pruning.surgery import add_gates, fold_gates, narrow, remove
+from gatepruner.pruning.widths import closed, cut_out, sizes_left
 
 KINDS = list(BLOCKS)
 SOME = (1, 3)
@@ -260,3 +261,30 @@ def test_sizes_that_do_not_fit_are_refused(case, tmp_path):
     save(Checkpoint(network, whole.weights), damaged)
     with pytest.raises(CheckpointError, match=message):
         load(damaged)
+
+
+@pytest.mark.parametrize("name", ["resnest14d", "seresnet18"])
+def test_what_a_group_of_torch_pruning_does_not_say_whole_is_no_width(name):
+    """ResNeSt splits what a grouped convolution makes; squeeze-and-excitation is whole."""
+    pytest.importorskip("timm")
+    network = Network.named(f"timm:{name}", input_shape=(3, 32, 32))
+    widths = widths_of(network)
+    split = [why for why in widths.others.values() if "in a place of its own" in why]
+    assert bool(split) == (name == "resnest14d")
+    weights, images = _drawn(network), torch.randn(2, 3, 32, 32)
+    for one in (*widths.found,)[:3]:
+        gone = {one: (1, 3)}
+        small = network.narrowed_to(sizes_left(network, widths.found, gone))
+        logits = small.build(cut_out(weights, widths.found, gone))(images)
+        expected = network.build(closed(weights, widths.found, gone))(images)
+        assert not torch.allclose(expected, network.build(weights)(images), rtol=1e-4)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_widths_are_tried_where_nothing_hides_them():
+    """A head or a scale of a branch that is made as 0 would let every mistake pass."""
+    pytest.importorskip("timm")
+    network = Network.named("timm:mixer_s32_224")
+    assert not network.initial_weights()["head.weight"].any()
+    for tensor in _drawn(network).values():
+        assert not tensor.is_floating_point() or tensor.numel() < 2 or tensor.std() > 0

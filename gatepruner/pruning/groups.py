@@ -6,7 +6,9 @@ that a group that was not understood is no width.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -265,7 +267,16 @@ class _Search:
         return self.dependencies.get_pruning_group(layer, prune, list(range(channels)))
 
     def _check(self, members: Sequence[_Member]) -> None:
-        """Raise `_UnfitError` if a group reaches outside of a branch, or is used more than once."""
+        """Raise `_UnfitError` if a group is no whole, reaches outside of a branch, or is shared."""
+        roots = members[0].places.keys()
+        for one in members:
+            places = [place for each in one.places.values() for place in each]
+            if (
+                one.places.keys() != roots
+                or len({*places}) < len(places)
+                or max(places) >= _size(self._layer(one.layer), one.axis)
+            ):
+                raise _UnfitError(f"{one.layer} does not have each of them in a place of its own")
         layers = {one.layer for one in members}
         self._home(layers)
         calls = [str(node.target) for node in self.calls]
@@ -291,6 +302,8 @@ class _Search:
         behind = self._members(middle.layer, layer)
         if more or any(one.axis == 1 and _is_grouped(self._layer(one.layer)) for one in behind):
             raise _UnfitError("several grouped convolutions follow each other")
+        if len(behind[0].places) < layer.out_channels:
+            raise _UnfitError(f"the channels of {middle.layer} are split behind it")
         reads, makes = layer.in_channels // layer.groups, layer.out_channels // layer.groups
         of_group: list[list[int]] = [[] for _ in range(layer.groups)]
         for root, (place,) in middle.places.items():
@@ -338,7 +351,8 @@ def _wrong(network: Network, widths: Mapping[str, Width]) -> list[str]:
         try:
             small = network.narrowed_to(sizes_left(network, widths, some))
             module = small.build(cut_out(weights, widths, some))
-            with torch.no_grad():
+            # What does not fit is reported there by torch.fx, and is no error here.
+            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
                 expected, logits = masked(images), module(images)
         except REFUSALS:
             return True
@@ -350,14 +364,18 @@ def _wrong(network: Network, widths: Mapping[str, Width]) -> list[str]:
 
 
 def _drawn(network: Network) -> dict[str, Tensor]:
-    """Weights in which no shift and no statistic is 0 or 1 by chance."""
+    """Weights in which nothing is 0 or 1 as it is made: no shift, scale of a branch, or head."""
     draw = torch.Generator().manual_seed(0)
     return {
         key: tensor + 0.1 * torch.rand(tensor.shape, generator=draw)
-        if tensor.ndim == 1 and tensor.is_floating_point()
+        if tensor.is_floating_point() and (tensor.ndim == 1 or _is_constant(tensor))
         else tensor
         for key, tensor in network.initial_weights().items()
     }
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return bool(tensor.numel()) and bool((tensor == tensor.flatten()[0]).all())
 
 
 def _common_path(layers: Iterable[str]) -> str:
@@ -373,6 +391,13 @@ def _targets(graph: fx.Graph) -> set[str]:
 def _made(layer: Any) -> int:
     """The number of channels that a layer makes."""
     return int(layer.weight.shape[0])
+
+
+def _size(layer: Any, axis: int) -> int:
+    """How many channels a layer makes or passes on, or along axis 1 reads."""
+    if isinstance(layer, BATCH_NORM):
+        return int(layer.num_features)
+    return int(layer.weight.shape[axis]) * (layer.groups if axis and _is_grouped(layer) else 1)
 
 
 def _is_depthwise(layer: Any) -> bool:
