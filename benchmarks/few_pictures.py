@@ -30,7 +30,7 @@ from typing import Any
 import record
 import torch
 from practise import recoverability
-from recovery import Bench, Trial, draw
+from recovery import Bench, Trial
 
 import gatepruner
 from gatepruner.learning.learner import FEATURES
@@ -190,17 +190,7 @@ def main() -> None:
         if chosen.sample is None
         else sample_trials(chosen.removed, chosen.pictures)
     )
-    rows = bench.run(found)
-    settings: dict[str, Any] = {
-        "checkpoint": chosen.checkpoint.name,
-        "whole": round(gatepruner.accuracy(whole, test, device=chosen.device).accuracy, 4),
-        "test images": len(test),
-        "learning rate": recipe.peak(fresh=False),
-        "batch size": recipe.batch_size,
-        "steps": bench.steps,
-    }
-    record.write(chosen.name, settings, rows, quick=chosen.quick)
-    draw(rows, settings["whole"], record.folder(chosen.quick) / chosen.name)
+    bench.write(chosen.name, chosen, found, steps=bench.steps)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import record
-from recovery import Bench, Trial, draw
+from recovery import Bench, Trial
 
 import gatepruner
 
@@ -42,28 +41,10 @@ def main() -> None:
     chosen = options.parse_args()
     if chosen.quick:
         chosen.images, chosen.epochs, chosen.removed, chosen.seeds = 256, 1, [2, 3], [0]
-    most = 100 if chosen.quick else None
-    whole, train, val, test = record.loaded(chosen, train=None, val=most, test=most)
-    bench = Bench(
-        whole,
-        train,
-        val.joined(test),
-        record.folder(chosen.quick) / "much_data.work",
-        replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size),
-        gatepruner.GateRecipe(blocks=16, steps=2 if chosen.quick else 50),
-        chosen.device,
-    )
-    rows = bench.run(trials(chosen))
-    settings: dict[str, Any] = {
-        "checkpoint": chosen.checkpoint.name,
-        "whole": round(gatepruner.accuracy(whole, bench.test, device=chosen.device).accuracy, 4),
-        "images": chosen.images,
-        "test images": len(bench.test),
-        "learning rate": bench.recipe.peak(fresh=False),
-        "batch size": bench.recipe.batch_size,
-    }
-    record.write("much_data", settings, rows, quick=chosen.quick)
-    draw(rows, settings["whole"], record.folder(chosen.quick) / "much_data")
+    recipe = replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size)
+    gating = gatepruner.GateRecipe(blocks=16, steps=2 if chosen.quick else 50)
+    bench = Bench.of(chosen, "much_data", recipe, gating)
+    bench.write("much_data", chosen, trials(chosen), images=chosen.images)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ usage: python benchmarks/recovery.py --checkpoint FILE --data DIR [--images 2000
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ import matplotlib
 import record
 from columns import grouped
 from matplotlib.figure import Figure
+from typing_extensions import Self
 
 import gatepruner
 from gatepruner.report.style import GONE, OURS, STYLE, save_figure
@@ -93,6 +95,36 @@ class Bench:
         self.whole, self.train, self.test = whole, train, test
         self.folder, self.recipe, self.gating, self.device = folder, recipe, gating, device
         folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def of(
+        cls,
+        chosen: argparse.Namespace,
+        name: str,
+        recipe: gatepruner.Recipe,
+        gating: gatepruner.GateRecipe,
+    ) -> Self:
+        """The bench of an image folder with train, and with val and test to measure on."""
+        most = 100 if chosen.quick else None
+        whole, train, val, test = record.loaded(chosen, train=None, val=most, test=most)
+        folder = record.folder(chosen.quick) / f"{name}.work"
+        return cls(whole, train, val.joined(test), folder, recipe, gating, chosen.device)
+
+    def write(
+        self, name: str, chosen: argparse.Namespace, trials: Iterable[Trial], **settings: Any
+    ) -> None:
+        """Run trials, and write their result and its figure."""
+        rows = self.run(trials)
+        accuracy = gatepruner.accuracy(self.whole, self.test, device=self.device).accuracy
+        about = {
+            "checkpoint": chosen.checkpoint.name,
+            "whole": round(accuracy, 4),
+            "test images": len(self.test),
+            "learning rate": self.recipe.peak(fresh=False),
+            "batch size": self.recipe.batch_size,
+        }
+        record.write(name, about | settings, rows, quick=chosen.quick)
+        draw(rows, accuracy, record.folder(chosen.quick) / name)
 
     def run(self, trials: Iterable[Trial]) -> list[dict[str, Any]]:
         """The row of every trial."""
@@ -248,29 +280,10 @@ def main() -> None:
     chosen = options.parse_args()
     if chosen.quick:
         chosen.images, chosen.epochs, chosen.removed, chosen.seeds = 256, [1, 2], [2, 3], 1
-    most = 100 if chosen.quick else None
-    whole, train, val, test = record.loaded(chosen, train=None, val=most, test=most)
     gating = gatepruner.GateRecipe(blocks=max(chosen.removed), steps=2 if chosen.quick else 50)
-    bench = Bench(
-        whole,
-        train,
-        val.joined(test),
-        record.folder(chosen.quick) / "recovery.work",
-        gatepruner.FINE_TUNING,
-        gating,
-        chosen.device,
-    )
-    rows = bench.run(trials(chosen.removed, chosen.images, chosen.epochs, chosen.seeds))
-    settings: dict[str, Any] = {
-        "checkpoint": chosen.checkpoint.name,
-        "whole": round(gatepruner.accuracy(whole, bench.test, device=chosen.device).accuracy, 4),
-        "images": chosen.images,
-        "test images": len(bench.test),
-        "learning rate": bench.recipe.peak(fresh=False),
-        "batch size": bench.recipe.batch_size,
-    }
-    record.write("recovery", settings, rows, quick=chosen.quick)
-    draw(rows, settings["whole"], record.folder(chosen.quick) / "recovery")
+    bench = Bench.of(chosen, "recovery", gatepruner.FINE_TUNING, gating)
+    tried = trials(chosen.removed, chosen.images, chosen.epochs, chosen.seeds)
+    bench.write("recovery", chosen, tried, images=chosen.images)
 
 
 if __name__ == "__main__":
