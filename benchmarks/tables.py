@@ -168,6 +168,16 @@ COMPRESSED = table(
     Column("time (s)", "{seconds:.0f}"),
     records=shares_of_whole,
 )
+SAVINGS = table(
+    Column("network", "{network}, batch size {batch}"),
+    Column("engine", "{engine}"),
+    Column("latency (ms)", "seconds", quartiles(scale=1e3)),
+    Column("networks to prepare", "{networks[sums]} instead of {networks[each]}"),
+    Column("greatest error of the sums (%)", lambda row: row["errors"]["sums"], PERCENT),
+    Column("of scaling with MACs (%)", lambda row: row["errors"]["macs"], PERCENT),
+    keys=2,
+    timed=True,
+)
 RUNS = Column("n", "{seconds[n]}")
 TIME = Column("time (s)", "seconds", quartiles())
 TABLES: dict[str, Table] = {
@@ -242,16 +252,8 @@ TABLES: dict[str, Table] = {
         Column("time (s)", "time", mean(".0f")),
         records=along_orders,
     ),
-    "engines_cuda": table(
-        Column("network", "{network}, batch size {batch}"),
-        Column("engine", "{engine}"),
-        Column("latency (ms)", "seconds", quartiles(scale=1e3)),
-        Column("networks to prepare", "{networks[sums]} instead of {networks[each]}"),
-        Column("greatest error of the sums (%)", lambda row: row["errors"]["sums"], PERCENT),
-        Column("of scaling with MACs (%)", lambda row: row["errors"]["macs"], PERCENT),
-        keys=2,
-        timed=True,
-    ),
+    "engines": SAVINGS,
+    "engines_cuda": SAVINGS,
     "int8": table(
         Column("ResNet-56", "network"),
         Column("precision", "precision"),
