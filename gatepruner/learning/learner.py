@@ -34,7 +34,13 @@ from gatepruner.measuring.agreement import (
     normalizations_of,
 )
 from gatepruner.measuring.cost import count
-from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place
+from gatepruner.measuring.device import (
+    laid_out,
+    learns_channels_last,
+    learns_fast,
+    pick_device,
+    place,
+)
 from gatepruner.measuring.inputs import check_batch
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.features import features_of
@@ -111,7 +117,7 @@ class Learner(ABC, Generic[Shown]):
 
     def _placed(self, checkpoint: Checkpoint) -> fx.GraphModule:
         module = checkpoint.build()
-        place(module, self.device, self.fast)
+        place(module, self.device, learns_channels_last(self.device))
         return module
 
     def close(self) -> None:
@@ -192,7 +198,8 @@ class Learner(ABC, Generic[Shown]):
 
     def _normalized(self, pixels: Tensor, which: int) -> Tensor:
         """Images as the network, 0, or its teacher, 1, takes them."""
-        return laid_out(self.normalizations[which](pixels), self.fast)
+        images = self.normalizations[which](pixels)
+        return laid_out(images, learns_channels_last(self.device))
 
     def _answers(self, module: nn.Module, images: Tensor) -> Answers:
         return answers(module, images, self.device, self.fast, classes=self.data.task.classes)

@@ -53,25 +53,34 @@ def _own_gpu() -> torch.device:
     return torch.device(f"cuda:{own}")
 
 
-def place(module: nn.Module, device: torch.device, fast: bool | None = None) -> nn.Module:
-    """Move a module to the device, in channels-last format if `fast`.
+def place(module: nn.Module, device: torch.device, channels_last: bool | None = None) -> nn.Module:
+    """Move a module to the device, if asked in channels-last format.
 
-    By default only CUDA is fast, so that results on the CPU are the same on all machines.
+    By default only on CUDA, so that results on the CPU are the same on all machines.
     """
-    if device.type == "cuda" if fast is None else fast:
+    if device.type == "cuda" if channels_last is None else channels_last:
         return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
     return module.to(device)
 
 
-def laid_out(images: Tensor, fast: bool | None = None) -> Tensor:
+def laid_out(images: Tensor, channels_last: bool | None = None) -> Tensor:
     """Images in the memory format that `place` gives a module."""
-    if images.device.type == "cuda" if fast is None else fast:
+    if images.device.type == "cuda" if channels_last is None else channels_last:
         return images.contiguous(memory_format=torch.channels_last)
     return images
 
 
+def learns_channels_last(device: torch.device) -> bool:
+    """Whether networks learn faster in channels-last format.
+
+    On a CPU without bf16, a step takes 1.1 to 1.6 times as long without it for ResNets, MobileNets
+    and EfficientNets, and at most a tenth less for others.
+    """
+    return device.type in ("cpu", "cuda")
+
+
 def precision(device: torch.device, fast: bool | None = None) -> AbstractContextManager[object]:
-    """bf16 autocast if `fast`; see `place`."""
+    """bf16 autocast if `fast`; by default only on CUDA, see `place`."""
     if device.type == "cuda" if fast is None else fast:
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
