@@ -57,7 +57,7 @@ class DataError(GatePrunerError):
 
 
 class DeviceError(GatePrunerError):
-    """This machine does not have the device."""
+    """This machine does not have the device, or the device cannot do what is asked."""
 
 
 class EngineError(GatePrunerError):

@@ -118,9 +118,10 @@ GATING = {
     "engine": "engine",
     "threads": "threads",
     "batch_size": "batch_size",
+    "amp": "amp",
     "seed": "seed",
 }
-TUNING = {name: name for name in ("match", "learning_rate", "seed")}
+TUNING = {name: name for name in ("match", "learning_rate", "amp", "seed")}
 
 
 def compress(
@@ -167,7 +168,7 @@ def compress(
     for export in exports:
         with problems:
             refuse_existing(export, force=call.force or begun)
-    whole = read(source, data, problems)
+    whole = read(source, data, problems, gating.amp)
     train, held_out, test = _images(whole, data, held, steps, call.terminal, problems)
     recipe = steps.recipe(gating, tuning, whole.network).fitted(len(train))
     if call.dry_run:

@@ -48,7 +48,7 @@ def gate(
     problems = Problems()
     with problems:
         kept = Kept.beside(target, call, epochs=False)
-    whole = read(source, data, problems)
+    whole = read(source, data, problems, recipe.amp)
     every = replace(data, limit=None)
     images, _ = list_images(
         lambda: every.listed(whole, call.terminal, labels=recipe.labels),

@@ -84,7 +84,7 @@ def finetune(
             described = _described(source, teacher.teacher)
             known = described.read()
             source = _described(source, source.ckpt, described)
-    whole = read(source, data, problems)
+    whole = read(source, data, problems, recipe.amp)
     images, held_out = list_images(lambda: data.listed(whole, call.terminal), held, problems)
     check(whole, images, recipe.batch_size, problems, labels=known is None)
     if known is not None:
@@ -213,7 +213,7 @@ def train(
         kept = Kept.beside(target, call)
     with problems:
         network = fresh.network()
-    check_device(data, problems)
+    check_device(data, problems, recipe.amp)
     problems.refuse()
     images, held_out = list_images(
         lambda: data.found(network.base.input_shape, data.scaling()), held, problems

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -95,7 +96,9 @@ class Learner(ABC, Generic[Shown]):
             check_learnable(checkpoint)
         self.normalizations = normalizations_of(start, teacher or start, data, normalization)
         self.device = pick_device(device)
-        self.fast = learns_fast(self.device, count(start.network).macs)
+        processes.meet("learning", self._request)
+        macs = count(start.network).macs
+        self.fast = processes.agreed(lambda: learns_fast(self.device, macs, recipe.amp))
         self.data = data.to(self.device)
         self.root = self._placed(start)
         self.matches = teacher is not None and matches(recipe.match, start.network, teacher)
@@ -108,6 +111,10 @@ class Learner(ABC, Generic[Shown]):
         self.done = 0
         self.batches = self._batches()
         self.started = time.monotonic()
+
+    def _request(self) -> dict[str, Any]:
+        """What has to be equal in all processes, as plain JSON."""
+        return {"network": self.start.fingerprint, "recipe": asdict(self.recipe)}
 
     def _placed(self, checkpoint: Checkpoint) -> fx.GraphModule:
         module = checkpoint.build()
@@ -276,6 +283,11 @@ class Learner(ABC, Generic[Shown]):
         misfits = [key for key in {**shapes, **own} if shapes.get(key) != own.get(key)]
         if misfits:
             raise ValueError(f"{listed(misfits)} are missing, unknown or of another shape")
+
+    @property
+    def precision(self) -> str:
+        """In what the network computes while it learns, for notes."""
+        return "bf16" if self.fast else "float32"
 
     @property
     def normalization(self) -> Normalization:

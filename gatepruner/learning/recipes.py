@@ -20,8 +20,10 @@ SCHEDULES = ("onecycle", "step", "cosine")
 MATCHES = ("features", "logits", "both")
 STATISTICS = ("batch", "kept")
 UNITS = ("blocks", "channels", "both")
+AMP = ("auto", "off", "bf16")
 
 CHOICES = {
+    "amp": AMP,
     "cost": COSTS,
     "engine": tuple(ENGINES),
     "match": MATCHES,
@@ -35,6 +37,7 @@ LEAST["batch_size"] = 2  # batch norm needs at least two images
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
+HOW = ("amp",)  # fields that say how to compute, not what; a resumed run may change them
 EPOCHS, STEPS = 10, 400  # at least, where no number of epochs is given
 
 
@@ -45,6 +48,11 @@ class _Checked:
         problems = filter(None, (_problem(name, value) for name, value in vars(self).items()))
         if text := "; ".join(problems):
             raise TrainingError(text)
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """The fields that must stay the same when a run is resumed, also on another machine."""
+        return {name: value for name, value in vars(self).items() if name not in HOW}
 
 
 def _problem(name: str, value: Any) -> str | None:
@@ -92,6 +100,8 @@ class GateRecipe(_Checked):
         match: What to match of the whole network: features (of the last map), logits or both.
         temperature: Temperature that softens the logits for distillation.
         mirror: Mirror colour images at random.
+        amp: Automatic mixed precision while learning: auto (bf16 where that is faster), off
+            (float32) or bf16.
         seed: Seed of the order of images and of all other random numbers.
     """
 
@@ -113,6 +123,7 @@ class GateRecipe(_Checked):
     match: str = "logits"
     temperature: float = 4.0
     mirror: bool = True
+    amp: str = "auto"
     seed: int = 0
 
     @property
@@ -150,6 +161,8 @@ class Recipe(_Checked):
             cross-entropy with the labels.
         temperature: Temperature that softens the logits of network and teacher.
         initial_gate: Initial value k of every gate.
+        amp: Automatic mixed precision while learning: auto (bf16 where that is faster), off
+            (float32) or bf16.
         seed: Seed of initial weights, order of images, augmentation and dropout.
     """
 
@@ -167,6 +180,7 @@ class Recipe(_Checked):
     distillation: float = 0.9
     temperature: float = 4.0
     initial_gate: float = 1.0
+    amp: str = "auto"
     seed: int = 0
 
     def peak(self, *, fresh: bool) -> float:

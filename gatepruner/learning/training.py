@@ -62,10 +62,10 @@ def train(
         recipe: how to train.
         validation: held-out images to measure accuracy on after every epoch.
         normalization: of the images; by default that of the training set.
-        device: where to compute; uses bf16 where that is faster.
+        device: where to compute.
         state: file for the run's state, so that the run can be resumed; delete it when the result
             has been saved.
-        resume: whether to continue from that state.
+        resume: whether to continue from that state; `amp` may differ.
         watch: called after every epoch, and regularly in between.
         on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
@@ -75,6 +75,7 @@ def train(
 
     Raises:
         DataError: the images do not fit the network.
+        DeviceError: the recipe asks for bf16, which the device does not have.
         TrainingError: the loss is not finite, or there is no such run to resume.
     """
     weights = network.initial_weights(recipe.seed, recipe.initial_gate)
@@ -121,10 +122,10 @@ def finetune(
             images is kept, and the run ends when no better one comes; without, accuracy is
             measured on them after every epoch.
         normalization: replaces those that checkpoint and teacher record.
-        device: where to compute; uses bf16 where that is faster.
+        device: where to compute.
         state: file for the run's state, so that the run can be resumed; delete it when the result
             has been saved.
-        resume: whether to continue from that state.
+        resume: whether to continue from that state; `amp` may differ.
         watch: called after every epoch, and regularly in between.
         on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
@@ -135,6 +136,7 @@ def finetune(
 
     Raises:
         DataError: the images do not fit the network.
+        DeviceError: the recipe asks for bf16, which the device does not have.
         TrainingError: the teacher has other classes, takes images of another size, or has features
             of another shape that are to be matched; the loss is not finite and there is no state
             to keep; or there is no such run to resume.
@@ -346,7 +348,7 @@ class _Run(Learner[Moment]):
         held_out = self.validation if self.teacher is not None else None  # what is kept goes by it
         return {
             "network": self.start.network.to_json(),
-            "recipe": self.settings,
+            "recipe": {**self.recipe.lasting, "learning_rate": self.peak},
             **super().identity(),
             "start": "" if self.fresh else self.start.fingerprint,
             "teacher": self.teacher.fingerprint if self.teacher else "",
@@ -381,6 +383,7 @@ class _Run(Learner[Moment]):
             "epochs": self.history,
             "torch": torch.__version__,
             "device": str(self.device),
+            "precision": self.precision,
             **({"processes": processes.count()} if processes.count() > 1 else {}),
         }
         if self.teacher is not None:
