@@ -224,17 +224,35 @@ def learned() -> dict[str, Any]:
         "tune with batch norm": lambda: finetune(made(), DATA, kept, teacher=made(seed=1), **how),
         "train with batch norm": lambda: train(made().network, DATA, TRAINING, **held),
     }
-    return {name: plain(verb()) for name, verb in verbs.items()}
+    return {name: plain(verb()) for name, verb in {**verbs, **in_parts(4)}.items()}
+
+
+def in_parts(most: int) -> dict[str, Callable[[], Checkpoint]]:
+    """Verbs whose batches pass in parts, with batch norm, and with a head that learns nothing."""
+    parts: Any = {"micro_batch_size": most}
+    recipes = [replace(recipe, **parts) for recipe in (GATING, TUNING, TRAINING)]
+    how: Any = {"device": "cpu"}
+    return {
+        "gate in parts": lambda: learn_gates(made(), DATA, recipes[0], **how),
+        "tune in parts": lambda: finetune(made(), DATA, recipes[1], teacher=made(seed=1), **how),
+        "train in parts": lambda: train(made().network, DATA, recipes[2], **how),
+    }
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):
-    """With batch norm, whose statistics are those of a part, all processes learn the same."""
+    """With batch norm, whose statistics are those of a part, all processes learn the same.
+
+    One process that passes its batch in as many parts learns that, too.
+    """
     everybodys: Any = results("test_processes", "learned", 2, tmp_path)
     expected = learned()
     assert len(expected["gate"]["path"]) == 4
     for found in everybodys:
-        for verb in ("gate", "tune", "train"):
+        for verb in ("gate", "tune", "train", *in_parts(4)):
             near(found[verb], expected[verb])
+    halves = in_parts(7)
+    for verb in ("gate", "train"):
+        near(everybodys[0][f"{verb} with batch norm"], plain(halves[f"{verb} in parts"]()))
     for verb in expected:
         for found in everybodys[1:]:
             equal(found[verb], everybodys[0][verb])

@@ -183,8 +183,11 @@ def _measured(
         "track": request.track("measuring the network"),
     }
     some = test.spread(COMPARED) if test.labelled else test
-    agreed = agreement(checkpoint, request.whole, some, **how)
-    return accuracy(checkpoint, test, **how) if test.labelled else None, agreed
+    at_once = request.recipe.at_once
+    agreed = agreement(checkpoint, request.whole, some, batch_size=at_once(128), **how)
+    if not test.labelled:
+        return None, agreed
+    return accuracy(checkpoint, test, batch_size=at_once(256), **how), agreed
 
 
 def _timed(request: Request, checkpoints: Mapping[str, Checkpoint]) -> tuple[StepRecord, ...]:

@@ -73,7 +73,8 @@ def learn_gates(
             `gatepruner.savings`.
         device: where to compute.
         state: file for the run's state, so that the run can be resumed.
-        resume: whether to continue from that state; learning rates and `amp` may differ.
+        resume: whether to continue from that state; learning rates, `amp` and `micro_batch_size`
+            may differ.
         watch: called after every removal, and regularly in between.
         on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
@@ -85,6 +86,7 @@ def learn_gates(
     Raises:
         DataError: the images do not fit the network.
         DeviceError: the recipe asks for bf16, which the device does not have.
+        OutOfMemoryError: a step does not fit into memory.
         PlanError: the recipe removes more blocks than the network can lose.
         TrainingError: the loss or a gate is not finite, every gate has closed, or there is no
             such run to resume.

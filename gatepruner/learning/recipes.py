@@ -33,16 +33,18 @@ CHOICES = {
     "units": UNITS,
 }
 LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1, "threads": 1}
-LEAST["batch_size"] = 2  # batch norm needs at least two images
+LEAST |= {"batch_size": 2, "micro_batch_size": 2}  # batch norm needs at least two images
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
-HOW = ("amp",)  # fields that say how to compute, not what; a resumed run may change them
+HOW = ("amp", "micro_batch_size")  # how to compute, not what: a resumed run may change it
 EPOCHS, STEPS = 10, 400  # at least, where no number of epochs is given
 
 
 class _Checked:
     """A recipe that checks its fields."""
+
+    micro_batch_size: int | None
 
     def __post_init__(self) -> None:
         problems = filter(None, (_problem(name, value) for name, value in vars(self).items()))
@@ -53,6 +55,10 @@ class _Checked:
     def lasting(self) -> dict[str, Any]:
         """The fields that must stay the same when a run is resumed, also on another machine."""
         return {name: value for name, value in vars(self).items() if name not in HOW}
+
+    def at_once(self, usual: int) -> int:
+        """How many images pass at once where so many are usual, with or without gradients."""
+        return min(usual, self.micro_batch_size or usual)
 
 
 def _problem(name: str, value: Any) -> str | None:
@@ -88,6 +94,8 @@ class GateRecipe(_Checked):
         warmup: Steps before the first removal.
         steps: Steps after each removal, for the other blocks to adapt.
         batch_size: Images per step.
+        micro_batch_size: Images that pass through the network at once, in each process; their
+            gradients are accumulated until the batch is complete. By default the whole batch.
         learning_rate: Learning rate of the gates (Adam).
         norm_learning_rate: Learning rate of the scales and shifts of normalisation layers, times
             the share of blocks removed so far; 0 freezes them.
@@ -112,6 +120,7 @@ class GateRecipe(_Checked):
     warmup: int = 60
     steps: int = 50
     batch_size: int = 128
+    micro_batch_size: int | None = None
     learning_rate: float = 0.02
     norm_learning_rate: float = 0.02
     penalty: float = 0.01
@@ -145,6 +154,8 @@ class Recipe(_Checked):
         epochs: Passes over the training images; by default 10, or as many as take 400 steps if
             there are few images.
         batch_size: Images per step; an incomplete last batch of an epoch is dropped.
+        micro_batch_size: Images that pass through the network at once, in each process; their
+            gradients are accumulated until the batch is complete. By default the whole batch.
         optimizer: Optimizer: sgd (with Nesterov momentum of 0.9), adam or adamw.
         learning_rate: Peak learning rate of the weights; by default 0.1 for SGD and 0.001 for Adam,
             or 0.02 and 0.0001 in fine-tuning.
@@ -168,6 +179,7 @@ class Recipe(_Checked):
 
     epochs: int | None = None
     batch_size: int = 128
+    micro_batch_size: int | None = None
     optimizer: str = "sgd"
     learning_rate: float | None = None
     schedule: str = "onecycle"

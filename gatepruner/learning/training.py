@@ -9,6 +9,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -65,7 +66,7 @@ def train(
         device: where to compute.
         state: file for the run's state, so that the run can be resumed; delete it when the result
             has been saved.
-        resume: whether to continue from that state; `amp` may differ.
+        resume: whether to continue from that state; `amp` and `micro_batch_size` may differ.
         watch: called after every epoch, and regularly in between.
         on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
@@ -76,6 +77,7 @@ def train(
     Raises:
         DataError: the images do not fit the network.
         DeviceError: the recipe asks for bf16, which the device does not have.
+        OutOfMemoryError: a step does not fit into memory.
         TrainingError: the loss is not finite, or there is no such run to resume.
     """
     weights = network.initial_weights(recipe.seed, recipe.initial_gate)
@@ -125,7 +127,7 @@ def finetune(
         device: where to compute.
         state: file for the run's state, so that the run can be resumed; delete it when the result
             has been saved.
-        resume: whether to continue from that state; `amp` may differ.
+        resume: whether to continue from that state; `amp` and `micro_batch_size` may differ.
         watch: called after every epoch, and regularly in between.
         on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
@@ -137,6 +139,7 @@ def finetune(
     Raises:
         DataError: the images do not fit the network.
         DeviceError: the recipe asks for bf16, which the device does not have.
+        OutOfMemoryError: a step does not fit into memory.
         TrainingError: the teacher has other classes, takes images of another size, or has features
             of another shape that are to be matched; the loss is not finite and there is no state
             to keep; or there is no such run to resume.
@@ -244,6 +247,9 @@ class _Run(Learner[Moment]):
         """The network, whose gradients the processes average while they are computed."""
         return self.module if self.parallel is None else self.parallel
 
+    def passing(self, last: bool) -> AbstractContextManager[object]:
+        return super().passing(last) if self.parallel is None or last else self.parallel.no_sync()
+
     @property
     def shared(self) -> list[Tensor]:
         """The statistics of batch norm, which every process has of its own images."""
@@ -306,7 +312,8 @@ class _Run(Learner[Moment]):
         if self.validation is None:
             return moment
         if self.teacher is None:
-            (measured,) = tally(self.root, self.validation, self.normalization, self.device, 256)
+            how = self.validation, self.normalization, self.device, self.recipe.at_once(256)
+            (measured,) = tally(self.root, *how)
             self._learn()
             return replace(moment, validation=measured.accuracy)
         every = math.ceil(ROUND / self.per_epoch)
@@ -330,6 +337,7 @@ class _Run(Learner[Moment]):
         assert self.teacher_module is not None  # or nothing is compared
         found = compared(
             *(self.module, self.teacher_module, held_out, self.normalizations, self.device),
+            batch_size=self.recipe.at_once(128),
             fast=self.fast,
         )
         self._learn()
