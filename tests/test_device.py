@@ -88,6 +88,7 @@ def test_on_a_cpu_modules_stay_as_they_are_and_nothing_is_cast():
 def test_a_device_learns_fast_where_bf16_gains(monkeypatch, device, bf16, macs, fast):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
     assert learns_fast(torch.device(device), macs) is fast
+    assert learns_fast(torch.device(device), macs, "off") is False
 
 
 def test_a_cpu_of_which_pytorch_cannot_tell_does_not_learn_fast(monkeypatch):
