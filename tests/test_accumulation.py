@@ -114,7 +114,7 @@ def test_running_statistics_move_once_by_the_mean_of_the_parts(momentum):
     layer(torch.randn(5, 3, 4, 4))
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
     parts = parts_of(10, 4)
-    for part in averaged(parts, list(layer.buffers())):
+    for part in averaged(parts, layer):
         layer(images[part]).sum().backward()
     share = 0.5 if momentum is None else momentum  # of the second of two batches
     each = [images[part].movedim(1, 0).flatten(1) for part in parts]

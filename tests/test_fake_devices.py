@@ -175,9 +175,10 @@ def test_recalibration(whole, gpu, augment):
         estimate(place(module, CUDA), views(augment), CUDA)
 
 
-@pytest.mark.parametrize(("match", "labels"), [("logits", True), ("both", False)])
-def test_a_step_of_learning_gates(whole, gpu, match, labels):
+@pytest.mark.parametrize(("match", "labels", "most"), [("logits", True, None), ("both", False, 3)])
+def test_a_step_of_learning_gates(whole, gpu, match, labels, most):
     recipe = GateRecipe(warmup=1, steps=1, batch_size=BATCH, match=match, labels=labels, blocks=1)
+    recipe = replace(recipe, micro_batch_size=most)
     options = {"normalization": normalization(whole), "device": CUDA}
     with unset_fake_temporarily():
         whole = add_gates(whole)
@@ -187,9 +188,9 @@ def test_a_step_of_learning_gates(whole, gpu, match, labels):
     run.update()
 
 
-@pytest.mark.parametrize("taught", [False, True])
-def test_a_step_of_training(whole, gpu, taught):
-    recipe = Recipe(batch_size=BATCH, epochs=1, match="both")
+@pytest.mark.parametrize(("taught", "most"), [(False, None), (True, None), (True, 3)])
+def test_a_step_of_training(whole, gpu, taught, most):
+    recipe = Recipe(batch_size=BATCH, micro_batch_size=most, epochs=1, match="both")
     options = {"normalization": normalization(whole), "device": CUDA}
     teacher = whole if taught else None
     images = images_for(whole)

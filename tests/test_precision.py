@@ -132,11 +132,13 @@ def test_every_step_of_a_compression_learns_in_it(seen, tmp_path):
 
     def compressed(recipe: CompressionRecipe, **options):
         how = {"test": HELD, "held_out": HELD, "device": "cpu", "folder": tmp_path / "kept"}
-        return compress(whole(), DATA, Goal("blocks", 1), recipe, **how, **options)
+        return compress(whole(), DATA, Goal("blocks", 1), recipe, **{**how, **options})
 
     done = compressed(recipe)
     assert {computed for learning, computed in seen if learning} == {"bf16"}
     assert done.configuration["gates, amp"] == done.configuration["fine-tuning, amp"] == "bf16"
+    with pytest.raises(DeviceError, match="cannot learn in bf16 on meta"):
+        compressed(replace(recipe, gating=GATING), device=torch.device("meta"))
     off = replace(recipe, gating=replace(gating, amp="off"), tuning=replace(tuning, amp="off"))
     assert same(compressed(off, resume=True).checkpoint, done.checkpoint)
 

@@ -105,7 +105,8 @@ def compress(
         train, held_out = train.held_out(recipe.held_out_of(len(train)), recipe.gating.seed)
     recipe = recipe.fitted(len(train)) if given is None else recipe
     device = pick_device(device)
-    check_amp(device, recipe.gating.amp)
+    for stage in recipe.stages:
+        check_amp(device, stage.amp)
     meter = meter_of(checkpoint.network, recipe.gating, device)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint, train, normalization)

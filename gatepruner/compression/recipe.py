@@ -33,17 +33,21 @@ class CompressionRecipe:
     trial: int = 50
 
     @property
+    def stages(self) -> tuple[GateRecipe | Recipe, ...]:
+        """The recipes of all that learns."""
+        return (self.gating,) if self.tuning is None else (self.gating, self.tuning)
+
+    @property
     def most_images(self) -> int:
         """The most images in a batch."""
-        return max(self.gating.batch_size, self.tuning.batch_size if self.tuning else 0)
+        return max(stage.batch_size for stage in self.stages)
 
     def at_once(self, usual: int) -> int:
         """How many images pass at once where so many are usual, in every step.
 
         Recalibration keeps within its memory by itself.
         """
-        stages = [self.gating, *([self.tuning] if self.tuning else [])]
-        return min(stage.at_once(usual) for stage in stages)
+        return min(stage.at_once(usual) for stage in self.stages)
 
     def held_out_of(self, images: int) -> int:
         """The number of images to hold out of this many training images if none are given."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatepruner import processes
 from gatepruner.errors import OutOfMemoryError, is_out_of_memory
@@ -33,7 +33,7 @@ def parts_of(batch: int, most: int | None) -> tuple[slice, ...]:
     return tuple(slice(*pair) for pair in itertools.pairwise(edges))
 
 
-def averaged(parts: Sequence[slice], buffers: Sequence[Tensor]) -> Iterator[slice]:
+def averaged(parts: Sequence[slice], module: nn.Module) -> Iterator[slice]:
     """The parts in turn, each beginning with the same buffers; the mean of what they leave stays.
 
     Running statistics then move once in a step, at the momentum that they have, and become what
@@ -41,11 +41,12 @@ def averaged(parts: Sequence[slice], buffers: Sequence[Tensor]) -> Iterator[slic
 
     Args:
         parts: of a batch; gradients have to be computed before the next one is asked for.
-        buffers: of the module, such as running statistics and the counts of batches.
+        module: has the buffers, such as running statistics and the counts of batches.
     """
     if len(parts) == 1:  # with the same bits as ever
         yield parts[0]
         return
+    buffers = list(module.buffers())
     start = [buffer.clone() for buffer in buffers]
     change = [torch.zeros_like(buffer) for buffer in buffers]
     for part in parts:

@@ -183,7 +183,7 @@ class Learner(ABC, Generic[Shown]):
         targets = self._targets(viewed)
         self.optimizer.zero_grad(set_to_none=True)
         told = torch.zeros_like(self.sums)
-        for part in averaged(self.parts, list(self.root.buffers())):
+        for part in averaged(self.parts, self.root):
             last, taught = part is self.parts[-1], targets and targets.part(part)
             with self.passing(last):
                 told[:2] += self._pass(viewed[part], labels[part], taught, penalty if last else 0.0)
