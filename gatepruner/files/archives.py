@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import CheckpointError, first_line, listed, visible
-from gatepruner.files.places import Span, Version
+from gatepruner.files.places import Span, Version, enough_memory
 from gatepruner.files.rebuilding import Rebuilder, Storage, sides, storage_key, storage_type
 from gatepruner.files.stand_ins import runs, within
 from gatepruner.files.unpickling import LARGEST, Machine, Source
@@ -246,7 +246,8 @@ def _storage(file: BinaryIO, size: int, dtype: torch.dtype) -> Storage:
 
 def _bytes(file: BinaryIO, length: int) -> torch.UntypedStorage:
     """The next bytes of a file, which has so many."""
-    data = torch.empty(length, dtype=torch.uint8)
+    with enough_memory(getattr(file, "name", "the file"), length):
+        data = torch.empty(length, dtype=torch.uint8)
     if file.readinto(data.numpy().data) != length:  # type: ignore[attr-defined]
         raise EOFError("it ends too early")
     return data.untyped_storage()

@@ -75,7 +75,7 @@ class Span:
         Raises:
             CheckpointError: the file was changed, or cannot be read.
         """
-        data = _room(length)
+        data = _room(self.path, length)
         try:
             with self.path.open("rb") as file:
                 file.seek(self.begin + begin)
@@ -88,14 +88,30 @@ class Span:
         return data
 
 
-def _room(length: int) -> Tensor:
+def _room(path: Path, length: int) -> Tensor:
     """Memory for so many bytes, which goes back to the system as soon as nothing uses it.
 
     Freed memory that the C library keeps is often too small for the next tensor.
     """
-    return torch.frombuffer(
-        mmap.mmap(-1, max(1, length), access=mmap.ACCESS_COPY), dtype=torch.uint8
-    )[:length]
+    with enough_memory(path, length):
+        room = mmap.mmap(-1, max(1, length), access=mmap.ACCESS_COPY)
+    return torch.frombuffer(room, dtype=torch.uint8)[:length]
+
+
+@contextlib.contextmanager
+def enough_memory(path: Path | str, length: int) -> Iterator[None]:
+    """Take memory for a tensor of a file.
+
+    Raises:
+        CheckpointError: there is not enough.
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError):
+        raise CheckpointError(
+            f"{path} has a tensor of {length:,} bytes, for which no memory is left: free some "
+            "(prune without images needs no more than the largest tensor)"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from gatepruner.files.places import Span, Version, View
+from gatepruner.files.places import Span, Version, View, enough_memory
 
 DTYPES = {
     "U64": torch.uint64,
@@ -72,7 +72,7 @@ def read_safetensors(
     """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as checked:
+    with safe_open(path, framework="np") as checked:  # for torch it would map all of the file
         metadata = checked.metadata() or {}
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -91,7 +91,9 @@ def read_safetensors(
 
 def _read(file: BinaryIO, key: str, entry: Mapping[str, Any]) -> Tensor:
     """The next tensor of a file."""
-    tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+    begin, end = entry["data_offsets"]
+    with enough_memory(file.name, end - begin):
+        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
     if file.readinto(_bytes(tensor)) != tensor.nbytes:  # type: ignore[attr-defined]
         raise ValueError(f"the file ends before {key} does")
     return tensor

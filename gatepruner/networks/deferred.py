@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Source = Callable[[], Tensor]
 # What a tensor answers from its shape and type alone.
@@ -52,7 +53,7 @@ class Deferred(Tensor):
     ) -> Any:
         if func in DESCRIBING:
             return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
-        args, kwargs = fx.node.map_aggregate((args, dict(kwargs or {})), in_memory)
+        args, kwargs = tree_map(in_memory, (args, kwargs or {}))
         return func(*args, **kwargs)
 
     def read(self) -> Tensor:
