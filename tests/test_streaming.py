@@ -102,6 +102,7 @@ def test_what_is_written_tensor_by_tensor_is_what_is_written_from_memory(name, s
 
 
 def test_channels_are_cut_out_when_weights_are_written(tmp_path):
+    pytest.importorskip("torch_pruning")
     source = save(draw("resnet14", input_shape=(3, 8, 8)), tmp_path / "whole.pt")
     files = []
     for deferred in (False, True):
@@ -180,6 +181,8 @@ BAD = {
 @pytest.mark.parametrize("own", [True, False], ids=["our own", "of others"])
 @pytest.mark.parametrize("bad", BAD)
 def test_what_cannot_be_used_is_refused_in_the_same_words(bad, own, suffix, tmp_path):
+    if bad == "complex" and suffix == ".safetensors":
+        pytest.skip("safetensors before 0.6 has no complex numbers")
     whole = draw("resnet8")
     weights = {**whole.weights, "conv1.weight": BAD[bad](whole.weights["conv1.weight"])}
     path = tmp_path / f"bad{suffix}"

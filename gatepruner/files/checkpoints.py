@@ -117,11 +117,12 @@ def load(
         if module is not None:
             raise CheckpointError(f"{path} is a folder: a module needs the file with its weights")
         return _load_folder(path, wanted, weights, deferred=deferred)
-    content, header = _read(path, deferred=deferred)
+    hub = arch if arch is not None and arch.startswith(HUB) else None
+    content, header = _read(path, deferred=deferred and hub is None)
     if header is None:
         wanted = _with(brought, wanted)
-        if arch is not None and arch.startswith(HUB):
-            return from_transformers(path, content, read_folder(local(arch)), wanted)
+        if hub is not None:
+            return from_transformers(path, content, read_folder(local(hub)), wanted)
         return from_state_dicts(path, content, wanted, weights, brought.notes)
     check_header(path, header, arch)
     try:
@@ -219,6 +220,7 @@ def _with(brought: Brought, wanted: Wanted) -> Wanted:
 def _load_folder(path: Path, wanted: Wanted, weights: str | None, *, deferred: bool) -> Checkpoint:
     """The checkpoint in a folder as it is written for a hub; the caller's words come first."""
     folder = read_folder(path)
+    deferred = deferred and bool(folder.arch or wanted.arch)  # others are compared with a module
     content, header = _read(folder.weights, deferred=deferred)
     if header is not None:
         return load(folder.weights, deferred=deferred)
