@@ -87,7 +87,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("name", [*GATED, "gated-torchvision:mobilenet_v3_small"])
 def test_what_is_written_tensor_by_tensor_is_what_is_written_from_memory(name, suffix, tmp_path):
     source = save(learned(name), tmp_path / f"whole{suffix}")
     later, now = load(source, deferred=True), load(source)
