@@ -67,8 +67,20 @@ def by_default(result: Record) -> Iterator[Record]:
 
 def at_targets(result: Record) -> Iterator[Record]:
     """A cell for every target and method, and the best methods of the target."""
-    for rows in grouped(result["rows"], itemgetter("epochs", "batch", "share")).values():
-        methods = grouped(rows, itemgetter("method"))
+    yield from compared(result["rows"], itemgetter("epochs", "batch", "share"))
+
+
+def before_and_after(result: Record) -> Iterator[Record]:
+    """The same for networks that are recalibrated, and then fine-tuned."""
+    for key, state in (("accuracy_before", "recalibrated"), ("accuracy", "fine-tuned")):
+        rows = [{**row, "state": state, "accuracy": row.get(key)} for row in result["rows"]]
+        yield from compared(rows, itemgetter("engine", "batch", "share"))
+
+
+def compared(rows: Sequence[Record], target: Callable[[Record], Any]) -> Iterator[Record]:
+    """A cell for every target and method, and the best methods of the target."""
+    for own in grouped(rows, target).values():
+        methods = grouped(own, itemgetter("method"))
         reached = {
             name: fmean(row["accuracy"] for row in of)
             for name, of in methods.items()
@@ -209,6 +221,12 @@ TABLES: dict[str, Table] = {
         Column("recalibrated (%)", "accuracy_before", PERCENTS),
         Column("fine-tuned (%)", "accuracy", PERCENTS),
         keys=2,
+    ),
+    "units_latency": table(
+        Column("accuracy (%) at latency kept", "{engine}, batch size {batch}, {share} %, {state}"),
+        Column("{}", "cell", over="method"),
+        Column("best", "best"),
+        records=before_and_after,
     ),
     "cli_overhead": table(
         Column("command", "`{command}`"),
