@@ -77,6 +77,18 @@ def before_and_after(result: Record) -> Iterator[Record]:
         yield from compared(rows, itemgetter("engine", "batch", "share"))
 
 
+def on_engines(result: Record) -> Iterator[Record]:
+    """Every row, and then its latency at each place and its accuracy with each kind of weights."""
+    for row in result["rows"]:
+        yield {**row, "left": row["depth"] if row["reached"] else "not reached"}
+        own = {"share": row["share"], "method": row["method"]}
+        for place, time in row.get("latency", {}).items():
+            engine, _, batch = place.partition(" ")
+            yield {**own, "place": f"{engine}, batch size {batch}", "kept": time["kept"]}
+        for kind, answer in row.get("answers", {}).items():
+            yield {**own, "weights": kind, "accuracy": answer["accuracy"]}
+
+
 def compared(rows: Sequence[Record], target: Callable[[Record], Any]) -> Iterator[Record]:
     """A cell for every target and method, and the best methods of the target."""
     for own in grouped(rows, target).values():
@@ -190,6 +202,15 @@ SAVINGS = table(
     keys=2,
     timed=True,
 )
+ON_ENGINES = table(
+    Column("MACs kept at most", "{share} %"),
+    Column("removed", "method"),
+    Column("MACs kept (%)", "macs_kept", PERCENT),
+    Column("blocks left", "left"),
+    Column("latency kept (%), {}", "kept", PERCENT, over="place"),
+    records=on_engines,
+    keys=2,
+)
 RUNS = Column("n", "{seconds[n]}")
 TIME = Column("time (s)", "seconds", quartiles())
 TABLES: dict[str, Table] = {
@@ -227,6 +248,14 @@ TABLES: dict[str, Table] = {
         Column("{}", "cell", over="method"),
         Column("best", "best"),
         records=before_and_after,
+    ),
+    "units_resnet50": ON_ENGINES,
+    "units_vit": ON_ENGINES,
+    "units_lite0": table(
+        *ON_ENGINES.columns,
+        Column("accuracy (%), weights {}", "accuracy", PERCENT, over="weights"),
+        records=on_engines,
+        keys=2,
     ),
     "cli_overhead": table(
         Column("command", "`{command}`"),

@@ -36,7 +36,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -122,13 +122,14 @@ def pick(task: peers.Task, method: str, seed: int, target: Target) -> dict[str, 
         return peers.pick(task, OURS.get(method, method), seed, target.batch, target.share)
     steps = peers.ladder(task, OURS.get(method, method), seed).steps
     limit = target.share / 100 * gatepruner.count(task.whole).macs
-    if macs_of(task, method, seed, steps) > limit:
-        return {"number": None}
+    return {"number": first_within(functools.partial(macs_of, task, method, seed), steps, limit)}
 
-    def small(number: int) -> bool:
-        return macs_of(task, method, seed, number) <= limit
 
-    return {"number": bisect.bisect_left(range(steps), True, key=small)}
+def first_within(cost: Callable[[int], float], last: int, limit: float) -> int | None:
+    """The first number, from 0 to the last, whose cost is at most a limit; costs fall."""
+    numbers = range(last + 1)
+    first = bisect.bisect_left(numbers, True, key=lambda number: cost(number) <= limit)
+    return first if first <= last else None
 
 
 def outcome(
