@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,9 +44,11 @@ def training_work(images: Images, recipe: Recipe, verb: str, *, taught: bool) ->
     return Work(what, epochs * len(images) * (LEARNING + taught))
 
 
-def read(source: Source, data: Data, problems: Problems, amp: str = "auto") -> Checkpoint:
+def read(
+    source: Source, data: Data, problems: Problems, amp: str = "auto", *, deferred: bool = False
+) -> Checkpoint:
     """The network; what has been found wrong by then is refused, as nothing else can be read."""
-    return _read(source.read, data, problems, amp)
+    return _read(functools.partial(source.read, deferred=deferred), data, problems, amp)
 
 
 def read_subject(source: Source, data: Data, problems: Problems) -> Subject:

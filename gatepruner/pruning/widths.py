@@ -9,13 +9,16 @@ channel is read as 0, also beside the border of an image. So cutting it out is e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from gatepruner.errors import PlanError, listed
+from gatepruner.networks.base import Base
+from gatepruner.networks.deferred import changed
 from gatepruner.networks.narrowing import Sizes, is_used
 from gatepruner.networks.network import Network
 
@@ -131,8 +134,13 @@ def cut_out(
             places = torch.tensor(sorted(place for at in left for place in cut.places[at]))
             for key in (key for key in weights if key.rpartition(".")[0] == cut.layer):
                 if state[key].ndim > cut.axis:
-                    state[key] = state[key].index_select(cut.axis, places)
+                    state[key] = _selected(state[key], cut.axis, places)
     return state
+
+
+def _selected(tensor: Tensor, axis: int, places: Tensor) -> Tensor:
+    shape = [*tensor.shape[:axis], len(places), *tensor.shape[axis + 1 :]]
+    return changed(tensor, lambda values: values.index_select(axis, places), shape)
 
 
 def sizes_left(network: Network, widths: Mapping[str, Width], gone: Gone) -> dict[str, Sizes]:
@@ -201,8 +209,20 @@ def left_of_widths(network: Network) -> dict[str, dict[str, tuple[int, int]]]:
     }
     made = {layer: pair for layer, pair in made.items() if pair[0] < pair[1]}
     homes: dict[str, dict[str, tuple[int, int]]] = {}
-    kept = {name: network.without([name]).graph() for name in network.removable} if made else {}
     for layer, pair in made.items():
-        blocks = (name for name, graph in kept.items() if not is_used(layer, graph))
-        homes.setdefault(next(blocks, ""), {})[layer] = pair
+        homes.setdefault(_home(network.base, layer), {})[layer] = pair
     return homes
+
+
+@functools.lru_cache(maxsize=4096)
+def _home(base: Base, layer: str) -> str:
+    """The first block of a base whose branch has a layer; empty if none has it."""
+    graphs = _without_each(base)
+    return next((name for name, graph in graphs.items() if not is_used(layer, graph)), "")
+
+
+@functools.lru_cache(maxsize=4)
+def _without_each(base: Base) -> Mapping[str, fx.Graph]:
+    """The graph of a base without each of its removable blocks, by its name."""
+    whole = Network(base)
+    return {name: whole.without([name]).graph() for name in whole.removable}
