@@ -212,6 +212,7 @@ ON_ENGINES = table(
     keys=2,
 )
 RUNS = Column("n", "{seconds[n]}")
+MEGABYTES = means(".0f", 1e-6)
 TIME = Column("time (s)", "seconds", quartiles())
 TABLES: dict[str, Table] = {
     "after_recovery": CORRELATED,
@@ -347,8 +348,11 @@ TABLES: dict[str, Table] = {
         ),
         Column("command", "`{command}`"),
         TIME,
-        Column("peak memory / file", "{peak_of_file:.2f}"),
-        Column("of it anonymous / file", "{anonymous_of_file:.2f}"),
+        Column("peak memory (MB)", "peak_bytes", MEGABYTES),
+        Column("of it anonymous (MB)", "anonymous_bytes", MEGABYTES),
+        Column("above `import torch` (MB)", "above_import_bytes", MEGABYTES),
+        Column("/ file", "above_import_of_file", means(".2f")),
+        Column("weights / largest tensor", "weights_of_largest", means(".2f")),
         RUNS,
         keys=2,
         timed=True,

@@ -65,8 +65,12 @@ class Source:
     module: Annotated[str | None, typer.Option(metavar="FILE.py:CALLABLE")] = None
     leaves: Annotated[str | None, typer.Option(metavar="CLASS,…")] = None
 
-    def read(self) -> Checkpoint:
-        """The checkpoint; says on stderr what was assumed, left out or cast."""
+    def read(self, *, deferred: bool = False) -> Checkpoint:
+        """The checkpoint; says on stderr what was assumed, left out or cast.
+
+        Args:
+            deferred: whether its weights are left in the file, as by `load`.
+        """
         from gatepruner.files.checkpoints import load
 
         with contextlib.redirect_stdout(sys.stderr):  # where a module prints, if it does
@@ -78,6 +82,7 @@ class Source:
                 module=self.module,
                 leaves=words_of(self.leaves),
                 weights=self.weights,
+                deferred=deferred,
             )
         say_remarks(str(self.ckpt), checkpoint)
         return checkpoint

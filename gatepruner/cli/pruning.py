@@ -120,7 +120,7 @@ def prune(
     problems = Problems()
     call.check([target], problems)
     timing.check(problems)
-    whole = read(source, data, problems)
+    whole = read(source, data, problems, deferred=not data.data)
     sets = _Sets.read(whole, data, held, goals, after, terminal)
     request = _Request(whole, goals, choice, criterion, data, sets, timing, terminal)
     plan = request.plan()

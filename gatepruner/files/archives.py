@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gatepruner.errors import CheckpointError, first_line, listed, visible
+from gatepruner.files.places import Span, Version, enough_memory
 from gatepruner.files.rebuilding import Rebuilder, Storage, sides, storage_key, storage_type
 from gatepruner.files.stand_ins import runs, within
 from gatepruner.files.unpickling import LARGEST, Machine, Source
@@ -46,8 +47,12 @@ class Content:
     unknown: frozenset[str]
 
 
-def read_archive(path: Path) -> Content:
+def read_archive(path: Path, later: Version | None = None) -> Content:
     """The content of a file of torch.
+
+    Args:
+        path: of the file.
+        later: defers the tensors in a zip file of this version; by default they are in memory.
 
     Raises:
         CheckpointError: the file names what is only there to run code, is damaged, or takes more
@@ -66,7 +71,7 @@ def read_archive(path: Path) -> Content:
         return machines[-1]
 
     try:
-        value = reader(path, machine)
+        value = reader(path, machine, later)
     except CheckpointError:
         _refuse_running(path, machines)
         raise
@@ -113,7 +118,7 @@ def records(path: Path) -> list[zipfile.ZipInfo]:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
 
 
-def _read_zip(path: Path, machine: Make) -> Any:
+def _read_zip(path: Path, machine: Make, later: Version | None) -> Any:
     found = records(path)
     pickles = [record for record in found if record.filename.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -140,7 +145,8 @@ def _read_zip(path: Path, machine: Make) -> Any:
                     f"its tensors {needed:,}"
                 )
             file.seek(begin)
-            read[key] = Storage(_bytes(file, length), dtype)
+            data = _bytes(file, length) if later is None else Span(path, later, begin, length)
+            read[key] = Storage(data, dtype)
             return read[key]
 
         begin, length = places[root + "data.pkl"]
@@ -194,7 +200,7 @@ def _piece(file: BinaryIO, begin: int, length: int) -> bytes:
     return file.read(min(length, 16))
 
 
-def _read_pickles(path: Path, machine: Make) -> Any:
+def _read_pickles(path: Path, machine: Make, later: Version | None) -> Any:
     """The content of a file of torch before 1.6: five pickles, then the storages."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -240,7 +246,8 @@ def _storage(file: BinaryIO, size: int, dtype: torch.dtype) -> Storage:
 
 def _bytes(file: BinaryIO, length: int) -> torch.UntypedStorage:
     """The next bytes of a file, which has so many."""
-    data = torch.empty(length, dtype=torch.uint8)
+    with enough_memory(getattr(file, "name", "the file"), length):
+        data = torch.empty(length, dtype=torch.uint8)
     if file.readinto(data.numpy().data) != length:  # type: ignore[attr-defined]
         raise EOFError("it ends too early")
     return data.untyped_storage()
@@ -248,13 +255,14 @@ def _bytes(file: BinaryIO, length: int) -> torch.UntypedStorage:
 
 def _part(whole: Storage, offset: Any, count: Any) -> Storage:
     """So many values of a storage from an offset."""
+    assert isinstance(whole.data, torch.UntypedStorage)  # only those of zip files are deferred
     begin, length = (number * whole.dtype.itemsize for number in sides((offset, count)))
     if begin + length > whole.data.nbytes():
         raise EOFError("a part of a storage ends too late")
     return Storage(whole.data[begin : begin + length], whole.dtype)
 
 
-def _read_tar(path: Path, machine: Make) -> Any:
+def _read_tar(path: Path, machine: Make, later: Version | None) -> Any:
     """The content of a tar archive of torch before 0.1.10."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -334,7 +342,7 @@ def _is_pickles(path: Path) -> bool:
         return file.read(len(begin)) == begin
 
 
-READERS: dict[Callable[[Path], bool], Callable[[Path, Make], Any]] = {
+READERS: dict[Callable[[Path], bool], Callable[[Path, Make, Version | None], Any]] = {
     is_zip: _read_zip,
     _is_tar: _read_tar,
     _is_pickles: _read_pickles,

@@ -75,6 +75,7 @@ def load(
     module: nn.Module | str | None = None,
     leaves: Iterable[type[nn.Module] | str] = (),
     weights: str | None = None,
+    deferred: bool = False,
 ) -> Checkpoint:
     """Read a gatepruner checkpoint or a foreign state dict.
 
@@ -96,6 +97,9 @@ def load(
             be traced.
         weights: for a foreign file with several states of the network: where those to take are,
             such as `model` or `state_dict_ema`; by default averaged ones.
+        deferred: leave the weights in the file until something is computed with them, so that a
+            file larger than memory can be pruned; it has to stay as it is until then. Files of
+            torch before 1.6 and those of transformers are read at once all the same.
 
     Returns:
         The checkpoint; the notes of a foreign one contain the name of its file as `source`, and
@@ -112,12 +116,13 @@ def load(
     if os.path.isdir(path):  # also where a name is too long for a file
         if module is not None:
             raise CheckpointError(f"{path} is a folder: a module needs the file with its weights")
-        return _load_folder(path, wanted, weights)
-    content, header = _read(path)
+        return _load_folder(path, wanted, weights, deferred=deferred)
+    hub = arch if arch is not None and arch.startswith(HUB) else None
+    content, header = _read(path, deferred=deferred and hub is None)
     if header is None:
         wanted = _with(brought, wanted)
-        if arch is not None and arch.startswith(HUB):
-            return from_transformers(path, content, read_folder(local(arch)), wanted)
+        if hub is not None:
+            return from_transformers(path, content, read_folder(local(hub)), wanted)
         return from_state_dicts(path, content, wanted, weights, brought.notes)
     check_header(path, header, arch)
     try:
@@ -163,7 +168,7 @@ def is_named(path: str | Path) -> bool | None:
         return True
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
+def _read(path: Path, *, deferred: bool = False) -> tuple[Any, dict[str, Any] | None]:
     """The content of a file, and its header if it is a gatepruner file."""
     if not os.path.isfile(path):
         names = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
@@ -173,8 +178,8 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: expected a checkpoint")
     if path.name.endswith(INDEX):
-        return read_shards(path, lambda shard: read_file(shard)[0]), None
-    content, text = read_file(path)
+        return read_shards(path, lambda shard: read_file(shard, deferred=deferred)[0]), None
+    content, text = read_file(path, deferred=deferred)
     if text is None:
         return content, None
     header = parsed(text, f"the header of {path}")
@@ -212,12 +217,13 @@ def _with(brought: Brought, wanted: Wanted) -> Wanted:
     return replace(wanted, network=Network.of(brought.module, shape, brought.leaves))
 
 
-def _load_folder(path: Path, wanted: Wanted, weights: str | None) -> Checkpoint:
+def _load_folder(path: Path, wanted: Wanted, weights: str | None, *, deferred: bool) -> Checkpoint:
     """The checkpoint in a folder as it is written for a hub; the caller's words come first."""
     folder = read_folder(path)
-    content, header = _read(folder.weights)
+    deferred = deferred and bool(folder.arch or wanted.arch)  # others are compared with a module
+    content, header = _read(folder.weights, deferred=deferred)
     if header is not None:
-        return load(folder.weights)
+        return load(folder.weights, deferred=deferred)
     if not (folder.arch or wanted.arch):
         return from_transformers(path, content, folder, wanted)
     wanted = Wanted(

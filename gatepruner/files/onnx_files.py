@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from gatepruner.documents import checked, parsed
 from gatepruner.errors import CheckpointError
-from gatepruner.files.storage import unchanged
+from gatepruner.files.places import unchanged
 from gatepruner.measuring.engines import require
 from gatepruner.networks.base import Base
 from gatepruner.networks.checkpoint import Notes

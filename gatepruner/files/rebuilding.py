@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatepruner.files.places import Span, View
 from gatepruner.files.stand_ins import Name, StandIn, encoded, filled, members, within
 from gatepruner.networks.weights import Unusable
 
@@ -54,11 +55,11 @@ class Storage:
     """Bytes of a file.
 
     Attributes:
-        data: the bytes.
+        data: the bytes, in memory or where they lie.
         dtype: of the tensors that have them, if they do not say another.
     """
 
-    data: torch.UntypedStorage
+    data: torch.UntypedStorage | Span
     dtype: torch.dtype
 
 
@@ -107,7 +108,12 @@ class Rebuilder:
         return self.view(storage.data, storage.dtype, offset, size, stride)
 
     def view(
-        self, data: torch.UntypedStorage, dtype: torch.dtype, offset: Any, size: Any, stride: Any
+        self,
+        data: torch.UntypedStorage | Span,
+        dtype: torch.dtype,
+        offset: Any,
+        size: Any,
+        stride: Any,
     ) -> Tensor:
         """A tensor of these bytes, if it lies within them."""
         size, stride = sides(size), sides(stride)
@@ -127,6 +133,8 @@ class Rebuilder:
                 f"tensors that share their values and take more than {MOST_SHARED} times the "
                 "size of the file"
             )
+        if isinstance(data, Span):
+            return View(data, dtype, offset, size, stride).deferred()
         return torch.empty(0, dtype=dtype).set_(data, offset, size, stride)
 
     def tensor_v2(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:

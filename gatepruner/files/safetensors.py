@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from gatepruner.files.places import Span, Version, View, enough_memory
+
 DTYPES = {
     "U64": torch.uint64,
     "U32": torch.uint32,
@@ -54,8 +56,14 @@ def write_safetensors(
         file.write(_bytes(tensors[key]))
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, in memory, and its metadata.
+def read_safetensors(
+    path: Path, later: Version | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and its metadata.
+
+    Args:
+        path: of the file.
+        later: defers the tensors of a file of this version; by default they are in memory.
 
     Raises:
         SafetensorError: the header is damaged.
@@ -64,25 +72,40 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as checked:
+    with safe_open(path, framework="np") as checked:  # for torch it would map all of the file
         metadata = checked.metadata() or {}
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
         header.pop("__metadata__", None)
         places = sorted(header, key=lambda key: header[key]["data_offsets"])
         unknown = sorted({header[key]["dtype"] for key in places} - DTYPES.keys())
         if unknown:
             raise ValueError(f"tensors of type {', '.join(unknown)}")
-        tensors = {key: _read(file, key, header[key]) for key in places}  # without gaps
+        if later is None:
+            tensors = {key: _read(file, key, header[key]) for key in places}  # without gaps
+        else:
+            tensors = {key: _deferred(path, later, 8 + size, header[key]) for key in places}
     return {key: tensors[key] for key in sorted(tensors)}, metadata
 
 
 def _read(file: BinaryIO, key: str, entry: Mapping[str, Any]) -> Tensor:
     """The next tensor of a file."""
-    tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+    begin, end = entry["data_offsets"]
+    with enough_memory(file.name, end - begin):
+        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
     if file.readinto(_bytes(tensor)) != tensor.nbytes:  # type: ignore[attr-defined]
         raise ValueError(f"the file ends before {key} does")
     return tensor
+
+
+def _deferred(path: Path, version: Version, start: int, entry: Mapping[str, Any]) -> Tensor:
+    """A tensor of a file whose tensors begin at `start`; it is read when it is needed."""
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    span = Span(path, version, start + begin, end - begin)
+    stride = torch.empty(shape, device="meta").stride()
+    return View(span, dtype, 0, shape, stride).deferred()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

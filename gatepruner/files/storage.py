@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from gatepruner.errors import CheckpointError, first_line, listed
 from gatepruner.files.archives import Content, is_zip, read_archive, records
+from gatepruner.files.places import Version, unchanged
 from gatepruner.files.safetensors import read_safetensors, write_safetensors
+from gatepruner.files.streaming import compact, streamed
 from gatepruner.files.unpickling import LARGEST, MOST_OPERATIONS, Source, operations
 from gatepruner.files.writing import refuse_existing, refuse_name, write_file
 
@@ -51,13 +53,14 @@ def write_tensors(
     """
     refuse_existing(path, force=force)
     refuse_name(path)
-    tensors = {key: _compact(tensor) for key, tensor in weights.items()}
+    tensors = {key: compact(tensor) for key, tensor in weights.items()}
 
     def fill(file: BinaryIO) -> None:
         if path.suffix == ".safetensors":
             write_safetensors(file, tensors, None if text is None else {"gatepruner": text})
-        else:
-            torch.save(tensors if text is None else {"gatepruner": text, "weights": tensors}, file)
+            return
+        content = streamed(tensors)
+        torch.save(content if text is None else {"gatepruner": text, "weights": content}, file)
 
     return write_file(path, fill, force=force)
 
@@ -67,17 +70,14 @@ def save_state(snapshot: Mapping[str, Any], path: Path) -> Path:
     return write_file(path, lambda file: torch.save(dict(snapshot), file))
 
 
-def _compact(tensor: Tensor) -> Tensor:
-    """The tensor with a storage of its own if it is a view of a larger one."""
-    tensor = tensor.detach()
-    compact = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
-    return tensor if compact else tensor.contiguous().clone()
-
-
-def read_file(path: Path) -> tuple[Any, str | None]:
+def read_file(path: Path, *, deferred: bool = False) -> tuple[Any, str | None]:
     """The content of a file, and the text of its header if it is a gatepruner file.
 
     Objects of unknown classes in a file of others are stand-ins without behaviour.
+
+    Args:
+        path: of the file.
+        deferred: whether tensors are left in a file that is safetensors or zip; see `Deferred`.
 
     Raises:
         CheckpointError: the file cannot be read, is of another kind or would run code.
@@ -87,42 +87,17 @@ def read_file(path: Path) -> tuple[Any, str | None]:
             f"{path} is an ONNX file, which bench and evaluate measure: expected the checkpoint "
             "that it was exported from"
         )
-    with unchanged(path):
+    with unchanged(path) as version:
+        later = version if deferred else None
         if path.suffix == ".safetensors":
-            return _read_safetensors(path)
+            return _read_safetensors(path, later)
         _refuse_programs(path)
-        content = _read_torch(path)
+        content = _read_torch(path, later)
     value = content.value
     if isinstance(value, dict) and isinstance(value.get("gatepruner"), str):
         _refuse_stand_ins(path, content)  # its own format has none
         return value.get("weights"), value["gatepruner"]
     return value, None
-
-
-@contextlib.contextmanager
-def unchanged(path: Path) -> Iterator[None]:
-    """Read a file that nobody changes meanwhile.
-
-    Raises:
-        CheckpointError: another program has changed it, or it is not there.
-    """
-    before = _version(path)
-    try:
-        yield
-    finally:
-        if _version(path) != before:
-            raise CheckpointError(
-                f"{path} was changed while it was read: read it again when it is complete"
-            )
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    """Numbers that differ when a file has been changed or replaced."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _refuse_programs(path: Path) -> None:
@@ -138,12 +113,14 @@ def _refuse_programs(path: Path) -> None:
             )
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def _read_safetensors(
+    path: Path, later: Version | None = None
+) -> tuple[dict[str, Tensor], str | None]:
     from safetensors import SafetensorError
 
     _refuse_header(path)
     try:
-        tensors, metadata = read_safetensors(path)
+        tensors, metadata = read_safetensors(path, later)
         return tensors, metadata.get("gatepruner")
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise CheckpointError(
@@ -162,10 +139,10 @@ def _refuse_header(path: Path) -> None:
         )
 
 
-def _read_torch(path: Path) -> Content:
+def _read_torch(path: Path, later: Version | None = None) -> Content:
     """The content of a file of torch."""
     try:
-        return read_archive(path)
+        return read_archive(path, later)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     except pickle.UnpicklingError:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gatepruner.errors import CheckpointError, listed
+from gatepruner.networks.deferred import Deferred, changed, in_memory
 
 
 class Unusable(Tensor):
@@ -41,11 +42,12 @@ ODD: dict[str, Callable[[Any], bool]] = {
     "of 8 bits": lambda tensor: tensor.is_floating_point() and tensor.element_size() == 1,
     "of an unknown class": lambda tensor: type(tensor) is not Tensor,
 }
-UNUSABLE = {
-    **ODD,
-    "nan": lambda tensor: bool(tensor.isnan().any()),
-    "infinite": lambda tensor: not bool(tensor.isfinite().all()),
+# What is asked of its values.
+NOT_FINITE: dict[str, Callable[[Tensor], bool]] = {
+    "nan": lambda values: bool(values.isnan().any()),
+    "infinite": lambda values: not bool(values.isfinite().all()),
 }
+PART = 2**16  # values that are asked at once, since the answer takes memory for each
 
 
 def refuse_unusable(state: Mapping[str, Any]) -> None:
@@ -54,7 +56,7 @@ def refuse_unusable(state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: some are not; names all of them, and how they are.
     """
-    _refuse({key: _kind(tensor, UNUSABLE) for key, tensor in state.items()})
+    _refuse({key: _oddity(tensor) or _not_finite(tensor) for key, tensor in state.items()})
 
 
 def refuse_odd(state: Mapping[str, Any]) -> None:
@@ -63,14 +65,22 @@ def refuse_odd(state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: some are not; names all of them, and how they are.
     """
-    _refuse({key: _kind(tensor, ODD) for key, tensor in state.items()})
+    _refuse({key: _oddity(tensor) for key, tensor in state.items()})
 
 
-def _kind(tensor: Any, kinds: Mapping[str, Callable[[Any], bool]]) -> str:
-    """The first of some kinds that a tensor is of; empty if it is of none."""
+def _oddity(tensor: Any) -> str:
+    """The first of the kinds of odd tensors that a tensor is of; empty if it is of none."""
     if isinstance(tensor, Unusable):
         return tensor.kind
-    return next((name for name, is_one in kinds.items() if is_one(tensor)), "")
+    if isinstance(tensor, Deferred):
+        tensor = torch.empty(0, dtype=tensor.dtype)  # it is dense
+    return next((name for name, is_one in ODD.items() if is_one(tensor)), "")
+
+
+def _not_finite(tensor: Tensor) -> str:
+    """What the values of a tensor are that are not finite; empty if all are."""
+    parts = in_memory(tensor).detach().reshape(-1).split(PART)
+    return next((name for name, is_one in NOT_FINITE.items() if any(map(is_one, parts))), "")
 
 
 def cast(
@@ -85,19 +95,23 @@ def cast(
     Raises:
         CheckpointError: weights are whole numbers where the network has real ones.
     """
-    changed = {key: tensor for key, tensor in state.items() if tensor.dtype != expected[key].dtype}
+    other = {key: tensor for key, tensor in state.items() if tensor.dtype != expected[key].dtype}
     whole = {
         key: f"of {_name(tensor.dtype)}"
-        for key, tensor in changed.items()
+        for key, tensor in other.items()
         if expected[key].is_floating_point() and not tensor.is_floating_point()
     }
     _refuse(whole)
-    casts = Counter((tensor.dtype, expected[key].dtype) for key, tensor in changed.items())
-    weights = {key: tensor.to(expected[key].dtype) for key, tensor in state.items()}
-    return weights, [
+    casts = Counter((tensor.dtype, expected[key].dtype) for key, tensor in other.items())
+    converted = {key: _to(tensor, expected[key].dtype) for key, tensor in other.items()}
+    return {**state, **converted}, [
         f"{count} weights were cast from {_name(old)} to {_name(new)}"
         for (old, new), count in casts.items()
     ]
+
+
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return changed(tensor, lambda values: values.to(dtype), dtype=dtype)
 
 
 def _refuse(kinds: Mapping[str, str]) -> None:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from gatepruner.errors import PlanError
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.deferred import changed
 from gatepruner.networks.network import Network, listed_names
 from gatepruner.networks.path import Path
 from gatepruner.networks.slices import sorted_out, united
@@ -168,7 +170,7 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
         g = torch.tensor(gate, dtype=torch.float64)
         weights.pop(network.gate_key(name))
         for key in targets[name]:
-            weights[key] = (weights[key] * g).to(weights[key].dtype)
+            weights[key] = _scaled(weights[key], g)
         factors = {} if targets[name] else {"branch": g}
         if network.edits.gate == "plain" and name not in network.edits.shortcuts_removed:
             factors["shortcut"] = 1 - g
@@ -179,3 +181,7 @@ def fold_gates(checkpoint: Checkpoint) -> Checkpoint:
     notes = checkpoint.noting(folded=list(network.edits.gated), constants=constants)
     notes = {**notes, "gates": checkpoint.known_gates}
     return Checkpoint(folded, MappingProxyType(weights), notes)
+
+
+def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    return changed(tensor, lambda values: values.mul_(factor))

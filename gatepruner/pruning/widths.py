@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from gatepruner.errors import PlanError, listed
 from gatepruner.networks.base import Base
+from gatepruner.networks.deferred import changed
 from gatepruner.networks.narrowing import Sizes, is_used
 from gatepruner.networks.network import Network
 
@@ -133,8 +134,13 @@ def cut_out(
             places = torch.tensor(sorted(place for at in left for place in cut.places[at]))
             for key in (key for key in weights if key.rpartition(".")[0] == cut.layer):
                 if state[key].ndim > cut.axis:
-                    state[key] = state[key].index_select(cut.axis, places)
+                    state[key] = _selected(state[key], cut.axis, places)
     return state
+
+
+def _selected(tensor: Tensor, axis: int, places: Tensor) -> Tensor:
+    shape = [*tensor.shape[:axis], len(places), *tensor.shape[axis + 1 :]]
+    return changed(tensor, lambda values: values.index_select(axis, places), shape)
 
 
 def sizes_left(network: Network, widths: Mapping[str, Width], gone: Gone) -> dict[str, Sizes]:

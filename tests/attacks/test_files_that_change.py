@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from gatepruner import load, save
 from gatepruner.errors import CheckpointError
 from gatepruner.files import storage
 from gatepruner.files.safetensors import read_safetensors, write_safetensors
+from gatepruner.networks.deferred import Deferred
 
 NET = draw("residual-fc6,width=64")
 ATTACKS = {
@@ -47,6 +49,43 @@ def test_a_change_while_it_is_read_is_told(attack, suffix, tmp_path, monkeypatch
     monkeypatch.setattr(storage, name, read)
     with pytest.raises(CheckpointError, match=r"x\.\w+ was changed while it was read|cannot read"):
         load(path)
+
+
+@pytest.mark.parametrize("end", [".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_a_change_before_deferred_weights_are_written_is_told(attack, suffix, end, tmp_path):
+    path = save(NET, tmp_path / f"x{suffix}")
+    read = load(path, deferred=True)
+    attack(path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=r"x\.\w+ was changed while it was read|cannot read"):
+        save(read, tmp_path / f"out/y{end}")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_change_while_deferred_weights_are_written_is_told(suffix, tmp_path):
+    path = save(NET, tmp_path / f"x{suffix}")
+    read = load(path, deferred=True)
+    key, late = max(read.weights.items())
+
+    def rewritten():
+        ATTACKS["rewritten"](path)
+        return late.read()
+
+    weights = {**read.weights, key: Deferred.of(rewritten, late.shape, late.dtype)}
+    old = save(NET, tmp_path / f"old{suffix}").read_bytes()
+    with pytest.raises(CheckpointError, match="was changed while it was read"):
+        save(replace(read, weights=weights), tmp_path / f"old{suffix}", force=True)
+    assert (tmp_path / f"old{suffix}").read_bytes() == old
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_deferred_weights_are_written_in_the_place_of_their_own_file(tmp_path):
+    path = save(NET, tmp_path / "x.pt")
+    save(load(path, deferred=True), path, force=True)
+    assert fingerprint(load(path)) == fingerprint(NET)
 
 
 TENSORS = {
