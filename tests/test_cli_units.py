@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from conftest import bright_images, drawn, write_folder
+from conftest import bright_images, drawn, random_images, write_folder
 
+from gatepruner.errors import PlanError
 from gatepruner.files.checkpoints import load, save
+from gatepruner.learning.gates import learn_gates
+from gatepruner.learning.recipes import GateRecipe
 from gatepruner.measuring.cost import count
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.slices import sorted_out
 from gatepruner.pruning.groups import reduced, widths_of
+from gatepruner.pruning.surgery import remove
 
 GREY = (1, 8, 8)
 
@@ -61,6 +66,36 @@ def test_one_path_of_both_is_followed_to_a_target(run, folder):
     assert plan == list(path.blocks[: len(plan)])
 
 
+def test_inspect_and_prune_say_what_went_in_lines_of_a_terminal(run, folder):
+    widths = widths_of(load(folder / "net.pt").network).found
+    cut = [f"{name}[{some}]" for name in widths for some in ("0-1", "4,6-7")]
+    gone = ",".join((*cut[:-2], list(widths)[-1] + "[0]"))
+    small = folder / "small.pt"
+    pruned = run("prune", folder / "net.pt", "--blocks", gone, "-o", small)
+    assert pruned.code == 0, pruned
+    told = run("inspect", small)
+    text = told.out[told.out.index("history") :]
+    for said in (pruned.out, text):
+        counts = dict(re.findall(r"(\S+\.linear1) (\d+)\b", said))
+        assert counts == dict.fromkeys(widths, "5") | {list(widths)[-1]: "1"}
+        lines = said[said.index("channels removed") :].splitlines()[: len(widths) // 2]
+        assert max(map(len, lines)) < 80
+    document = run("inspect", small, "--json").document
+    assert document["notes"] == load(small).notes
+    assert sorted(sorted_out(document["notes"]["history"][0]["removed"])[1], key=str)
+
+
+def test_inspect_says_what_a_path_has(run, folder):
+    recipe = GateRecipe(units="both", multiple=2, warmup=1, steps=1, batch_size=8)
+    gated = learn_gates(load(folder / "net.pt"), random_images(16, GREY, 4), recipe)
+    save(gated, folder / "gated.pt")
+    blocks, slices = sorted_out(gated.path.blocks)
+    told = run("inspect", folder / "gated.pt")
+    assert f"path: {len(blocks)} blocks and {len(slices)} slices of channels" in told.out
+    document = run("inspect", folder / "gated.pt", "--json").document
+    assert document["path"] == gated.path.records
+
+
 def test_compress_with_units_reports_what_is_left_of_each_width(run, folder):
     options = ("--units", "channels", "--multiple", 2, "--gate-warmup", 2, "--gate-steps", 1)
     few = ("--epochs", 0, "--recalibrate", 0, "--hold-out", 0, "--target-params", "90%")
@@ -88,3 +123,56 @@ def test_units_that_cannot_be_learned_are_refused(run, folder, options, message)
     )
     assert told.code != 0
     assert message in " ".join(told.err.split()), told
+
+
+LAYER = "blocks.0.branch.linear1"
+REFUSED = {
+    "no such channel": (f"{LAYER}[0-8]", f"channels out that there are not: {LAYER} has 8"),
+    "all of a width": (f"{LAYER}[0-4],{LAYER}[5-7]", f"all channels of {LAYER}.*remove the block"),
+    "backwards": (f"{LAYER}[3-1]", "expected ascending numbers of channels"),
+    "no width": ("blocks.0.branch.linear2[0-3]", "linear2 .*share them, which is no branch"),
+    "no layer": (
+        "blocks.9.linear1[0-3]",
+        r"blocks\.9\.linear1\[0-3\].* has no such layer; `inspect",
+    ),
+    "neither": ("blocks.0,head[1]", r"cannot narrow head \(no other layer reads them\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_slices_that_cannot_go_are_refused(run, folder, case):
+    units, message = REFUSED[case]
+    told = run("prune", folder / "net.pt", "--blocks", units, "-o", folder / "small.pt")
+    assert told.code == 1
+    assert len(told.err.strip().splitlines()) == 1
+    assert re.search(message, told.err), told.err
+    assert not (folder / "small.pt").exists()
+    names = re.findall(r"[^,\[]+(?:\[[^\]]*\])?", units)
+    with pytest.raises(PlanError, match=message):
+        remove(load(folder / "net.pt"), names)
+
+
+def test_slices_are_named_on_the_command_line_as_they_are_printed(run, folder):
+    names = [f"{LAYER}[0-1,4,6-7]", "blocks.1", "blocks.2.branch.linear1[3,5]"]
+    told = run("prune", folder / "net.pt", "--blocks", ", ".join(names), "-o", folder / "small.pt")
+    assert told.code == 0, told
+    expected = remove(load(folder / "net.pt"), names).network
+    assert load(folder / "small.pt").network.edits == expected.edits
+
+
+@pytest.mark.parametrize("units", ["channels", "both"])
+def test_without_torch_pruning_a_command_says_how_to_install_it(run, folder, monkeypatch, units):
+    monkeypatch.setattr("gatepruner.pruning.dependencies.LEAST_VERSION", (99, 0))
+    widths_of.cache_clear()
+    data = ("--data", f"imagefolder:{folder / 'images'}", "--batch-size", 8)
+    asked = (
+        ("gate", folder / "net.pt", *data, "--units", units, "-o", folder / "gated.pt"),
+        ("inspect", folder / "net.pt", "--units"),
+        ("prune", folder / "net.pt", "--blocks", f"{LAYER}[0-3]", "-o", folder / "small.pt"),
+    )
+    for command in asked:
+        told = run(*command)
+        assert told.code == 1
+        message = "needs torch-pruning 99.0 or later, found"
+        assert message in told.err
+        assert "pip install -U 'gatepruner[channels]'" in told.err

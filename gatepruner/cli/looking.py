@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +50,7 @@ def inspect(
     from gatepruner.measuring.cost import count
     from gatepruner.pruning.groups import widths_of
     from gatepruner.pruning.widths import left_of_widths
-    from gatepruner.report.tables import block_table, units_text
+    from gatepruner.report.tables import block_table, history_text, path_text, units_text
 
     checkpoint = source.read()
     network, cost = checkpoint.network, count(checkpoint.network)
@@ -75,10 +74,12 @@ def inspect(
             for width in widths.found.values()
         ]
         units = {"widths": found, "fixed": dict(widths.others)}
+    if checkpoint.path:
+        call.terminal.say(path_text(checkpoint.path.blocks))
     if network.base.source == "caller":
         call.terminal.say(f"module: {checkpoint.notes.get('module', 'not recorded')}")
     for done in checkpoint.notes.get("history", ()):
-        call.terminal.say(f"history: {json.dumps(done)}")
+        call.terminal.say(history_text(done))
     call.finish(
         {
             "input": str(source.ckpt),
@@ -89,6 +90,7 @@ def inspect(
             "params": cost.params,
             "macs": cost.macs,
             "notes": dict(checkpoint.notes),
+            "path": checkpoint.path.records,
             **units,
         }
     )

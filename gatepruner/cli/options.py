@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -121,8 +122,9 @@ def say_remarks(name: str, checkpoint: Checkpoint) -> None:
 
 
 def words_of(text: str | None) -> tuple[str, ...]:
-    """The words of a list with commas."""
-    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+    """The words of a list with commas; one in brackets, as in `conv1[0-3,6]`, is of the word."""
+    words = re.split(r",(?![^\[\]]*\])", text or "")
+    return tuple(word.strip() for word in words if word.strip())
 
 
 def shape_of(size: str | None) -> Shape | None:

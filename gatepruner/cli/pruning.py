@@ -397,7 +397,7 @@ def _show(document: dict[str, Any], terminal: Terminal) -> None:
     from gatepruner.report import tables
 
     if document["removed"]:
-        terminal.say(f"removed {', '.join(document['removed'])}")
+        terminal.say(tables.plan_text(document["removed"]))
     if document["shortcuts_removed"]:
         terminal.say(f"shortcuts removed: {', '.join(document['shortcuts_removed'])}")
     if document["folded"]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatepruner.errors import first_line, listed
+from gatepruner.errors import PlanError, first_line, listed
 from gatepruner.networks.base import REFUSALS, traced
 from gatepruner.networks.narrowing import (
     BATCH_NORM,
@@ -29,7 +29,7 @@ from gatepruner.networks.narrowing import (
 )
 from gatepruner.networks.network import Network
 from gatepruner.networks.nodes import OWNS_TENSORS, path_of
-from gatepruner.networks.slices import sorted_out, united
+from gatepruner.networks.slices import Slice, sorted_out, united
 from gatepruner.pruning.dependencies import dependency_graph, require_torch_pruning
 from gatepruner.pruning.widths import (
     Cut,
@@ -92,14 +92,34 @@ def reduced(network: Network, units: Iterable[str]) -> Network:
         units: names of removable blocks and of slices.
 
     Raises:
-        EngineError, PlanError: see `Network.without` and `narrowed`.
+        EngineError, PlanError: see `Network.without`, `slices_left` and `narrowed`.
     """
     blocks, slices = sorted_out(units)
     small = network.without(blocks)
-    graph = small.graph()
-    if left := united([one for one in slices if is_used(one.width, graph)]):
+    if left := united(slices_left(network, small, slices)):
         return narrowed(network, left).without(blocks)
     return small
+
+
+def slices_left(network: Network, small: Network, slices: Sequence[Slice]) -> list[Slice]:
+    """The slices whose layers are still there without some blocks.
+
+    Args:
+        network: before any block is removed.
+        small: without the blocks.
+        slices: of the network.
+
+    Raises:
+        PlanError: the network does not have their layers; all are named.
+    """
+    whole, graph = network.graph(), small.graph()
+    unknown = [str(one) for one in slices if not is_used(one.width, whole)]
+    if unknown:
+        raise PlanError(
+            f"cannot narrow {listed(unknown, 3)}: {network} has no such layer; `inspect --units` "
+            "lists those that can be narrowed"
+        )
+    return [one for one in slices if is_used(one.width, graph)]
 
 
 class _UnfitError(Exception):

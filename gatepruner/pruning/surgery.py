@@ -12,11 +12,10 @@ from torch import Tensor
 from gatepruner.errors import PlanError
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.deferred import changed
-from gatepruner.networks.narrowing import is_used
 from gatepruner.networks.network import Network, listed_names
 from gatepruner.networks.path import Path
 from gatepruner.networks.slices import sorted_out, united
-from gatepruner.pruning.groups import narrowed, widths_of
+from gatepruner.pruning.groups import narrowed, slices_left, widths_of
 from gatepruner.pruning.ranking import Ranking
 from gatepruner.pruning.widths import cut_out
 
@@ -63,9 +62,7 @@ def remove(checkpoint: Checkpoint, units: str | Iterable[str]) -> Checkpoint:
     network = checkpoint.network.without(blocks)
     if not slices:
         return _kept(checkpoint, network, removed=list(blocks))
-    graph = network.graph()
-    left = (str(one) for one in slices if is_used(one.width, graph))
-    small = narrow(checkpoint, left)
+    small = narrow(checkpoint, map(str, slices_left(checkpoint.network, network, slices)))
     notes = checkpoint.noting(removed=list(listed_names(units)))
     return replace(_kept(small, small.network.without(blocks)), notes=notes)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from gatepruner.errors import listed, visible
+from gatepruner.networks.slices import extent
 from gatepruner.report.numbers import kept, percent, span
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 WORDS = ("block", "stage", "shortcut", "branch", "step", "home", "width", "width left", "")
 LEFT = frozenset(WORDS)  # columns of words
+COLUMNS = 79  # of a terminal
+TIE = "\N{NO-BREAK SPACE}"  # where a line is not broken
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -78,6 +83,45 @@ def width_text(left: Mapping[str, tuple[int, int]]) -> str:
     return ", ".join(
         f"{layer.rpartition('.')[2]} {some} of {whole}" for layer, (some, whole) in left.items()
     )
+
+
+def plan_text(units: Iterable[str]) -> str:
+    """What a plan removes, in lines of a terminal: blocks, and how many channels of each width."""
+    extents = {name: extent(name) for name in map(visible, units)}
+    blocks = [name for name, slice_ in extents.items() if slice_ is None]
+    channels: dict[str, int] = {}
+    for width, _, number in filter(None, extents.values()):
+        channels[width] = channels.get(width, 0) + number
+    counts = [f"{width}{TIE}{number}" for width, number in channels.items()]
+    parts = (("removed", blocks), ("channels removed:", counts))
+    return "\n".join(
+        textwrap.fill(
+            f"{title} {', '.join(names)}",
+            COLUMNS,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ).replace(TIE, " ")
+        for title, names in parts
+        if names
+    )
+
+
+def history_text(done: Mapping[str, Any]) -> str:
+    """A record of what was done to a network; slices that were removed in short."""
+    removed = done.get("removed")
+    if not isinstance(removed, list) or not any(map(extent, map(str, removed))):
+        return f"history: {json.dumps(done)}"
+    rest = {key: value for key, value in done.items() if key != "removed"}
+    more = f"\n  {json.dumps(rest)}" if rest else ""
+    return f"history: {plan_text(map(str, removed))}{more}"
+
+
+def path_text(units: Sequence[str]) -> str:
+    """How many units a learned path has."""
+    slices = sum(extent(name) is not None for name in units)
+    text = f"path: {counted(len(units) - slices, 'block')}"
+    return f"{text} and {counted(slices, 'slice')} of channels" if slices else text
 
 
 def units_text(widths: Widths, multiple: int) -> str:
