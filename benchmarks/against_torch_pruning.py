@@ -2,11 +2,11 @@
 
 All start from one trained CIFAR-10 ResNet-56. Targets are shares of its measured latency, at
 batch sizes 1 and 128. Every method goes down a ladder of ever smaller networks; for each target
-the first one is taken that is fast enough, found by bisection, each timed in turns with the whole
-network (`gatepruner.latency`). All are recalibrated with the same training images and fine-tuned
-with the same recipe, the whole network as their teacher: they match its last feature map. Where
-that is narrower than the teacher's (-stream), they match logits. Accuracy is counted on val and
-test together. Every setting is a constant of this script: nothing is chosen on val or test.
+the first one is taken that is fast enough, found by interpolation, each timed in turns with the
+whole network. All are recalibrated with the same training images and fine-tuned with the same
+recipe, the whole network as their teacher: they match its last feature map. Where that is narrower
+than the teacher's (-stream), they match logits. Accuracy is counted on val and test together. Every
+setting is a constant of this script: nothing is chosen on val or test.
 
 gatepruner    gates learned once per seed; the path holds for all targets
 tp-CRITERION  Torch-Pruning, channels within the blocks (of the first convolution of each)
@@ -29,7 +29,6 @@ usage: python benchmarks/against_torch_pruning.py --checkpoint FILE --data DIR [
 from __future__ import annotations
 
 import argparse
-import bisect
 import functools
 import hashlib
 import importlib.metadata
@@ -54,12 +53,16 @@ from matplotlib.figure import Figure
 
 import gatepruner
 from gatepruner.images.normalization import IMAGENET
+from gatepruner.measuring.engines import device_of, ready
+from gatepruner.measuring.latency import in_turns, random_images, rounds_within, summary
+from gatepruner.measuring.programs import Program
 from gatepruner.report.style import STYLE, save_figure
 
 NAME = "against_torch_pruning"
 METHODS = ("gatepruner", *channels.METHODS, "random", "scratch")
 GATING, RECALIBRATION = 10_000, 2_000  # training images
 TOLERANCE = 0.01  # of the latency, by which a target may be missed
+WHOLE = "whole"
 LADDERS = {"scratch": "gatepruner"}  # whose networks it has
 UNITS = {"gatepruner": "blocks", "channels": "channels", "both": "both"}  # what our paths remove
 GATES = gatepruner.GateRecipe()
@@ -82,6 +85,7 @@ class Task:
     gate_recipe: gatepruner.GateRecipe = GATES
     tp_steps: int = 100
     seconds: tuple[float, float] = (2.0, 10.0)  # of a brief and of a long measurement of latency
+    engine: str = "eager"  # that latency is measured on
 
     @property
     def gate_steps(self) -> int:
@@ -124,7 +128,8 @@ def ladder(task: Task, method: str, seed: int) -> Ladder:
         notes = {**learned.notes, "seconds": time.perf_counter() - start}
         gatepruner.save(replace(learned, notes=notes), path)
     gated = gatepruner.load(path)
-    return by_blocks(gated, gatepruner.rank(gated), gated.notes["seconds"])
+    every = by_blocks(gated, gatepruner.rank(gated), gated.notes["seconds"])
+    return replace(every, steps=len(gated.path))  # after slices, a ranking goes on with blocks
 
 
 def by_blocks(
@@ -157,31 +162,68 @@ def timed(
     task: Task, method: str, seed: int, batch: int, number: int, seconds: float
 ) -> dict[str, Any]:
     """Latency of a network, in turns with the whole one's, for about so many seconds."""
-    small = ladder(task, method, seed).at(number)
-    modules = {"whole": task.whole.build(), "small": small.build()}
-    shape = task.whole.network.base.input_shape
-    how: dict[str, Any] = {"batch": batch, "device": task.device}
-    first = gatepruner.latency(modules, shape, runs=1, **how)
-    runs = int(seconds / sum(one.median for one in first.values()))
-    found = gatepruner.latency(modules, shape, runs=min(max(runs, 5), 300), **how)
+    small = running(task, method, seed, batch, number)
+    calls = {"whole": running(task, WHOLE, 0, batch, 0), "small": small}
+    where = device_of(task.engine, task.device)
+    with torch.inference_mode():
+        times = in_turns(calls, rounds_within(seconds, calls, where), where)
+    threads = torch.get_num_threads() if where.type == "cpu" else None
+    how = {"batch": batch, "device": str(where), "engine": task.engine, "threads": threads}
+    found = {name: summary(taken, **how) for name, taken in times.items()}
     kept = found["small"].median / found["whole"].median
     return {"kept": kept, "latency": {name: asdict(one) for name, one in found.items()}}
+
+
+@functools.lru_cache(16)  # preparing takes seconds, and the whole network is in every measurement
+def running(
+    task: Task, method: str, seed: int, batch: int, number: int
+) -> Callable[[], torch.Tensor]:
+    """A network of a ladder, or the whole one, ready to run on the engine."""
+    network = task.whole if method == WHOLE else ladder(task, method, seed).at(number)
+    shape = network.network.base.input_shape
+    images = random_images(batch, shape, device_of(task.engine, task.device))
+    program = Program(network.build(), shape, f"{method} {number}")
+    with torch.inference_mode():
+        engine = ready(task.engine, program, images, torch.get_num_threads())
+    return functools.partial(engine, images)
 
 
 def pick(task: Task, method: str, seed: int, batch: int, share: int) -> dict[str, Any]:
     """The first network of a ladder that keeps at most a share (%) of the latency."""
     measure = functools.partial(timed, task, method, seed, batch)
     limit, (brief, long) = share / 100, task.seconds
-    numbers = range(1, ladder(task, method, seed).steps + 1)
-    least = measure(numbers[-1], brief)["kept"]
+    steps = ladder(task, method, seed).steps
+    least = measure(steps, brief)["kept"]
     if least > limit:
         return {"number": None, "kept": least}
-    first = bisect.bisect_left(numbers, True, key=lambda at: measure(at, brief)["kept"] <= limit)
-    for number in numbers[first:]:  # the long measurement has the last word
+    first = crossing(lambda number: measure(number, brief)["kept"], steps, least, limit)
+    for number in range(first, steps + 1):  # the long measurement has the last word
         found = measure(number, long)
         if found["kept"] <= limit + TOLERANCE:
             return {"number": number, **found}
     return {"number": None, "kept": found["kept"]}
+
+
+def crossing(kept: Callable[[int], float], steps: int, least: float, limit: float) -> int:
+    """The first number at which what is kept is at most a limit, or a little less, as interpolated.
+
+    Args:
+        kept: the share kept at a number; 1 at 0, and falling except for noise.
+        steps: the last number.
+        least: the share kept there.
+        limit: at least that.
+    """
+    (low, above), (high, below) = (0, 1.0), (steps, least)
+    aim = limit - TOLERANCE / 2  # so that neither end stays where it is
+    while high - low > 1 and limit - below > TOLERANCE:
+        guess = low + round((high - low) * (above - aim) / (above - below))
+        middle = min(max(guess, low + 1), high - 1)
+        found = kept(middle)
+        if found <= limit:
+            high, below = middle, found
+        else:
+            low, above = middle, found
+    return high
 
 
 @functools.lru_cache(1)

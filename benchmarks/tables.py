@@ -67,8 +67,32 @@ def by_default(result: Record) -> Iterator[Record]:
 
 def at_targets(result: Record) -> Iterator[Record]:
     """A cell for every target and method, and the best methods of the target."""
-    for rows in grouped(result["rows"], itemgetter("epochs", "batch", "share")).values():
-        methods = grouped(rows, itemgetter("method"))
+    yield from compared(result["rows"], itemgetter("epochs", "batch", "share"))
+
+
+def before_and_after(result: Record) -> Iterator[Record]:
+    """The same for networks that are recalibrated, and then fine-tuned."""
+    for key, state in (("accuracy_before", "recalibrated"), ("accuracy", "fine-tuned")):
+        rows = [{**row, "state": state, "accuracy": row.get(key)} for row in result["rows"]]
+        yield from compared(rows, itemgetter("engine", "batch", "share"))
+
+
+def on_engines(result: Record) -> Iterator[Record]:
+    """Every row, and then its latency at each place and its accuracy with each kind of weights."""
+    for row in result["rows"]:
+        yield {**row, "left": row["depth"] if row["reached"] else "not reached"}
+        own = {"share": row["share"], "method": row["method"]}
+        for place, time in row.get("latency", {}).items():
+            engine, _, batch = place.partition(" ")
+            yield {**own, "place": f"{engine}, batch size {batch}", "kept": time["kept"]}
+        for kind, answer in row.get("answers", {}).items():
+            yield {**own, "weights": kind, "accuracy": answer["accuracy"]}
+
+
+def compared(rows: Sequence[Record], target: Callable[[Record], Any]) -> Iterator[Record]:
+    """A cell for every target and method, and the best methods of the target."""
+    for own in grouped(rows, target).values():
+        methods = grouped(own, itemgetter("method"))
         reached = {
             name: fmean(row["accuracy"] for row in of)
             for name, of in methods.items()
@@ -178,6 +202,15 @@ SAVINGS = table(
     keys=2,
     timed=True,
 )
+ON_ENGINES = table(
+    Column("MACs kept at most", "{share} %"),
+    Column("removed", "method"),
+    Column("MACs kept (%)", "macs_kept", PERCENT),
+    Column("blocks left", "left"),
+    Column("latency kept (%), {}", "kept", PERCENT, over="place"),
+    records=on_engines,
+    keys=2,
+)
 RUNS = Column("n", "{seconds[n]}")
 MEGABYTES = means(".0f", 1e-6)
 TIME = Column("time (s)", "seconds", quartiles())
@@ -209,6 +242,20 @@ TABLES: dict[str, Table] = {
         Column("blocks left", "depth"),
         Column("recalibrated (%)", "accuracy_before", PERCENTS),
         Column("fine-tuned (%)", "accuracy", PERCENTS),
+        keys=2,
+    ),
+    "units_latency": table(
+        Column("accuracy (%) at latency kept", "{engine}, batch size {batch}, {share} %, {state}"),
+        Column("{}", "cell", over="method"),
+        Column("best", "best"),
+        records=before_and_after,
+    ),
+    "units_resnet50": ON_ENGINES,
+    "units_vit": ON_ENGINES,
+    "units_lite0": table(
+        *ON_ENGINES.columns,
+        Column("accuracy (%), weights {}", "accuracy", PERCENT, over="weights"),
+        records=on_engines,
         keys=2,
     ),
     "cli_overhead": table(

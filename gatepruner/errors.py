@@ -57,11 +57,15 @@ class DataError(GatePrunerError):
 
 
 class DeviceError(GatePrunerError):
-    """This machine does not have the device."""
+    """This machine does not have the device, or the device cannot do what is asked."""
 
 
 class EngineError(GatePrunerError):
     """An engine or a format is not installed, or cannot run the network."""
+
+
+class OutOfMemoryError(GatePrunerError):
+    """A device has not enough memory for a step of learning."""
 
 
 class ProcessError(GatePrunerError):
@@ -84,6 +88,12 @@ def visible(text: str) -> str:
         else letter
         for letter in text
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python's or of PyTorch's, which has no kind for all devices, says so."""
+    said = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in said)
 
 
 def first_line(error: BaseException) -> str:

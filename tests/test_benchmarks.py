@@ -92,6 +92,22 @@ def test_calls_are_timed_in_turns_and_the_first_rounds_are_not_counted(paper):
     assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
 
 
+@pytest.mark.parametrize("curve", [lambda x: 1 - x, lambda x: (1 - x) ** 3, lambda x: 1 - x**3])
+@pytest.mark.parametrize("limit", [0.8, 0.5, 0.3])
+def test_the_network_for_a_target_is_the_first_or_a_little_smaller(paper, curve, limit):
+    peers, steps, asked = paper("against_torch_pruning"), 100, []
+    shares = [curve(0.9 * number / steps) for number in range(steps + 1)]
+
+    def kept(number):
+        asked.append(number)
+        return shares[number]
+
+    found = peers.crossing(kept, steps, shares[-1], limit)
+    first = next(number for number in range(steps + 1) if shares[number] <= limit)
+    assert found == first or limit - peers.TOLERANCE <= shares[found] <= limit
+    assert len(asked) <= 12
+
+
 def test_a_network_is_trained_measured_and_kept_and_not_trained_again(
     experiment, tmp_path, monkeypatch
 ):

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from gatepruner.errors import DeviceError
-from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place, precision
+from gatepruner.measuring.device import (
+    laid_out,
+    learns_channels_last,
+    learns_fast,
+    pick_device,
+    place,
+    precision,
+)
 
 
 @pytest.fixture
@@ -81,6 +88,7 @@ def test_on_a_cpu_modules_stay_as_they_are_and_nothing_is_cast():
 def test_a_device_learns_fast_where_bf16_gains(monkeypatch, device, bf16, macs, fast):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
     assert learns_fast(torch.device(device), macs) is fast
+    assert learns_fast(torch.device(device), macs, "off") is False
 
 
 def test_a_cpu_of_which_pytorch_cannot_tell_does_not_learn_fast(monkeypatch):
@@ -88,12 +96,17 @@ def test_a_cpu_of_which_pytorch_cannot_tell_does_not_learn_fast(monkeypatch):
     assert learns_fast(torch.device("cpu"), 10**10) is False
 
 
+@pytest.mark.parametrize(("device", "last"), [("cpu", True), ("cuda:1", True), ("mps", False)])
+def test_networks_learn_channels_last_where_that_is_faster(device, last):
+    assert learns_channels_last(torch.device(device)) is last
+
+
 def test_where_it_is_to_be_fast_a_cpu_computes_convolutions_in_bf16_too():
     cpu, images = torch.device("cpu"), torch.zeros(1, 3, 4, 4)
-    module = place(nn.Conv2d(3, 2, 3), cpu, fast=True)
+    module = place(nn.Conv2d(3, 2, 3), cpu, channels_last=True)
     assert module.weight.is_contiguous(memory_format=torch.channels_last)
-    assert laid_out(images, fast=True).is_contiguous(memory_format=torch.channels_last)
-    assert laid_out(images, fast=False) is images
+    assert laid_out(images, channels_last=True).is_contiguous(memory_format=torch.channels_last)
+    assert laid_out(images, channels_last=False) is images
     with precision(cpu, fast=True):
         assert module(images).dtype == torch.bfloat16
     with precision(cpu, fast=False):

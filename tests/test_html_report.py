@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import data_in, draw, random_images, write_folder
 
-from gatepruner import save
+from gatepruner import GateRecipe, learn_gates, prune, rank, save
 from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.errors import visible
 from gatepruner.networks.checkpoint import Checkpoint
@@ -63,6 +63,16 @@ def page(orders) -> Page:
     )
 
 
+@pytest.fixture(scope="module")
+def units() -> tuple[Checkpoint, Page]:
+    """A network with a path of blocks and slices, and the page of its curve."""
+    images = random_images(24, (1, 8, 8))
+    start = draw("residual-fc12,width=8", input_shape=(1, 8, 8))
+    recipe = GateRecipe(units="both", multiple=2, warmup=1, steps=1, batch_size=8)
+    gated = learn_gates(replace(start, notes=whole().notes), images, recipe, device="cpu")
+    return gated, curve_page(gated, list(compare(gated, images, ("gate",))), 8, conditions={})
+
+
 def hostile_page(page: Page) -> Page:
     """The page with a hostile text in every place that a text from outside reaches."""
     texts = dict(zip([block.name for block in page.blocks], HOSTILE, strict=False))
@@ -79,6 +89,7 @@ def hostile_page(page: Page) -> Page:
                     title=HOSTILE[at % len(HOSTILE)],
                     command=shell_text(HOSTILE),
                     latency={HOSTILE[at % len(HOSTILE)]: (1.0, 2.0, 3.0)},
+                    left={key: {HOSTILE[at % len(HOSTILE)]: (1, 2)} for key in ("", *HOSTILE)},
                 )
                 for at, state in enumerate(curve.states)
             ],
@@ -193,6 +204,28 @@ def test_a_network_without_gates_and_with_one_order_has_a_page():
     tags = Reader(text).tags
     assert not [values for tag, values in tags if tag == "input" and values["type"] != "range"]
     assert "Bars are gates" not in text
+
+
+def test_it_says_for_each_block_what_is_left_of_its_width(units):
+    gated, page = units
+    text = document(page)
+    read = Reader(text)
+    (curve,), blocks = read.data()["curves"], gated.network.blocks
+    for state in curve["states"]:
+        small = prune(gated, rank(gated), state["removed"]).build()
+        for index, block in enumerate(blocks):
+            gone = index in curve["order"][: state["removed"]]
+            layer = None if gone else small.get_submodule(f"{block.name}.branch.linear1")
+            share, channels = state["left"].get(str(index), (1, ""))
+            assert share == (1 if gone else layer.out_features / 8)
+            expected = f"channels left: linear1 {8 * share:.0f} of 8"
+            assert channels == (expected if share < 1 else "")
+            if state["removed"] == 8:
+                button = next(it for _, it in read.tags if it.get("data-block") == str(index))
+                assert button["title"].endswith("removed" if gone else channels)
+    assert any(state["left"] for state in curve["states"])
+    assert "units removed" in text
+    assert "narrower where channels are gone" in text
 
 
 # --------------------------------------------------------------------------- one file that is safe

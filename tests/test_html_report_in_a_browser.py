@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, browsing, executable
-from test_html_report import HOSTILE, hostile_page, orders, page, whole  # noqa: F401
+from test_html_report import HOSTILE, hostile_page, orders, page, units, whole  # noqa: F401
 
 from gatepruner.errors import visible
 from gatepruner.report.html.document import document
@@ -80,6 +80,22 @@ def test_arrow_keys_on_the_slider(opened, page):  # noqa: F811
     check(opened, page, 0, 2)
     opened.press("End")
     check(opened, page, 0, len(page.curves[0].states) - 1)
+
+
+def test_the_bars_of_narrowed_blocks_are_as_narrow(browser, units, tmp_path):  # noqa: F811
+    page, bars = units[1], "[...document.querySelectorAll('.block rect')]"  # noqa: F811
+    (tmp_path / "report.html").write_text(document(page), "utf-8")
+    browser.open(tmp_path / "report.html")
+    browser.value("document.querySelector('#slider').focus()")
+    browser.press("Home")
+    for state in page.curves[0].states:
+        widths = browser.value(f"{bars}.map((bar) => Number(bar.getAttribute('width')))")
+        titles = browser.value(f"{bars}.map((bar) => bar.closest('.block').title)")
+        for block, width, title in zip(page.blocks, widths, titles, strict=True):
+            left, _ = state.left.get(block.name, {}).get(f"{block.name}.branch.linear1", (8, 8))
+            assert width == pytest.approx(10 * left / 8, abs=0.1)
+            assert ("channels left" in title) == (left < 8)
+        browser.press("ArrowRight")
 
 
 def test_a_drag_of_the_slider(opened, page):  # noqa: F811

@@ -223,10 +223,10 @@ def test_names_of_slices_are_read_as_they_are_written():
 
 
 def test_torch_pruning_is_asked_for_in_one_line(monkeypatch):
-    from gatepruner.pruning import groups
+    from gatepruner.pruning import dependencies, groups
 
     network = draw("resnet14", input_shape=(3, 8, 8)).network
-    monkeypatch.setattr(groups, "LEAST_VERSION", (99, 0))
+    monkeypatch.setattr(dependencies, "LEAST_VERSION", (99, 0))
     groups.widths_of.cache_clear()
     with pytest.raises(EngineError, match=r"needs torch-pruning 99\.0 .*pip install -U"):
         groups.widths_of(network)
@@ -237,8 +237,28 @@ def test_torch_pruning_is_asked_for_in_one_line(monkeypatch):
 
 def test_an_operation_that_torch_pruning_cannot_follow_is_named():
     network = Network.named("torchvision:swin_t", input_shape=(3, 32, 32))
-    with pytest.raises(PlanError, match=r"cannot find its groups.*blocks can still be removed"):
+    named = r"its groups of channels at CatBackward0 in front of features\.[246]\.norm \(TypeError"
+    with pytest.raises(PlanError, match=rf"{named}.*its blocks can still be removed"):
         widths_of(network)
+
+
+def test_a_layer_whose_group_cannot_be_found_is_no_width_and_the_others_are(monkeypatch):
+    import torch_pruning
+
+    network = draw("resnet8", input_shape=(3, 8, 8)).network
+    every, find = widths_of(network), torch_pruning.DependencyGraph.get_pruning_group
+
+    def fails(graph, layer, *how):
+        if graph._module2name[layer] == "layer2.0.conv1":
+            raise KeyError("unknown")
+        return find(graph, layer, *how)
+
+    monkeypatch.setattr(torch_pruning.DependencyGraph, "get_pruning_group", fails)
+    widths_of.cache_clear()
+    widths = widths_of(network)
+    assert {*every.found} - {*widths.found} == {"layer2.0.conv1"}
+    assert "cannot find their group (KeyError" in widths.others["layer2.0.conv1"]
+    widths_of.cache_clear()
 
 
 DAMAGED = {

@@ -22,7 +22,7 @@ from gatepruner import processes
 from gatepruner.errors import ProcessError, TrainingError
 from gatepruner.files.storage import load_state
 from gatepruner.images.images import Images
-from gatepruner.learning import running
+from gatepruner.learning import learner, running
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
@@ -116,12 +116,19 @@ def decisions() -> list[Any]:
     alone = processes.agreed(lambda: accuracy(made(), DATA, device="cpu").correct)
     assert alone == accuracy(made(), DATA, device="cpu").correct
     parts = processes.gathered(torch.tensor([processes.rank(), 7]))
+    learner.learns_fast = lambda *facts: processes.rank() == 0  # if each decided for itself
+    gated = learn_gates(normed(), DATA, replace(GATING, blocks=1), device="cpu")
+    precisions = [one["precision"] for one in gated.notes["history"] if "precision" in one]
+    amp = "off" if processes.rank() else "bf16"
+    with pytest.raises(ProcessError, match=r"recipe is .*'amp': 'bf16'.* and .*'amp': 'off'"):
+        learn_gates(normed(), DATA, replace(GATING, amp=amp), device="cpu")
     return [
         processes.agreed(processes.rank),
         times,
         parts.tolist(),
         processes.greatest(processes.rank()),
         processes.slice_of(10),
+        precisions,
     ]
 
 
@@ -150,11 +157,12 @@ def test_three_processes_measure_what_one_measures(tmp_path):
     for number, found in enumerate(everybodys):
         for key, value in expected.items():
             same(found[key], value)
-        first, times, parts, greatest, own = found["decisions"]
+        first, times, parts, greatest, own, precisions = found["decisions"]
         assert (first, greatest) == (0, 2)
         assert times == everybodys[0]["decisions"][1]
         assert parts == [[0, 7], [1, 7], [2, 7]]
         assert own == [slice(0, 3), slice(3, 6), slice(6, 10)][number]
+        assert precisions == ["bf16"]
         assert found["shards"] == (whole.correct, 37, whole.right.tolist())
 
 
@@ -216,17 +224,35 @@ def learned() -> dict[str, Any]:
         "tune with batch norm": lambda: finetune(made(), DATA, kept, teacher=made(seed=1), **how),
         "train with batch norm": lambda: train(made().network, DATA, TRAINING, **held),
     }
-    return {name: plain(verb()) for name, verb in verbs.items()}
+    return {name: plain(verb()) for name, verb in {**verbs, **in_parts(4)}.items()}
+
+
+def in_parts(most: int) -> dict[str, Callable[[], Checkpoint]]:
+    """Verbs whose batches pass in parts, with batch norm, and with a head that learns nothing."""
+    parts: Any = {"micro_batch_size": most}
+    recipes = [replace(recipe, **parts) for recipe in (GATING, TUNING, TRAINING)]
+    how: Any = {"device": "cpu"}
+    return {
+        "gate in parts": lambda: learn_gates(made(), DATA, recipes[0], **how),
+        "tune in parts": lambda: finetune(made(), DATA, recipes[1], teacher=made(seed=1), **how),
+        "train in parts": lambda: train(made().network, DATA, recipes[2], **how),
+    }
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):
-    """With batch norm, whose statistics are those of a part, all processes learn the same."""
+    """With batch norm, whose statistics are those of a part, all processes learn the same.
+
+    One process that passes its batch in as many parts learns that, too.
+    """
     everybodys: Any = results("test_processes", "learned", 2, tmp_path)
     expected = learned()
     assert len(expected["gate"]["path"]) == 4
     for found in everybodys:
-        for verb in ("gate", "tune", "train"):
+        for verb in ("gate", "tune", "train", *in_parts(4)):
             near(found[verb], expected[verb])
+    halves = in_parts(7)
+    for verb in ("gate", "train"):
+        near(everybodys[0][f"{verb} with batch norm"], plain(halves[f"{verb} in parts"]()))
     for verb in expected:
         for found in everybodys[1:]:
             equal(found[verb], everybodys[0][verb])

@@ -26,7 +26,7 @@ from gatepruner.cli.reporting import demo, sweep
 from gatepruner.cli.several import hush, taking_part, talks
 from gatepruner.cli.signature import flat
 from gatepruner.cli.training import finetune, train
-from gatepruner.errors import GatePrunerError, visible
+from gatepruner.errors import GatePrunerError, is_out_of_memory, visible
 from gatepruner.signals import handling
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # wherever typer has its click from
@@ -77,10 +77,11 @@ def main() -> None:
     except OSError as error:
         message = f"{error.filename or 'the disk'}: {error.strerror or error}"
         _fail("system", [message], as_json)
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        _fail("memory", ["out of memory: lower --batch-size"], as_json)
+        helps = "lower --batch-size, or --micro-batch-size of a command that learns"
+        _fail("memory", [f"out of memory: {helps}"], as_json)
 
 
 def _stopped(number: int, frame: FrameType | None) -> None:

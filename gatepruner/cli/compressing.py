@@ -118,9 +118,11 @@ GATING = {
     "engine": "engine",
     "threads": "threads",
     "batch_size": "batch_size",
+    "micro_batch_size": "micro_batch_size",
+    "amp": "amp",
     "seed": "seed",
 }
-TUNING = {name: name for name in ("match", "learning_rate", "seed")}
+TUNING = {name: name for name in ("match", "learning_rate", "micro_batch_size", "amp", "seed")}
 
 
 def compress(
@@ -167,7 +169,7 @@ def compress(
     for export in exports:
         with problems:
             refuse_existing(export, force=call.force or begun)
-    whole = read(source, data, problems)
+    whole = read(source, data, problems, gating.amp)
     train, held_out, test = _images(whole, data, held, steps, call.terminal, problems)
     recipe = steps.recipe(gating, tuning, whole.network).fitted(len(train))
     if call.dry_run:
@@ -175,7 +177,8 @@ def compress(
         meter = meter_of(whole.network, recipe.gating, pick_device(data.device))
         check_reachable(goal, whole.network, whole.network.removable, meter)
         works = _works(whole, train, test, goal, recipe)
-        return foretell(call, whole, [output, folder, *exports], works, data)
+        how = replace(data, batch_size=recipe.at_once(data.batch_size))
+        return foretell(call, whole, [output, folder, *exports], works, how)
     warn_of_misfit(source.ckpt, whole, train, data)
     for line in _remarks(whole, train, recipe):
         call.terminal.say(line)

@@ -48,7 +48,7 @@ def gate(
     problems = Problems()
     with problems:
         kept = Kept.beside(target, call, epochs=False)
-    whole = read(source, data, problems)
+    whole = read(source, data, problems, recipe.amp)
     every = replace(data, limit=None)
     images, _ = list_images(
         lambda: every.listed(whole, call.terminal, labels=recipe.labels),
@@ -60,7 +60,8 @@ def gate(
     check(whole, images, recipe.batch_size, problems, labels=recipe.labels)
     problems.refuse()
     if call.dry_run:
-        return foretell(call, whole, [target], [gating_work(whole, images, recipe)], data)
+        how = replace(data, batch_size=recipe.at_once(data.batch_size))
+        return foretell(call, whole, [target], [gating_work(whole, images, recipe)], how)
     images = data.kept(images, call.terminal)
     warn_of_misfit(source.ckpt, whole, images, data)
     if recipe.match != "logits" and not recipe.labels:

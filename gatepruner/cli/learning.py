@@ -44,17 +44,19 @@ def training_work(images: Images, recipe: Recipe, verb: str, *, taught: bool) ->
     return Work(what, epochs * len(images) * (LEARNING + taught))
 
 
-def read(source: Source, data: Data, problems: Problems, *, deferred: bool = False) -> Checkpoint:
+def read(
+    source: Source, data: Data, problems: Problems, amp: str = "auto", *, deferred: bool = False
+) -> Checkpoint:
     """The network; what has been found wrong by then is refused, as nothing else can be read."""
-    return _read(functools.partial(source.read, deferred=deferred), data, problems)
+    return _read(functools.partial(source.read, deferred=deferred), data, problems, amp)
 
 
 def read_subject(source: Source, data: Data, problems: Problems) -> Subject:
     """As `read`, or an ONNX file."""
-    return _read(source.subject, data, problems)
+    return _read(source.subject, data, problems, "auto")
 
 
-def _read(reading: Callable[[], Read], data: Data, problems: Problems) -> Read:
+def _read(reading: Callable[[], Read], data: Data, problems: Problems, amp: str) -> Read:
     from gatepruner.images.readers import located
 
     with problems:
@@ -62,17 +64,17 @@ def _read(reading: Callable[[], Read], data: Data, problems: Problems) -> Read:
     with problems:
         if data.data:
             located(data.data)
-    check_device(data, problems)
+    check_device(data, problems, amp)
     problems.refuse()
     return checkpoint
 
 
-def check_device(data: Data, problems: Problems) -> None:
-    """Collect whether this machine has the device."""
-    from gatepruner.measuring.device import pick_device
+def check_device(data: Data, problems: Problems, amp: str = "auto") -> None:
+    """Collect whether this machine has the device, and the device the precision."""
+    from gatepruner.measuring.device import check_amp, pick_device
 
     with problems:
-        pick_device(data.device)
+        check_amp(pick_device(data.device), amp)
 
 
 def list_images(

@@ -71,4 +71,4 @@ def document(kind: str, messages: Sequence[str]) -> dict[str, Any]:
 def kind_of(error: GatePrunerError) -> str:
     """`checkpoint` for a `CheckpointError`; of the first where there are several."""
     first = error.errors[0] if isinstance(error, SeveralError) else error
-    return type(first).__name__.removesuffix("Error").lower()
+    return type(first).__name__.removeprefix("OutOf").removesuffix("Error").lower()

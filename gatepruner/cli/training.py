@@ -84,7 +84,7 @@ def finetune(
             described = _described(source, teacher.teacher)
             known = described.read()
             source = _described(source, source.ckpt, described)
-    whole = read(source, data, problems)
+    whole = read(source, data, problems, recipe.amp)
     images, held_out = list_images(lambda: data.listed(whole, call.terminal), held, problems)
     check(whole, images, recipe.batch_size, problems, labels=known is None)
     if known is not None:
@@ -93,7 +93,8 @@ def finetune(
     problems.refuse()
     if call.dry_run:
         work = training_work(images, recipe, "fine-tune", taught=known is not None)
-        return foretell(call, whole, [target, kept.history], [work], data)
+        how = replace(data, batch_size=recipe.at_once(data.batch_size))
+        return foretell(call, whole, [target, kept.history], [work], how)
     images, held_out = data.kept_parts(images, held_out, call.terminal)
     data.normalization(whole, images, call.terminal)  # says which
     warn_of_misfit(source.ckpt, whole, images, data)
@@ -213,7 +214,7 @@ def train(
         kept = Kept.beside(target, call)
     with problems:
         network = fresh.network()
-    check_device(data, problems)
+    check_device(data, problems, recipe.amp)
     problems.refuse()
     images, held_out = list_images(
         lambda: data.found(network.base.input_shape, data.scaling()), held, problems
@@ -226,7 +227,8 @@ def train(
     if call.dry_run:
         start = replace(start, weights=network.initial_weights())
         work = training_work(images, recipe, f"train {network}", taught=False)
-        return foretell(call, start, [target, kept.history], [work], data)
+        how = replace(data, batch_size=recipe.at_once(data.batch_size))
+        return foretell(call, start, [target, kept.history], [work], how)
     images, held_out = data.kept_parts(images, held_out, call.terminal)
     call.terminal.say(f"{network}: {len(images):,} images of {images.source}")
     with stopping(kept.state), call.terminal.watching() as watch:

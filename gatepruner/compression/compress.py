@@ -21,11 +21,11 @@ from gatepruner.files.locks import held_folder
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.learner import check_learnable, matched
-from gatepruner.learning.recipes import Recipe
+from gatepruner.learning.recipes import HOW, Recipe
 from gatepruner.learning.units import meter_of
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
-from gatepruner.measuring.device import description, pick_device
+from gatepruner.measuring.device import check_amp, description, pick_device
 from gatepruner.measuring.inputs import (
     check_batch,
     check_fit,
@@ -43,7 +43,7 @@ from gatepruner.pruning.meter import Meter
 
 LEAST_IMAGES = 32
 # What the goal gives, and what may differ when a compression is resumed.
-FREE = {"blocks", "cost", "learning_rate", "norm_learning_rate"}
+FREE = {"blocks", "cost", "learning_rate", "norm_learning_rate", *HOW}
 COMPARED = 1000  # most labelled test images on which agreement is measured beside accuracy
 
 
@@ -94,6 +94,7 @@ def compress(
     Raises:
         PlanError: the goal cannot be reached.
         DataError: images are missing or do not fit the network.
+        DeviceError: a recipe asks for bf16, which the device does not have.
         TrainingError: there are too few training images, or learning failed.
         CheckpointError: the folder is not empty, belongs to another compression, cannot be
             written, or another compression is writing it.
@@ -104,6 +105,7 @@ def compress(
         train, held_out = train.held_out(recipe.held_out_of(len(train)), recipe.gating.seed)
     recipe = recipe.fitted(len(train)) if given is None else recipe
     device = pick_device(device)
+    check_amp(device, recipe.gating.amp)
     meter = meter_of(checkpoint.network, recipe.gating, device)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint, train, normalization)
@@ -181,8 +183,11 @@ def _measured(
         "track": request.track("measuring the network"),
     }
     some = test.spread(COMPARED) if test.labelled else test
-    agreed = agreement(checkpoint, request.whole, some, **how)
-    return accuracy(checkpoint, test, **how) if test.labelled else None, agreed
+    at_once = request.recipe.at_once
+    agreed = agreement(checkpoint, request.whole, some, batch_size=at_once(128), **how)
+    if not test.labelled:
+        return None, agreed
+    return accuracy(checkpoint, test, batch_size=at_once(256), **how), agreed
 
 
 def _timed(request: Request, checkpoints: Mapping[str, Checkpoint]) -> tuple[StepRecord, ...]:
@@ -311,7 +316,7 @@ def _configuration(
         "trial steps": recipe.trial,
         "matched": matched(tuning.match, checkpoint.network, checkpoint) if tuning else None,
         **_settings("gates", asdict(recipe.gating), FREE),
-        **_settings("fine-tuning", tuned),
+        **_settings("fine-tuning", tuned, HOW),
     }
 
 
@@ -353,6 +358,8 @@ def _conditions(request: Request, small: Checkpoint) -> dict[str, Any]:
     chosen = {
         f"chosen {what}": name for what, name in request.folder.facts.get("choices", {}).items()
     }
+    how = asdict(request.recipe.gating)
+    used |= _settings("gates", {name: how[name] for name in HOW})
     if not statistics(small.network.build_blank()):
         used["recalibration"] = "none: the network has no batch norm"
     if request.recipe.tuning is not None:  # a recipe that was chosen has other fields

@@ -37,6 +37,14 @@ class CompressionRecipe:
         """The most images in a batch."""
         return max(self.gating.batch_size, self.tuning.batch_size if self.tuning else 0)
 
+    def at_once(self, usual: int) -> int:
+        """How many images pass at once where so many are usual, in every step.
+
+        Recalibration keeps within its memory by itself.
+        """
+        stages = [self.gating, *([self.tuning] if self.tuning else [])]
+        return min(stage.at_once(usual) for stage in stages)
+
     def held_out_of(self, images: int) -> int:
         """The number of images to hold out of this many training images if none are given."""
         return min(self.hold_out, images // 5)

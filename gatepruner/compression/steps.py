@@ -133,6 +133,7 @@ def _remove(request: Request, gated: Checkpoint) -> Checkpoint:
             ranking,
             statistics=request.train.spread(count).kept() if count else None,
             device=request.device,
+            batch_size=request.recipe.at_once(256),
             normalization=request.normalization,
             track=request.track("measuring the loss of accuracy"),
         )
@@ -191,6 +192,7 @@ def _gap(request: Request, state: Checkpoint) -> float:
         request.whole,
         request.held_out,
         device=request.device,
+        batch_size=request.recipe.at_once(128),
         normalization=request.normalization,
         track=request.track("comparing with the whole network"),
     )

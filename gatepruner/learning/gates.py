@@ -71,9 +71,10 @@ def learn_gates(
         normalization: replaces the one that the checkpoint records.
         savings: what removing each block saves, in the recipe's cost, if already measured; see
             `gatepruner.savings`.
-        device: where to compute; uses bf16 where that is faster.
+        device: where to compute.
         state: file for the run's state, so that the run can be resumed.
-        resume: whether to continue from that state; learning rates may differ.
+        resume: whether to continue from that state; learning rates, `amp` and `micro_batch_size`
+            may differ.
         watch: called after every removal, and regularly in between.
         on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
@@ -84,6 +85,8 @@ def learn_gates(
 
     Raises:
         DataError: the images do not fit the network.
+        DeviceError: the recipe asks for bf16, which the device does not have.
+        OutOfMemoryError: a step does not fit into memory.
         PlanError: the recipe removes more blocks than the network can lose.
         TrainingError: the loss or a gate is not finite, every gate has closed, or there is no
             such run to resume.
@@ -321,7 +324,7 @@ class _Run(Learner[GateMoment]):
         """See `Learner.identity`; learning rates may differ."""
         return {
             "network": self.start.fingerprint,
-            "recipe": asdict(replace(self.recipe, learning_rate=1.0, norm_learning_rate=1.0)),
+            "recipe": replace(self.recipe, learning_rate=1.0, norm_learning_rate=1.0).lasting,
             "learning of norms": self.recipe.norm_learning_rate > 0,
             **super().identity(),
         }
@@ -345,7 +348,10 @@ class _Run(Learner[GateMoment]):
     def result(self) -> Checkpoint:
         """The whole network with the learned path."""
         notes = self.start.noting(
-            gates_learned=self.data.source, images=len(self.data), recipe=asdict(self.recipe)
+            gates_learned=self.data.source,
+            images=len(self.data),
+            recipe=asdict(self.recipe),
+            precision=self.precision,
         )
         path = Path(
             tuple(

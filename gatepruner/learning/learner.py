@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -25,16 +27,25 @@ from gatepruner.images.examples import Examples, mixed
 from gatepruner.images.normalization import Normalization
 from gatepruner.images.preprocessing import Preprocessing
 from gatepruner.images.views import Part
+from gatepruner.learning.accumulation import averaged, parts_of
 from gatepruner.learning.recipes import GateRecipe, Recipe
+from gatepruner.learning.teaching import Targets
 from gatepruner.measuring.agreement import (
     Answers,
     answering,
     answers,
     feature_distance,
+    joined,
     normalizations_of,
 )
 from gatepruner.measuring.cost import count
-from gatepruner.measuring.device import laid_out, learns_fast, pick_device, place
+from gatepruner.measuring.device import (
+    laid_out,
+    learns_channels_last,
+    learns_fast,
+    pick_device,
+    place,
+)
 from gatepruner.measuring.inputs import check_batch
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.features import features_of
@@ -88,6 +99,7 @@ class Learner(ABC, Generic[Shown]):
     ) -> None:
         check_batch(data, recipe.batch_size)
         self.mine = processes.slice_of(recipe.batch_size)  # of every batch
+        self.parts = parts_of(recipe.batch_size, recipe.micro_batch_size)  # of that
         self.start, self.recipe, self.view, self.teacher = start, recipe, view, teacher
         if data.prepared:
             self.view = None  # the data set augments by itself
@@ -95,7 +107,9 @@ class Learner(ABC, Generic[Shown]):
             check_learnable(checkpoint)
         self.normalizations = normalizations_of(start, teacher or start, data, normalization)
         self.device = pick_device(device)
-        self.fast = learns_fast(self.device, count(start.network).macs)
+        processes.meet("learning", self._request)
+        macs = count(start.network).macs
+        self.fast = processes.agreed(lambda: learns_fast(self.device, macs, recipe.amp))
         self.data = data.to(self.device)
         self.root = self._placed(start)
         self.matches = teacher is not None and matches(recipe.match, start.network, teacher)
@@ -109,9 +123,13 @@ class Learner(ABC, Generic[Shown]):
         self.batches = self._batches()
         self.started = time.monotonic()
 
+    def _request(self) -> dict[str, Any]:
+        """What has to be equal in all processes, as plain JSON."""
+        return {"network": self.start.fingerprint, "recipe": asdict(self.recipe)}
+
     def _placed(self, checkpoint: Checkpoint) -> fx.GraphModule:
         module = checkpoint.build()
-        place(module, self.device, self.fast)
+        place(module, self.device, learns_channels_last(self.device))
         return module
 
     def close(self) -> None:
@@ -151,24 +169,45 @@ class Learner(ABC, Generic[Shown]):
         """The progress of the run; waits for the device."""
 
     def compute_gradients(self, penalty: Tensor | float = 0.0) -> None:
-        """Begin a step: compute the gradients of the next batch's loss plus a penalty."""
+        """Begin a step: compute the gradients of the next batch's loss plus a penalty.
+
+        The batch passes in parts, whose gradients add up. It is varied, and its teacher is asked,
+        as a whole before.
+        """
         pixels, labels = next(self.batches)
         seed = mixed(self.recipe.seed, -1 - self.done)
         torch.manual_seed(seed)
         viewed = pixels if self.view is None else self.view(pixels, self._part)
         if processes.count() > 1:  # dropout differs from image to image
             torch.manual_seed(mixed(seed, processes.rank()))
-        given = self._answers(self.learning, self._normalized(viewed, 0))
-        loss = self._loss(given, viewed, labels)
+        targets = self._targets(viewed)
         self.optimizer.zero_grad(set_to_none=True)
+        told = torch.zeros_like(self.sums)
+        for part in averaged(self.parts, list(self.root.buffers())):
+            last, taught = part is self.parts[-1], targets and targets.part(part)
+            with self.passing(last):
+                told[:2] += self._pass(viewed[part], labels[part], taught, penalty if last else 0.0)
+        told[2] = 1.0
+        processes.average([told, *self.shared])
+        self.sums += told
+
+    def _pass(
+        self, pixels: Tensor, labels: Tensor, targets: Targets | None, penalty: Tensor | float
+    ) -> Tensor:
+        """Add the gradients of a part of the batch; returns its shares of loss and score."""
+        given = self._answers(self.learning, self._normalized(pixels, 0))
+        loss = self._loss(given, targets, labels)
         if loss.requires_grad:  # it does not if no gate is left and norms are frozen
             torch.autograd.backward(loss + penalty)
         score = torch.zeros((), device=self.device)
         if self.data.labelled:
-            score = self._weighted(self.data.task.score(given[0].detach(), labels).float().mean())
-        told = torch.stack([loss.detach(), score, torch.ones_like(score)])
-        processes.average([told, *self.shared])
-        self.sums += told
+            right = self.data.task.score(given[0].detach(), labels).float()
+            score = self._weighted(right.mean(), len(right))
+        return torch.stack([loss.detach(), score])
+
+    def passing(self, last: bool) -> AbstractContextManager[object]:
+        """Around the pass of a part; several processes average their gradients in the last one."""
+        return nullcontext()
 
     @property
     def _part(self) -> Part:
@@ -184,45 +223,58 @@ class Learner(ABC, Generic[Shown]):
     def shared(self) -> list[Tensor]:
         """What the processes average after every step, besides the loss."""
 
-    def _weighted(self, mean: Tensor) -> Tensor:
-        """A mean over this process's part of a batch, such that its average is that of all."""
-        own = self.mine.stop - self.mine.start
-        weight = processes.count() * own / self.recipe.batch_size
+    def _weighted(self, mean: Tensor, images: int) -> Tensor:
+        """A mean over so many images of a batch as its share of the mean over all of them.
+
+        The shares of a process's parts are added, and their sums averaged over the processes.
+        """
+        weight = processes.count() * images / self.recipe.batch_size
         return mean if weight == 1 else weight * mean
 
     def _normalized(self, pixels: Tensor, which: int) -> Tensor:
         """Images as the network, 0, or its teacher, 1, takes them."""
-        return laid_out(self.normalizations[which](pixels), self.fast)
+        images = self.normalizations[which](pixels)
+        return laid_out(images, learns_channels_last(self.device))
 
     def _answers(self, module: nn.Module, images: Tensor) -> Answers:
         return answers(module, images, self.device, self.fast, classes=self.data.task.classes)
 
-    def _loss(self, given: Answers, pixels: Tensor, labels: Tensor) -> Tensor:
-        """The distance from the teacher's answers; that from the labels if there is no teacher.
+    @property
+    def _share(self) -> float:
+        """The share of the teacher's logits in the loss."""
+        return self.recipe.distillation if self.data.labelled else 1.0
 
-        Its average over the processes is that of the whole batch.
+    def _loss(self, given: Answers, targets: Targets | None, labels: Tensor) -> Tensor:
+        """The distance from the teacher's answers; that from the labels if there are none.
+
+        Its sum over the parts, averaged over the processes, is that of the whole batch.
         """
-        (logits, features), task = given, self.data.task
-        share = self.recipe.distillation if self.data.labelled else 1.0
-        if self.teacher_module is None or not (share or self.matches):
-            return self._weighted(task.loss(logits, labels))
-        targets, target = self._taught(pixels)
+        (logits, features), task, share = given, self.data.task, self._share
+        if targets is None:
+            return self._weighted(task.loss(logits, labels), len(logits))
         losses = []
-        if features is not None and target is not None:
+        if features is not None and targets.features is not None:
             weight = FEATURES * processes.count()
-            losses.append(weight * feature_distance(features, target))
+            losses.append(weight * feature_distance(features, targets.features, targets.squares))
         if features is None or self.recipe.match == "both":
-            loss = task.distance(logits, targets, self.recipe.temperature)
+            loss = task.distance(logits, targets.logits, self.recipe.temperature)
             if share < 1:  # the labels need not fit the network otherwise
                 loss = share * loss + (1 - share) * task.loss(logits, labels)
-            losses.append(self._weighted(loss))
+            losses.append(self._weighted(loss, len(logits)))
         return torch.stack(losses).mean()
+
+    def _targets(self, pixels: Tensor) -> Targets | None:
+        """What the network learns from its teacher, if that counts."""
+        if self.teacher_module is None or not (self._share or self.matches):
+            return None
+        return Targets.of(self._taught(pixels))
 
     @torch.no_grad()
     def _taught(self, pixels: Tensor) -> Answers:
         """The teacher's answers."""
         assert self.teacher_module is not None  # asked only then
-        return self._answers(self.teacher_module, self._normalized(pixels, 1))
+        parts = torch.split(pixels, self.recipe.at_once(len(pixels)))
+        return joined([self._answers(self.teacher_module, self._normalized(p, 1)) for p in parts])
 
     def update(self) -> None:
         """End a step: let the optimizer change the tensors."""
@@ -276,6 +328,11 @@ class Learner(ABC, Generic[Shown]):
         misfits = [key for key in {**shapes, **own} if shapes.get(key) != own.get(key)]
         if misfits:
             raise ValueError(f"{listed(misfits)} are missing, unknown or of another shape")
+
+    @property
+    def precision(self) -> str:
+        """In what the network computes while it learns, for notes."""
+        return "bf16" if self.fast else "float32"
 
     @property
     def normalization(self) -> Normalization:

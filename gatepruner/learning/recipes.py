@@ -20,8 +20,10 @@ SCHEDULES = ("onecycle", "step", "cosine")
 MATCHES = ("features", "logits", "both")
 STATISTICS = ("batch", "kept")
 UNITS = ("blocks", "channels", "both")
+AMP = ("auto", "off", "bf16")
 
 CHOICES = {
+    "amp": AMP,
     "cost": COSTS,
     "engine": tuple(ENGINES),
     "match": MATCHES,
@@ -31,20 +33,32 @@ CHOICES = {
     "units": UNITS,
 }
 LEAST = {"blocks": 1, "warmup": 0, "steps": 1, "epochs": 1, "latency_batch": 1, "threads": 1}
-LEAST["batch_size"] = 2  # batch norm needs at least two images
+LEAST |= {"batch_size": 2, "micro_batch_size": 2}  # batch norm needs at least two images
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
+HOW = ("amp", "micro_batch_size")  # how to compute, not what: a resumed run may change it
 EPOCHS, STEPS = 10, 400  # at least, where no number of epochs is given
 
 
 class _Checked:
     """A recipe that checks its fields."""
 
+    micro_batch_size: int | None
+
     def __post_init__(self) -> None:
         problems = filter(None, (_problem(name, value) for name, value in vars(self).items()))
         if text := "; ".join(problems):
             raise TrainingError(text)
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """The fields that must stay the same when a run is resumed, also on another machine."""
+        return {name: value for name, value in vars(self).items() if name not in HOW}
+
+    def at_once(self, usual: int) -> int:
+        """How many images pass at once where so many are usual, with or without gradients."""
+        return min(usual, self.micro_batch_size or usual)
 
 
 def _problem(name: str, value: Any) -> str | None:
@@ -80,6 +94,8 @@ class GateRecipe(_Checked):
         warmup: Steps before the first removal.
         steps: Steps after each removal, for the other blocks to adapt.
         batch_size: Images per step.
+        micro_batch_size: Images that pass through the network at once, in each process; their
+            gradients are accumulated until the batch is complete. By default the whole batch.
         learning_rate: Learning rate of the gates (Adam).
         norm_learning_rate: Learning rate of the scales and shifts of normalisation layers, times
             the share of blocks removed so far; 0 freezes them.
@@ -92,6 +108,8 @@ class GateRecipe(_Checked):
         match: What to match of the whole network: features (of the last map), logits or both.
         temperature: Temperature that softens the logits for distillation.
         mirror: Mirror colour images at random.
+        amp: Automatic mixed precision while learning: auto (bf16 where that is faster), off
+            (float32) or bf16.
         seed: Seed of the order of images and of all other random numbers.
     """
 
@@ -102,6 +120,7 @@ class GateRecipe(_Checked):
     warmup: int = 60
     steps: int = 50
     batch_size: int = 128
+    micro_batch_size: int | None = None
     learning_rate: float = 0.02
     norm_learning_rate: float = 0.02
     penalty: float = 0.01
@@ -113,6 +132,7 @@ class GateRecipe(_Checked):
     match: str = "logits"
     temperature: float = 4.0
     mirror: bool = True
+    amp: str = "auto"
     seed: int = 0
 
     @property
@@ -134,6 +154,8 @@ class Recipe(_Checked):
         epochs: Passes over the training images; by default 10, or as many as take 400 steps if
             there are few images.
         batch_size: Images per step; an incomplete last batch of an epoch is dropped.
+        micro_batch_size: Images that pass through the network at once, in each process; their
+            gradients are accumulated until the batch is complete. By default the whole batch.
         optimizer: Optimizer: sgd (with Nesterov momentum of 0.9), adam or adamw.
         learning_rate: Peak learning rate of the weights; by default 0.1 for SGD and 0.001 for Adam,
             or 0.02 and 0.0001 in fine-tuning.
@@ -150,11 +172,14 @@ class Recipe(_Checked):
             cross-entropy with the labels.
         temperature: Temperature that softens the logits of network and teacher.
         initial_gate: Initial value k of every gate.
+        amp: Automatic mixed precision while learning: auto (bf16 where that is faster), off
+            (float32) or bf16.
         seed: Seed of initial weights, order of images, augmentation and dropout.
     """
 
     epochs: int | None = None
     batch_size: int = 128
+    micro_batch_size: int | None = None
     optimizer: str = "sgd"
     learning_rate: float | None = None
     schedule: str = "onecycle"
@@ -167,6 +192,7 @@ class Recipe(_Checked):
     distillation: float = 0.9
     temperature: float = 4.0
     initial_gate: float = 1.0
+    amp: str = "auto"
     seed: int = 0
 
     def peak(self, *, fresh: bool) -> float:

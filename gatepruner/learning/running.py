@@ -18,6 +18,7 @@ from gatepruner.documents import checked
 from gatepruner.errors import TrainingError, differences, first_line
 from gatepruner.files.locks import held
 from gatepruner.files.storage import load_state, save_state
+from gatepruner.learning.accumulation import room_for
 from gatepruner.learning.learner import Learner, Shown
 from gatepruner.signals import handling
 
@@ -51,6 +52,7 @@ def carry_out(
     Raises:
         CheckpointError: another run keeps its state in this file.
         TrainingError: there is no such run to resume, or the run failed.
+        OutOfMemoryError: a step does not fit into memory; the state is that of an earlier step.
         ProcessError: the processes do different things, or one of them has ended.
     """
     path = Path(state) if state is not None else None
@@ -76,8 +78,9 @@ def _take_steps(
     learner: Learner[Shown], path: Path | None, watch: Callable[[Shown], None], signals: list[int]
 ) -> None:
     shown = saved = time.monotonic()
+    at_once = max(part.stop - part.start for part in learner.parts)
     while not learner.finished:
-        with processes.explained():
+        with processes.explained(), room_for(at_once, learner.data.shape, learner.device):
             completed = moment = learner.step()
         now = time.monotonic()
         due = int(moment is None and now - shown > SHOW_EVERY)

@@ -1,17 +1,49 @@
-"""A teacher's answers, kept: they depend on nothing but the image and whether it is mirrored."""
+"""A teacher's answers: to the images of a batch, and kept for later ones.
+
+They depend on nothing but the image and whether it is mirrored.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gatepruner import processes
 from gatepruner.images.examples import Examples
 from gatepruner.measuring.agreement import Answers
 
 MEMORY = 2**29  # most bytes of kept answers
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A teacher's answers to images of a batch.
+
+    Attributes:
+        logits: `(N, K)`.
+        features: `(N, ...)`, if they are matched.
+        squares: the sum of the squares of its features over the whole batch, `()`.
+    """
+
+    logits: Tensor
+    features: Tensor | None
+    squares: Tensor
+
+    @classmethod
+    def of(cls, answers: Answers) -> Targets:
+        """The targets of this process's share of a batch, from the answers to it."""
+        logits, features = answers
+        own = logits.new_zeros(()) if features is None else features.square().sum()
+        return cls(logits, features, own if features is None else processes.add(own))
+
+    def part(self, at: slice) -> Targets:
+        """The targets of some of the images."""
+        features = None if self.features is None else self.features[at]
+        return Targets(self.logits[at], features, self.squares)
 
 
 class KeptAnswers:

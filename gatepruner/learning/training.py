@@ -9,6 +9,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -62,10 +63,10 @@ def train(
         recipe: how to train.
         validation: held-out images to measure accuracy on after every epoch.
         normalization: of the images; by default that of the training set.
-        device: where to compute; uses bf16 where that is faster.
+        device: where to compute.
         state: file for the run's state, so that the run can be resumed; delete it when the result
             has been saved.
-        resume: whether to continue from that state.
+        resume: whether to continue from that state; `amp` and `micro_batch_size` may differ.
         watch: called after every epoch, and regularly in between.
         on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
@@ -75,6 +76,8 @@ def train(
 
     Raises:
         DataError: the images do not fit the network.
+        DeviceError: the recipe asks for bf16, which the device does not have.
+        OutOfMemoryError: a step does not fit into memory.
         TrainingError: the loss is not finite, or there is no such run to resume.
     """
     weights = network.initial_weights(recipe.seed, recipe.initial_gate)
@@ -121,10 +124,10 @@ def finetune(
             images is kept, and the run ends when no better one comes; without, accuracy is
             measured on them after every epoch.
         normalization: replaces those that checkpoint and teacher record.
-        device: where to compute; uses bf16 where that is faster.
+        device: where to compute.
         state: file for the run's state, so that the run can be resumed; delete it when the result
             has been saved.
-        resume: whether to continue from that state.
+        resume: whether to continue from that state; `amp` and `micro_batch_size` may differ.
         watch: called after every epoch, and regularly in between.
         on_stop: called as soon as a signal that asks to stop arrives; the run finishes its step and
             raises `KeyboardInterrupt`.
@@ -135,6 +138,8 @@ def finetune(
 
     Raises:
         DataError: the images do not fit the network.
+        DeviceError: the recipe asks for bf16, which the device does not have.
+        OutOfMemoryError: a step does not fit into memory.
         TrainingError: the teacher has other classes, takes images of another size, or has features
             of another shape that are to be matched; the loss is not finite and there is no state
             to keep; or there is no such run to resume.
@@ -242,6 +247,9 @@ class _Run(Learner[Moment]):
         """The network, whose gradients the processes average while they are computed."""
         return self.module if self.parallel is None else self.parallel
 
+    def passing(self, last: bool) -> AbstractContextManager[object]:
+        return super().passing(last) if self.parallel is None or last else self.parallel.no_sync()
+
     @property
     def shared(self) -> list[Tensor]:
         """The statistics of batch norm, which every process has of its own images."""
@@ -304,7 +312,8 @@ class _Run(Learner[Moment]):
         if self.validation is None:
             return moment
         if self.teacher is None:
-            (measured,) = tally(self.root, self.validation, self.normalization, self.device, 256)
+            how = self.validation, self.normalization, self.device, self.recipe.at_once(256)
+            (measured,) = tally(self.root, *how)
             self._learn()
             return replace(moment, validation=measured.accuracy)
         every = math.ceil(ROUND / self.per_epoch)
@@ -328,6 +337,7 @@ class _Run(Learner[Moment]):
         assert self.teacher_module is not None  # or nothing is compared
         found = compared(
             *(self.module, self.teacher_module, held_out, self.normalizations, self.device),
+            batch_size=self.recipe.at_once(128),
             fast=self.fast,
         )
         self._learn()
@@ -346,7 +356,7 @@ class _Run(Learner[Moment]):
         held_out = self.validation if self.teacher is not None else None  # what is kept goes by it
         return {
             "network": self.start.network.to_json(),
-            "recipe": self.settings,
+            "recipe": {**self.recipe.lasting, "learning_rate": self.peak},
             **super().identity(),
             "start": "" if self.fresh else self.start.fingerprint,
             "teacher": self.teacher.fingerprint if self.teacher else "",
@@ -381,6 +391,7 @@ class _Run(Learner[Moment]):
             "epochs": self.history,
             "torch": torch.__version__,
             "device": str(self.device),
+            "precision": self.precision,
             **({"processes": processes.count()} if processes.count() > 1 else {}),
         }
         if self.teacher is not None:

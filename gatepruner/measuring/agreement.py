@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,13 +188,25 @@ def answers(
     return logits.float(), None if features is None else features.float()
 
 
-def feature_distance(features: Tensor, target: Tensor) -> Tensor:
+def joined(parts: Sequence[Answers]) -> Answers:
+    """The answers to images that passed in parts."""
+    if len(parts) == 1:
+        return parts[0]
+    features = [each for _, each in parts if each is not None]
+    return torch.cat([logits for logits, _ in parts]), torch.cat(features) if features else None
+
+
+def feature_distance(features: Tensor, target: Tensor, squares: Tensor) -> Tensor:
     """The squared difference of features from those of the whole network, relative to their square.
 
     It does not depend on the scale of the features: 0 if they are equal, 1 if they are all zero. Of
-    several processes, each gets the share of its own images.
+    a part of a batch it is a share: the shares of all parts, in all processes, add up to the whole.
+
+    Args:
+        features: of some images, `(N, ...)`.
+        target: those of the whole network, `(N, ...)`.
+        squares: the sum of the squares of the whole network's features over the whole batch, `()`.
     """
-    squares = processes.add(target.square().sum())
     return (features - target).square().sum() / squares.clamp_min(TINY)
 
 

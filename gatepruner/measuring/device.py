@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -53,25 +54,34 @@ def _own_gpu() -> torch.device:
     return torch.device(f"cuda:{own}")
 
 
-def place(module: nn.Module, device: torch.device, fast: bool | None = None) -> nn.Module:
-    """Move a module to the device, in channels-last format if `fast`.
+def place(module: nn.Module, device: torch.device, channels_last: bool | None = None) -> nn.Module:
+    """Move a module to the device, if asked in channels-last format.
 
-    By default only CUDA is fast, so that results on the CPU are the same on all machines.
+    By default only on CUDA, so that results on the CPU are the same on all machines.
     """
-    if device.type == "cuda" if fast is None else fast:
+    if device.type == "cuda" if channels_last is None else channels_last:
         return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
     return module.to(device)
 
 
-def laid_out(images: Tensor, fast: bool | None = None) -> Tensor:
+def laid_out(images: Tensor, channels_last: bool | None = None) -> Tensor:
     """Images in the memory format that `place` gives a module."""
-    if images.device.type == "cuda" if fast is None else fast:
+    if images.device.type == "cuda" if channels_last is None else channels_last:
         return images.contiguous(memory_format=torch.channels_last)
     return images
 
 
+def learns_channels_last(device: torch.device) -> bool:
+    """Whether networks learn faster in channels-last format.
+
+    On a CPU without bf16, a step takes 1.1 to 1.6 times as long without it for ResNets, MobileNets
+    and EfficientNets, and at most a tenth less for others.
+    """
+    return device.type in ("cpu", "cuda")
+
+
 def precision(device: torch.device, fast: bool | None = None) -> AbstractContextManager[object]:
-    """bf16 autocast if `fast`; see `place`."""
+    """bf16 autocast if `fast`; by default only on CUDA, see `place`."""
     if device.type == "cuda" if fast is None else fast:
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
@@ -82,16 +92,47 @@ def wide_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def learns_fast(device: torch.device, macs: int) -> bool:
-    """Whether bf16 makes learning a network of `macs` MACs faster on a device.
+def learns_fast(device: torch.device, macs: int, amp: str = "auto") -> bool:
+    """Whether a network of `macs` MACs learns in bf16 on a device.
 
-    On a CPU it does if the CPU multiplies bf16 and multiplications outweigh casts: 1.7 times
-    faster for a ResNet-56, slower for layers of 50 units.
+    On a CPU bf16 is faster if the CPU multiplies it and multiplications outweigh casts: 1.7 times
+    for a ResNet-56, but not for layers of 50 units.
+
+    Args:
+        device: where it learns.
+        macs: of the network.
+        amp: `"off"` or `"bf16"`; `"auto"` is bf16 where that is faster.
+
+    Raises:
+        DeviceError: bf16 is asked for, and PyTorch does not compute in it there.
     """
+    if amp != "auto":
+        check_amp(device, amp)
+        return amp == "bf16"
     if device.type == "cpu":
         supports_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
         return macs > 10**7 and bool(supports_bf16())
     return device.type == "cuda"
+
+
+def check_amp(device: torch.device, amp: str) -> None:
+    """Raise a `DeviceError` if bf16 is asked for on a device where PyTorch does not compute in it.
+
+    Where PyTorch does not, it raises an error itself, or only warns and computes in float32.
+    """
+    if amp != "bf16":
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with torch.autocast(device.type, torch.bfloat16):
+                able = torch.is_autocast_enabled(device.type)
+    except RuntimeError:
+        able = False
+    if not able:
+        raise DeviceError(
+            f"cannot learn in bf16 on {device}: this PyTorch has no bf16 autocast there", amp="off"
+        )
 
 
 def description(device: torch.device) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from gatepruner.errors import EngineError
+from gatepruner.errors import EngineError, is_out_of_memory
 from gatepruner.models import Shape
 
 TOLERANCE = 1e-3  # greatest difference of a logit, relative to the greatest logit
@@ -144,7 +144,7 @@ def refusing(what: str) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as error:  # each software has its own kinds, and some have none
-        if "out of memory" in str(error) or "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         raise EngineError(f"{what}: {_reason(error)}") from error
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import io
 import itertools
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatepruner.errors import EngineError, PlanError, first_line, listed
-from gatepruner.measuring.engines import require
+from gatepruner.errors import first_line, listed
 from gatepruner.networks.base import REFUSALS, traced
 from gatepruner.networks.narrowing import (
     BATCH_NORM,
@@ -32,6 +30,7 @@ from gatepruner.networks.narrowing import (
 from gatepruner.networks.network import Network
 from gatepruner.networks.nodes import OWNS_TENSORS, path_of
 from gatepruner.networks.slices import sorted_out, united
+from gatepruner.pruning.dependencies import dependency_graph, require_torch_pruning
 from gatepruner.pruning.widths import (
     Cut,
     Gone,
@@ -43,26 +42,7 @@ from gatepruner.pruning.widths import (
     sizes_left,
 )
 
-LEAST_VERSION = (1, 6)  # of Torch-Pruning
 MOST_APART = 1e-3  # of the greatest logit, by rounding
-
-
-def require_torch_pruning() -> None:
-    """Refuse to look for widths without Torch-Pruning.
-
-    Raises:
-        EngineError: it is missing or too old; says how to install it.
-    """
-    require("narrowing", ("torch_pruning",), "channels")
-    from importlib.metadata import version
-
-    installed = version("torch-pruning")
-    numbers = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
-    if numbers < LEAST_VERSION:
-        raise EngineError(
-            f"narrowing needs torch-pruning {'.'.join(map(str, LEAST_VERSION))} or later, found "
-            f"{installed}: pip install -U 'gatepruner[channels]'"
-        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -161,22 +141,7 @@ class _Search:
         ]
         self.totals = {name: _made(layer) for name, layer in self.layers}
         self.others: dict[str, str] = {}
-        self.dependencies = self._dependencies()
-
-    def _dependencies(self) -> Any:
-        import torch_pruning
-
-        example = torch.zeros(2, *self.network.base.input_shape)
-        try:
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                graph = torch_pruning.DependencyGraph()
-                return graph.build_dependency(self.module, example, verbose=False)
-        except Exception as error:  # it may raise anything on an operation that it does not know
-            raise PlanError(
-                f"cannot narrow {self.network}: Torch-Pruning cannot find its groups of channels "
-                f"({type(error).__name__}: {first_line(error)}); its blocks can still be removed"
-            ) from error
+        self.dependencies = dependency_graph(network, self.module)
 
     def found(self) -> dict[str, Width]:
         """The widths by name, in the order of the graph."""
@@ -264,7 +229,11 @@ class _Search:
     def _group(self, layer: nn.Module, channels: int) -> Any:
         """Torch-Pruning's group of the first channels of a layer."""
         prune = self.dependencies.get_pruner_of_module(layer).prune_out_channels
-        return self.dependencies.get_pruning_group(layer, prune, list(range(channels)))
+        try:
+            return self.dependencies.get_pruning_group(layer, prune, list(range(channels)))
+        except Exception as error:  # see `dependency_graph`
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise _UnfitError(f"Torch-Pruning cannot find their group ({reason})") from error
 
     def _check(self, members: Sequence[_Member]) -> None:
         """Raise `_UnfitError` if a group is no whole, reaches outside of a branch, or is shared."""

@@ -9,13 +9,15 @@ channel is read as 0, also beside the border of an image. So cutting it out is e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from gatepruner.errors import PlanError, listed
+from gatepruner.networks.base import Base
 from gatepruner.networks.deferred import changed
 from gatepruner.networks.narrowing import Sizes, is_used
 from gatepruner.networks.network import Network
@@ -207,8 +209,20 @@ def left_of_widths(network: Network) -> dict[str, dict[str, tuple[int, int]]]:
     }
     made = {layer: pair for layer, pair in made.items() if pair[0] < pair[1]}
     homes: dict[str, dict[str, tuple[int, int]]] = {}
-    kept = {name: network.without([name]).graph() for name in network.removable} if made else {}
     for layer, pair in made.items():
-        blocks = (name for name, graph in kept.items() if not is_used(layer, graph))
-        homes.setdefault(next(blocks, ""), {})[layer] = pair
+        homes.setdefault(_home(network.base, layer), {})[layer] = pair
     return homes
+
+
+@functools.lru_cache(maxsize=4096)
+def _home(base: Base, layer: str) -> str:
+    """The first block of a base whose branch has a layer; empty if none has it."""
+    graphs = _without_each(base)
+    return next((name for name, graph in graphs.items() if not is_used(layer, graph)), "")
+
+
+@functools.lru_cache(maxsize=4)
+def _without_each(base: Base) -> Mapping[str, fx.Graph]:
+    """The graph of a base without each of its removable blocks, by its name."""
+    whole = Network(base)
+    return {name: whole.without([name]).graph() for name in whole.removable}

@@ -10,6 +10,7 @@ from gatepruner.compression.record import Compressed, StepRecord
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.edits import Edits
 from gatepruner.networks.network import Network
+from gatepruner.pruning.widths import left_of_widths
 from gatepruner.report.html.page import Curve, Page, State
 from gatepruner.report.numbers import percent
 from gatepruner.report.tables import loading_call
@@ -67,12 +68,12 @@ def _whole(compressed: Compressed) -> Network:
 
 
 def _state(compressed: Compressed, step: StepRecord, directory: Path, engine: str) -> State:
-    gone = step.blocks < compressed.steps[0].blocks
+    smaller = step.macs < compressed.steps[0].macs
     median = step.latency
     low, high = step.latency_low or 0.0, step.latency_high or 0.0
     return State(
         title=step.name,
-        removed=len(compressed.removed) if gone else 0,
+        removed=len(compressed.removed) if smaller else 0,
         share=step.share,
         low=step.low,
         high=step.high,
@@ -80,6 +81,7 @@ def _state(compressed: Compressed, step: StepRecord, directory: Path, engine: st
         params=step.params,
         latency={} if median is None else {engine: (low, median, high)},
         command=_loading(directory / f"{step.name}.pt", compressed.checkpoint),
+        left=left_of_widths(compressed.checkpoint.network) if smaller else {},
     )
 
 

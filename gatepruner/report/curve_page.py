@@ -9,8 +9,12 @@ from typing import Any
 
 from gatepruner.measuring.accuracy import Accuracy
 from gatepruner.networks.checkpoint import Checkpoint
+from gatepruner.networks.network import Network
+from gatepruner.networks.slices import sorted_out
 from gatepruner.pruning.block_times import BlockTimes
-from gatepruner.pruning.orders import Order
+from gatepruner.pruning.groups import reduced
+from gatepruner.pruning.orders import Order, noun_of
+from gatepruner.pruning.widths import left_of_widths
 from gatepruner.report.html.page import Curve, Page, State
 from gatepruner.report.numbers import percent, span
 from gatepruner.report.shell import shell_text
@@ -44,7 +48,12 @@ def curve_page(
     alone, words = latency or {}, commands or {}
     curves = [
         _timed(
-            _curve(order, alone if order is orders[0] else {}, words.get(order.criterion, ())),
+            _curve(
+                checkpoint.network,
+                order,
+                alone if order is orders[0] else {},
+                words.get(order.criterion, ()),
+            ),
             times,
         )
         for order in orders
@@ -53,10 +62,10 @@ def curve_page(
     counts = [point.removed for point in points]
     start = counts.index(removed) if removed in counts else _last_as_good(points)
     return Page(
-        title=f"{checkpoint.network}: accuracy against blocks removed",
+        title=f"{checkpoint.network}: accuracy against {noun_of(orders)}s removed",
         lead=_lead(checkpoint, orders, points[start].removed, chosen=removed in counts),
         measure="top-1 accuracy",
-        axis="blocks removed",
+        axis=f"{noun_of(orders)}s removed",
         ticks=_ticks(counts),
         blocks=checkpoint.network.blocks,
         gates=checkpoint.known_gates,
@@ -72,16 +81,19 @@ def curve_page(
 
 
 def _curve(
-    order: Order, latency: Mapping[int, Mapping[str, Quartiles]], words: Sequence[str]
+    network: Network,
+    order: Order,
+    latency: Mapping[int, Mapping[str, Quartiles]],
+    words: Sequence[str],
 ) -> Curve:
     """A curve of `report.html`; the mean of several runs, with the blocks of the first one."""
-    states = []
+    states, noun, names = [], noun_of([order]), order.rankings[0].names
     for index, point in enumerate(order.points):
         low, high = _spread(order, index)
         command = shell_text([*words, "--drop", str(point.removed)])
         states.append(
             State(
-                title=_removed(point.removed),
+                title=_removed(point.removed, noun),
                 removed=point.removed,
                 share=fmean(order.accuracies(index)),
                 low=low,
@@ -90,6 +102,7 @@ def _curve(
                 params=point.cost.params,
                 latency=latency.get(point.removed, {}),
                 command=command if words and point.removed else "",
+                left=_left(network, names[: point.removed]),
             )
         )
     several = f"range of {len(order.runs)} orders; the network is that of the first"
@@ -97,7 +110,7 @@ def _curve(
         name=order.criterion,
         label=order.label,
         spread=several if len(order.runs) > 1 else "95 % interval",
-        order=order.rankings[0].names,
+        order=names,
         states=states,
     )
 
@@ -118,8 +131,14 @@ def _timed(curve: Curve, times: Sequence[BlockTimes]) -> Curve:
     return replace(curve, states=states)
 
 
-def _removed(number: int) -> str:
-    return f"{number} block{'' if number == 1 else 's'} removed"
+def _left(network: Network, units: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
+    """What is left of the widths of a network without some units."""
+    _, slices = sorted_out(units)
+    return left_of_widths(reduced(network, units) if slices else network)
+
+
+def _removed(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'} removed"
 
 
 def _spread(order: Order, index: int) -> tuple[float, float]:
@@ -140,7 +159,7 @@ def _lead(
 ) -> list[str]:
     whole = orders[0].points[0]
     measured: Accuracy = whole.accuracy
-    shown = f"Shown first: {_removed(removed)}"
+    shown = f"Shown first: {_removed(removed, noun_of(orders[:1]))}"
     most = f"the most at which accuracy by {orders[0].criterion} stays within this interval"
     return [
         f"The whole network has {whole.blocks} blocks, {whole.cost.params:,} parameters and "

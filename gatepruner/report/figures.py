@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from gatepruner.networks.network import Block
 from gatepruner.pruning.curve import Point
-from gatepruner.pruning.orders import Order
+from gatepruner.pruning.orders import Order, noun_of
 from gatepruner.report.comparison import Curves, draw
 from gatepruner.report.style import COLORS, GONE, OURS, STYLE, WIDE
 
@@ -46,7 +46,7 @@ def curve_figure(orders: Sequence[Order], removed: int | None = None) -> Figure:
                 textcoords="offset points",
                 color=GONE,
             )
-        axes.set_xlabel("blocks removed")
+        axes.set_xlabel(f"{noun_of(orders)}s removed")
         axes.set_ylabel(f"top-1 accuracy (%), n = {points[0].accuracy.images:,}")
         numbers = [point.removed for point in points]
         axes.set_xlim(min(numbers), max(*numbers, 1))

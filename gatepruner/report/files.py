@@ -25,7 +25,7 @@ from gatepruner.networks.network import Network
 from gatepruner.networks.slices import sorted_out
 from gatepruner.pruning.block_times import BlockTimes
 from gatepruner.pruning.groups import reduced
-from gatepruner.pruning.orders import NOISE, Order
+from gatepruner.pruning.orders import NOISE, Order, noun_of
 from gatepruner.pruning.widths import left_of_widths
 from gatepruner.report.curve_page import curve_page
 from gatepruner.report.figures import curve_figure, gates_figure
@@ -192,14 +192,15 @@ def _markdown(report: Report, document: Mapping[str, Any]) -> str:
     """The text of `report.md`."""
     whole = report.orders[0].points[0]
     low, high = whole.accuracy.interval
+    subject = f"accuracy against {noun_of(report.orders)}s removed"
     lines = [
-        f"# {literal(document['name'])}: accuracy against blocks removed",
+        f"# {literal(document['name'])}: {subject}",
         "",
         f"{whole.blocks} blocks, {whole.cost.params:,} parameters, {whole.cost.macs:,} MACs. "
         f"Top-1 accuracy of the whole network {percent(whole.accuracy.accuracy)} "
         f"(95 % interval {span(low, high)}, n = {whole.accuracy.images:,}).",
         "",
-        "![accuracy against blocks removed](curve.png)",
+        f"![{subject}](curve.png)",
         "",
         *(["![gate of every block](gates.png)", ""] if document["gates"] else []),
         *_plan_lines(report),
@@ -281,7 +282,8 @@ def _plan_lines(report: Report) -> list[str]:
     lines = []
     if report.removed:
         blocks, slices = sorted_out(report.removed)
-        lines += [f"Removed {len(blocks)} blocks: {literal(', '.join(blocks))}.", ""]
+        names = f": {literal(', '.join(blocks))}" if blocks else ""
+        lines += [f"Removed {len(blocks)} blocks{names}.", ""]
         if slices:
             lines += width_lines(reduced(report.checkpoint.network, report.removed))
     for name, time in report.latency.items():

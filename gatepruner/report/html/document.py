@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from gatepruner.report.html.figure import figure, places, swatch
 from gatepruner.report.html.markup import data_block, element, markup
-from gatepruner.report.html.network import drawing
+from gatepruner.report.html.network import WIDTH, drawing, width
 from gatepruner.report.html.page import Curve, Page, State, readings
 
 KEY = (
@@ -47,7 +47,7 @@ def document(page: Page) -> str:
         figure=markup(figure(page)),
         choice="Order of removal" if len(page.curves) > 1 else "",
         curves=markup(_legend(page)),
-        key=KEY if page.gates else KEY.partition("; ")[2],
+        key=_key(page),
         note=_text(_note(page)),
         network=markup(drawing(page)),
         how=_text(page.how),
@@ -72,6 +72,16 @@ def _text(text: str) -> str:
     return markup(element("i", text))[len("<i>") : -len("</i>")]
 
 
+def _key(page: Page) -> str:
+    """How to read the drawing of the network."""
+    bars, _, rest = KEY.partition("; ")
+    narrow = "narrower where channels are gone"
+    if page.narrows():
+        bars = f"{bars}, {narrow}" if page.gates else f"Bars are {narrow}"
+        return f"{bars}; {rest}"
+    return KEY if page.gates else rest
+
+
 def _script_data(page: Page) -> dict[str, Any]:
     """What the script needs: texts that are written already, and places in the figure."""
     index = {block.name: number for number, block in enumerate(page.blocks)}
@@ -84,11 +94,17 @@ def _script_data(page: Page) -> dict[str, Any]:
                 "values": [text for _, text in readings(page, curve, state)],
                 "command": state.command,
                 "point": point,
+                "left": {
+                    index[name]: width(state, page.blocks[index[name]])
+                    for name in state.left
+                    if name in index
+                },
             }
             for state, point in zip(curve.states, points, strict=True)
         ]
-        curves.append({"order": [index[name] for name in curve.order], "states": states})
-    return {"ranked": page.ranked, "curves": curves}
+        order = [index.get(name, -1) for name in curve.order]  # slices are no blocks
+        curves.append({"order": order, "states": states})
+    return {"ranked": page.ranked, "width": WIDTH, "curves": curves}
 
 
 def _readings(page: Page, shown: State) -> Element:

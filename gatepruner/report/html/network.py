@@ -8,10 +8,12 @@ from xml.etree.ElementTree import Element
 
 from gatepruner.networks.network import Block
 from gatepruner.report.html.markup import element
-from gatepruner.report.html.page import Page
+from gatepruner.report.html.page import Page, State
 from gatepruner.report.numbers import gate_text
+from gatepruner.report.tables import width_text
 
 BAR = 36  # height of the highest gate's bar
+WIDTH = 10  # of the bar of a block that has all of its channels
 
 
 def drawing(page: Page) -> Element:
@@ -52,26 +54,46 @@ def fate(page: Page, block: Block) -> str:
     return f"{ranked}{'removed' if gone else 'kept'}"
 
 
+def width(state: State, block: Block) -> tuple[float, str]:
+    """The share of the channels of a block's narrowed layers that is left, and what it says."""
+    left = state.left.get(block.name)
+    if not left:
+        return 1.0, ""
+    some, whole = (sum(each) for each in zip(*left.values(), strict=True))
+    return round(some / whole, 3), f"channels left: {width_text(left)}"
+
+
 def _item(page: Page, number: int, block: Block) -> Element:
     text, words = about(block, page.gates), fate(page, block)
     gone = words.endswith("removed")
+    share, channels = width(page.curves[0].states[page.start], block)
+    words = "; ".join(filter(None, (text, words, channels)))
     button = element(
         "button",
-        _bar(page, block),
+        _bar(page, block, share),
         type="button",
         class_="block gone" if gone else "block",
-        title=f"{text}; {words}",
-        aria_label=f"{text}; {words}",
+        title=words,
+        aria_label=words,
         data_block=number,
         data_about=text,
     )
     return element("li", button)
 
 
-def _bar(page: Page, block: Block) -> Element:
-    """A block's gate beside the highest one; a full bar where gates are not known."""
+def _bar(page: Page, block: Block, share: float) -> Element:
+    """A block's gate beside the highest one; a full bar where gates are not known.
+
+    It is as wide as the share of the block's channels that is left.
+    """
     highest = max(page.gates.values(), default=0.0) or 1.0
     known = bool(page.gates)
     height = BAR * page.gates.get(block.name, 0.0) / highest if known else BAR
-    bar = element("rect", x=0, y=round(BAR - height, 1), width=10, height=round(height, 1))
-    return element("svg", bar, viewBox=f"0 0 10 {BAR}", aria_hidden="true")
+    bar = element(
+        "rect",
+        x=0,
+        y=round(BAR - height, 1),
+        width=round(WIDTH * share, 1),
+        height=round(height, 1),
+    )
+    return element("svg", bar, viewBox=f"0 0 {WIDTH} {BAR}", aria_hidden="true")

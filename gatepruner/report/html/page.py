@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gatepruner.networks.network import Block
 from gatepruner.report.numbers import kept, milliseconds, percent, span
+from gatepruner.report.tables import width_text
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class State:
 
     Attributes:
         title: what was done, as `10 blocks removed`.
-        removed: how many blocks of its curve's order are gone.
+        removed: how many units of its curve's order are gone.
         share: accuracy or agreement, as a fraction of 1.
         low: lower end of its interval.
         high: upper end.
@@ -24,6 +25,7 @@ class State:
         latency: measured quartiles in seconds, by what they depend on; may be empty.
         modelled: other latencies in seconds, which follow from those of single blocks.
         command: how to get the network; may be empty.
+        left: of narrowed layers, by block; see `left_of_widths`.
     """
 
     title: str
@@ -36,6 +38,7 @@ class State:
     latency: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     command: str = ""
     modelled: Mapping[str, float] = field(default_factory=dict)
+    left: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Curve:
         name: in one word, for tables.
         label: for the legend.
         spread: what `low` and `high` are.
-        order: names of blocks in the order of removal.
+        order: names of blocks, and of slices of inner widths, in the order of removal.
         states: in order, as many as those of every other curve.
     """
 
@@ -101,6 +104,11 @@ class Page:
         """Whether some latencies are modelled."""
         return any(state.modelled for curve in self.curves for state in curve.states)
 
+    def narrows(self, home: str | None = None) -> bool:
+        """Whether some state has narrowed layers, in any home or in this one."""
+        states = (state for curve in self.curves for state in curve.states)
+        return any(state.left if home is None else home in state.left for state in states)
+
 
 def readings(page: Page, curve: Curve, state: State) -> list[tuple[str, str]]:
     """The numbers of a state, each with what it is."""
@@ -112,7 +120,13 @@ def readings(page: Page, curve: Curve, state: State) -> list[tuple[str, str]]:
         ("MACs", f"{state.macs:,} ({kept(state.macs, whole.macs)})"),
         ("parameters", f"{state.params:,} ({kept(state.params, whole.params)})"),
         *timed,
+        *([("channels left apart from blocks", _apart(state))] if page.narrows("") else []),
     ]
+
+
+def _apart(state: State) -> str:
+    """What is left of the widths of modules that are in no block."""
+    return width_text(state.left[""]) if "" in state.left else "all"
 
 
 def _latency(page: Page, state: State, engine: str) -> str:

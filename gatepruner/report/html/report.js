@@ -23,7 +23,9 @@
     const gone = place >= 0 && place < state().removed;
     const number = data.ranked ? `number ${place + 1} to go, ` : "";
     const fate = place < 0 ? "kept in every state" : number + (gone ? "removed" : "kept");
-    const text = `${block.dataset.about}; ${fate}`;
+    const [share, channels] = state().left[index] || [1, ""];
+    const text = [block.dataset.about, fate, channels].filter(Boolean).join("; ");
+    block.querySelector("rect").setAttribute("width", data.width * share);
     block.classList.toggle("gone", gone);
     block.title = text;
     block.setAttribute("aria-label", text);

@@ -1,0 +1,94 @@
+"""Torch-Pruning's dependency graph of a network, and where it cannot be made.
+
+Fang, Ma, Song, Mi, Wang, 2023, https://arxiv.org/abs/2301.12900.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from gatepruner.errors import EngineError, PlanError, first_line
+from gatepruner.measuring.engines import require
+from gatepruner.networks.network import Network
+
+LEAST_VERSION = (1, 6)  # of Torch-Pruning
+
+
+def require_torch_pruning() -> None:
+    """Refuse to look for widths without Torch-Pruning.
+
+    Raises:
+        EngineError: it is missing or too old; says how to install it.
+    """
+    require("narrowing", ("torch_pruning",), "channels")
+    from importlib.metadata import version
+
+    installed = version("torch-pruning")
+    numbers = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
+    if numbers < LEAST_VERSION:
+        raise EngineError(
+            f"narrowing needs torch-pruning {'.'.join(map(str, LEAST_VERSION))} or later, found "
+            f"{installed}: pip install -U 'gatepruner[channels]'"
+        )
+
+
+def dependency_graph(network: Network, module: nn.Module) -> Any:
+    """The dependency graph of a network.
+
+    Args:
+        network: its description.
+        module: the network, built.
+
+    Raises:
+        PlanError: Torch-Pruning cannot follow an operation; names it, where it can be told.
+    """
+    import torch_pruning
+
+    example = torch.zeros(2, *network.base.input_shape)
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = torch_pruning.DependencyGraph()
+            return graph.build_dependency(module, example, verbose=False)
+    except Exception as error:  # it may raise anything on an operation that it does not know
+        raise PlanError(
+            f"cannot narrow {network}: Torch-Pruning cannot find its groups of channels"
+            f"{_place(error, module)} ({type(error).__name__}: {first_line(error)}); its blocks "
+            "can still be removed"
+        ) from error
+
+
+def _place(error: Exception, module: nn.Module) -> str:
+    """The operation that Torch-Pruning was at, and the layer behind or in front of it."""
+    from torch_pruning.dependency import Node
+
+    frames = (frame.f_locals.copy() for frame, _ in traceback.walk_tb(error.__traceback__))
+    nodes = (value for values in frames for value in values.values() if isinstance(value, Node))
+    node = next(nodes, None)
+    if node is None:
+        return ""
+    names = {one: name for name, one in module.named_modules()}
+    if node.module in names:
+        return f" at {names[node.module]} ({type(node.module).__name__})"
+    operation = node.grad_fn.name() if node.grad_fn is not None else type(node.module).__name__
+    for where, direction in (("in front of", "outputs"), ("behind", "inputs")):
+        if layer := _nearest(node, direction, names):
+            return f" at {operation} {where} {layer}"
+    return f" at {operation}"
+
+
+def _nearest(node: Any, direction: str, names: dict[nn.Module, str]) -> str:
+    """The layer that is the fewest operations away; empty if there is none."""
+    seen, front = {node}, [node]
+    while front:
+        for one in front:
+            if one.module in names:
+                return names[one.module]
+        front = [each for one in front for each in getattr(one, direction) if each not in seen]
+        seen.update(front)
+    return ""
