@@ -254,5 +254,5 @@ def test_memory_is_that_of_the_largest_tensor(tmp_path):
     assert told.returncode == 0, told.stderr
     for line in told.stderr.splitlines()[-2:]:
         taken, ended = line.split(maxsplit=1)
-        assert int(taken) < 1.1 * largest + 2**22  # pieces of 1 MiB are read for a checksum
+        assert int(taken) < 1.1 * largest + 2**21  # what else there is in a larger network
         assert "no memory is left" in ended  # so the limit holds, under which pruning went well

@@ -30,7 +30,8 @@ from gatepruner.files.unpickling import LARGEST, Machine, Source
 RECORD = b"PK\3\4"  # at the beginning of every record of a zip file
 MAGIC = 0x1950A86A20F9469CFC6C  # torch's, at the beginning of a file without zip
 LARGEST_DIRECTORY = 2**24  # bytes of the directory of a zip file, which has 80 for each tensor
-PIECE = 2**20  # bytes read at once
+PIECE = 2**20  # bytes of a tar file read at once
+PART = 2**16  # bytes of a zip file of which a checksum is taken at once
 MEMBERS = 16  # of a tar file that are looked at; it has four
 
 
@@ -183,7 +184,7 @@ def _verified(path: Path, file: BinaryIO, record: zipfile.ZipInfo) -> tuple[int,
     name, extra = struct.unpack("<HH", header[26:])
     begin = file.seek(record.header_offset + 30 + name + extra)
     left, checksum = record.file_size, 0
-    while left and (piece := file.read(min(left, PIECE))):
+    while left and (piece := file.read(min(left, PART))):
         checksum, left = zlib.crc32(piece, checksum), left - len(piece)
     if left:
         raise CheckpointError(f"{path} is truncated: {visible(record.filename)} ends too early")

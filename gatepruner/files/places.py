@@ -107,7 +107,9 @@ def enough_memory(path: Path | str, length: int) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, OSError, RuntimeError):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
         raise CheckpointError(
             f"{path} has a tensor of {length:,} bytes, for which no memory is left: free some "
             "(prune without images needs no more than the largest tensor)"

@@ -26,8 +26,8 @@ def magnitude(checkpoint: Checkpoint, names: Sequence[str], evidence: Evidence) 
 
 def _mean(checkpoint: Checkpoint, name: str) -> float:
     removed = _matrices(checkpoint.network) - _matrices(checkpoint.network.without([name]))
-    weights = [checkpoint.weights[key].detach().double().abs() for key in sorted(removed)]
-    total = sum(float(weight.sum()) for weight in weights)
+    weights = [checkpoint.weights[key] for key in sorted(removed)]
+    total = sum(float(weight.detach().double().abs().sum()) for weight in weights)
     return total / sum(weight.numel() for weight in weights) if weights else math.nan
 
 
