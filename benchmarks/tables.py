@@ -126,6 +126,13 @@ def blocks_found(row: Record) -> str:
     return f"{row['blocks']} of {row['oracle']}" if row.get("oracle") else ""
 
 
+def at_sizes(row: Record) -> str:
+    """The seconds or the memory that each size takes."""
+    if "bytes" in row:
+        return ", ".join(f"{size / 2**20:.0f}" for size in row["bytes"]) + " MiB"
+    return ", ".join(f"{seconds:.2f}" for seconds in row["seconds"]) + " s"
+
+
 def difference(key: str) -> Callable[[Record], str | None]:
     """Writes a difference of logits; 0 is bit for bit."""
 
@@ -299,6 +306,18 @@ TABLES: dict[str, Table] = {
         Column("{}", "accuracy", PERCENT, over="removed", at=(0, 3, 5, 8, 10, 13)),
         Column("time (s)", "time", mean(".0f")),
         records=along_orders,
+    ),
+    "gate_recipes": table(
+        Column("steps", "recipe"),
+        Column("{} removed", "accuracy", PERCENT, over="removed"),
+        Column("time (s)", "seconds", mean(".0f")),
+    ),
+    "growth": table(
+        Column("{of}", "what"),
+        Column("sizes", lambda row: ", ".join(f"{size:,}" for size in row["sizes"])),
+        Column("at each size", at_sizes),
+        Column("exponent", "{exponent:.2f}"),
+        split="of",
     ),
     "engines": SAVINGS,
     "engines_cuda": SAVINGS,

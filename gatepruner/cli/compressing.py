@@ -122,6 +122,7 @@ GATING = {
     "amp": "amp",
     "seed": "seed",
 }
+IMAGES = Data(batch_size=GateRecipe.batch_size)
 TUNING = {name: name for name in ("match", "learning_rate", "micro_batch_size", "amp", "seed")}
 
 
@@ -130,7 +131,7 @@ def compress(
     *,
     goals: Goals,
     call: Annotated[Resumable, Group(needs=("output",))],
-    data: Annotated[Data, Group(needs=("data",))],
+    data: Annotated[Data, Group(needs=("data",))] = IMAGES,
     steps: Steps,
     gating: Annotated[GateRecipe, Group(only=GATING, words=CHOICES)],
     tuning: Annotated[Recipe, Group(only=TUNING, words=CHOICES)] = FINE_TUNING,

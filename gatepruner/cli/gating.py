@@ -21,7 +21,7 @@ from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.learning.recipes import CHOICES, GateRecipe
 
-SOME = Data(split="train", limit=10_000)
+SOME = Data(split="train", limit=10_000, batch_size=GateRecipe.batch_size)
 
 
 def gate(

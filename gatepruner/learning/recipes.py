@@ -119,7 +119,7 @@ class GateRecipe(_Checked):
     identity_only: bool = False
     warmup: int = 60
     steps: int = 50
-    batch_size: int = 128
+    batch_size: int = 64
     micro_batch_size: int | None = None
     learning_rate: float = 0.02
     norm_learning_rate: float = 0.02
