@@ -70,25 +70,35 @@ class ChannelGates:
         for name, channels in united(slices).items():
             self.gates[name][list(channels)] = 0.0
 
-    def slices(self, costs: UnitCosts, homes: Iterable[str], multiple: int) -> list[Unit]:
-        """The slice of each width that is least important, with what it costs now.
+    def slices(
+        self, costs: UnitCosts, blocks: Mapping[str, float | None], multiple: int
+    ) -> list[Unit]:
+        """The slice of each width that is least important, with what it saves now.
+
+        All channels of a width matter together as much as their block, and each by its share of the
+        squares: as channels act together, the squares alone do not add up to it.
 
         Args:
             costs: of units; knows how much is left of each width.
-            homes: of widths that are still there.
+            blocks: the importance of each block with a width that is still there; `None` where it
+                is unknown, as for a module apart from blocks.
             multiple: of channels that a slice has; the first slice also takes what is over.
         """
-        kept, found = {*homes}, []
+        found = []
         for name, width in self.widths.items():
             open_ = self.gates[name].detach() > 0
             step, left = width.step(multiple), int(open_.sum())
             count = left % step or step
-            if width.home not in kept or left <= count:
+            if width.home not in blocks or left <= count:
                 continue
             slopes = self.slopes[name].masked_fill(~open_, torch.inf)
             weakest, order = slopes.topk(count, largest=False)
             one = Slice(name, tuple(sorted(order.tolist())))
-            found.append((str(one), float(weakest.sum()), costs.saving(name, count)))
+            importance, whole = float(weakest.sum()), blocks[width.home]
+            if whole is not None:
+                total = float(self.slopes[name][open_].sum())
+                importance *= whole / total if total else 0.0
+            found.append((str(one), importance, costs.saving(name, count)))
         return found
 
 

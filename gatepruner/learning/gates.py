@@ -259,13 +259,19 @@ class _Run(Learner[GateMoment]):
         """The blocks that may be removed, their importances and what they save now."""
         if self.recipe.units == "channels":
             return []
-        importances = torch.stack([gate.detach().relu() for gate in self.gates.values()]).square()
-        values = dict(zip(self.gates, (importances * self.slopes).tolist(), strict=True))
+        values = self._importances()
         return [(name, values[name], self.units.costs.cost(name)) for name in self.candidates]
+
+    def _importances(self) -> dict[str, float]:
+        """The importance of every gated block."""
+        gates = torch.stack([gate.detach().relu() for gate in self.gates.values()])
+        return dict(zip(self.gates, (gates.square() * self.slopes).tolist(), strict=True))
 
     def _slices(self) -> list[Unit]:
         """The slices that may be removed, their importances and what they save now."""
-        return self.units.slices({removal.block for removal in self.removals})
+        return self.units.slices(
+            self._importances(), {removal.block for removal in self.removals}
+        )
 
     def _settle(self) -> Network:
         """Close the channels removed so far; returns the network without the blocks removed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
 
@@ -63,11 +63,16 @@ class Units:
         for name, gate in self.gates.gates.items():
             self.costs.left[name] = int(gate.detach().sum())
 
-    def slices(self, gone: Collection[str]) -> list[Unit]:
-        """The slice of each width that is least important, unless its block is gone."""
+    def slices(self, blocks: Mapping[str, float], gone: Collection[str]) -> list[Unit]:
+        """The slice of each width that is least important, unless its block is gone.
+
+        Args:
+            blocks: the importance of each gated block.
+            gone: the blocks that are gone.
+        """
         if not self.gates.widths:
             return []
-        homes = [home for home in self.costs.homes if home not in gone]
+        homes = {home: blocks.get(home) for home in self.costs.homes if home not in gone}
         return self.gates.slices(self.costs, homes, self.recipe.multiple)
 
 
