@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from gatepruner.compression.compress import compress
 from gatepruner.compression.recipe import CompressionRecipe
-from gatepruner.errors import PlanError, TrainingError
+from gatepruner.errors import CheckpointError, PlanError, TrainingError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.images.images import Images
 from gatepruner.learning.channel_gates import ChannelGates
@@ -99,6 +100,25 @@ def test_a_path_of_units_is_saved_and_loaded(learned, tmp_path):
         logits(follow(read, plan).build(), images_for(read.network)),
         logits(follow(learned, plan).build(), images_for(read.network)),
     )
+
+
+MISFITS = {
+    "layer1.0.conv1[16]": "layer1.0.conv1 has 16 channels, too few for the path",
+    "layer1.0.conv1[0-15]": "layer1.0.conv1 has 16 channels, too few for the path",
+    "layer1.0.conv1[0-99999999]": "layer1.0.conv1 has 16 channels, too few for the path",
+    "layer9.conv1[0]": "there is no layer layer9.conv1, whose channels the path removes",
+    "layer1.0[0]": "there is no layer layer1.0, whose channels the path removes",
+    "layer1.0.conv1[3-1]": "expected ascending numbers of channels",
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_file_whose_path_removes_what_there_is_not_is_refused(learned, name, tmp_path):
+    first, *rest = learned.path.removals
+    path = replace(learned.path, removals=(replace(first, block=name), *rest))
+    file = save(replace(learned, path=path), tmp_path / "path.pt")
+    with pytest.raises(CheckpointError, match=rf"path does not fit .*{re.escape(MISFITS[name])}"):
+        load(file)
 
 
 def test_channels_alone_remove_no_block():
