@@ -24,6 +24,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.path import Path as LearnedPath
 from gatepruner.networks.path import Removal
+from gatepruner.pruning.surgery import follow, narrow
 
 SHARE = 250  # mutations that one child reads
 ROUND = 500  # mutations of each format between two writings of the result
@@ -51,6 +53,7 @@ VALUES = (
     *("", "a", "blocks.0", "\x1b[2J", "\ud800", "x" * 5000, [], {}, [[]], [0, 0, 0], {"": []}),
 )
 NETWORK = "gated-residual-fc6,width=4"  # of our own files; those of others have a resnet8
+CUT = ("layer1.0.conv1[0-7]", "layer2.0.conv1[1,3-5]")  # of the narrowed file, a gated-resnet8
 
 
 def whole() -> Checkpoint:
@@ -67,6 +70,16 @@ def whole() -> Checkpoint:
     }
     path = LearnedPath((Removal("blocks.1", 0.5, 0.1, 1.5, 3, learned),))
     return Checkpoint(network, weights, notes, path)
+
+
+def small() -> Checkpoint:
+    """A small narrowed checkpoint with a path of units."""
+    network = Network.named("gated-resnet8", input_shape=(3, 8, 8))
+    narrowed = narrow(Checkpoint(network, network.initial_weights(0)), CUT)
+    learned = {key: it + 0.25 for key, it in narrowed.weights.items() if key.endswith(".k")}
+    one = Removal("layer2.0.conv1[0-3]", 1.0, 0.1, 1.5, 3, {})
+    path = LearnedPath((one, Removal("layer1.0", 0.5, 0.1, 1.5, 3, learned)))
+    return replace(narrowed, path=path)
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:
@@ -140,13 +153,10 @@ class Kind:
 def checkpoint_kinds(folder: Path) -> dict[str, Kind]:
     """The formats of checkpoints."""
     own = whole()
-    known = own.fingerprint, json.dumps(own.notes, sort_keys=True)
     files = {suffix: save(own, folder / f"own{suffix}") for suffix in (".pt", ".safetensors")}
     content = torch.load(files[".pt"], weights_only=True)
     header = json.loads(content["gatepruner"])
-
-    def read(path: Path) -> str:
-        return sound(load(path), known)
+    read = reader(own)
 
     def legacy(value: Any) -> bytes:
         file = io.BytesIO()
@@ -182,7 +192,40 @@ def checkpoint_kinds(folder: Path) -> dict[str, Kind]:
             ".safetensors", lambda dice: headed(rewritten(header, dice)), read
         ),
         "notes": Kind(".safetensors", notes, read),
+        **narrowed_kinds(folder),
     }
+
+
+def narrowed_kinds(folder: Path) -> dict[str, Kind]:
+    """A narrowed file: what its header says of sizes, and of slices on its path."""
+    narrowed = small()
+    data = save(narrowed, folder / "narrowed.safetensors").read_bytes()
+    content = torch.load(save(narrowed, folder / "narrowed.pt"), weights_only=True)
+    header, read = json.loads(content["gatepruner"]), reader(narrowed)
+
+    def values(dice: random.Random) -> bytes:
+        if dice.random() < 0.5:
+            return safetensors(
+                data, json.dumps({**header, "path": rewritten(header["path"], dice)})
+            )
+        network = {**header["network"], "edits": rewritten(header["network"]["edits"], dice)}
+        return safetensors(data, json.dumps({**header, "network": network}))
+
+    def text(dice: random.Random) -> bytes:
+        before, sizes, after = json.dumps(header).partition('"narrowed": ')
+        after = mutated(after.encode(), dice).decode("utf-8", "replace")
+        return safetensors(data, before + sizes + after)
+
+    return {
+        "narrowed, its values": Kind(".safetensors", values, read),
+        "narrowed, its text": Kind(".safetensors", text, read),
+    }
+
+
+def reader(written: Checkpoint) -> Callable[[Path], str]:
+    """What reads mutations of a checkpoint's file."""
+    known = written.fingerprint, json.dumps(written.notes, sort_keys=True)
+    return lambda path: sound(load(path), known)
 
 
 def sound(checkpoint: Checkpoint, known: tuple[str, str]) -> str:
@@ -197,6 +240,8 @@ def sound(checkpoint: Checkpoint, known: tuple[str, str]) -> str:
     with torch.no_grad():
         checkpoint.build()(torch.zeros(2, *shape))
     assert checkpoint.known_gates is not None
+    with contextlib.suppress(GatePrunerError):
+        follow(checkpoint, checkpoint.path.blocks)
     with tempfile.TemporaryDirectory() as folder:
         again = load(save(checkpoint, Path(folder) / "again.pt"))
     assert again.fingerprint == found[0]

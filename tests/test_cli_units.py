@@ -108,6 +108,18 @@ def test_compress_with_units_reports_what_is_left_of_each_width(run, folder):
     assert f"{layer.rpartition('.')[2]} {left} of 8" in report
 
 
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_a_target_that_channels_alone_cannot_reach_is_refused(run, folder, dry):
+    data = ("--data", f"imagefolder:{folder / 'images'}", "--hold-out", 0)
+    some = (*data, "--multiple", 2, "--target-macs", "30%", "-o", folder / "small.pt", *dry)
+    told = run("compress", folder / "net.pt", *some, "--units", "channels")
+    assert told.code == 1
+    (line,) = told.err.strip().splitlines()
+    assert "can cost " in line
+    assert "by removing channels alone; choose a target within this range, or remove" in line
+    assert not (folder / "small-compress").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

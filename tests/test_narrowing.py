@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import draw, fingerprint, images_for, logits
+from conftest import draw, fingerprint, images_for, logits, random_images
 from narrow_blocks import BLOCKS, READ, masked, network_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +16,9 @@ from gatepruner.errors import CheckpointError, EngineError, PlanError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.export import to_torchvision
 from gatepruner.files.formats import export
+from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.cost import count
+from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.slices import Slice, slice_named
@@ -25,6 +27,7 @@ from gatepruner.pruning.surgery import add_gates, fold_gates, narrow, remove
 from gatepruner.pruning.widths import closed, cut_out, sizes_left
 
 KINDS = list(BLOCKS)
+WITH_STATISTICS = ["basic", "grouped", "inverted"]
 SOME = (1, 3)
 
 
@@ -69,6 +72,46 @@ def test_the_order_with_removal_and_folding_does_not_matter(kind):
     for key in first.weights:
         assert torch.equal(first.weights[key], together.weights[key])
         assert torch.allclose(first.weights[key], last.weights[key], atol=1e-6)
+
+
+def recalibrated(checkpoint: Checkpoint) -> Checkpoint:
+    images = random_images(24, checkpoint.network.base.input_shape, 5)
+    normalization = Normalization((0.5,) * 3, (0.25,) * 3)
+    return recalibrate(checkpoint, images, normalization=normalization, augment=False, device="cpu")
+
+
+def close(one: Checkpoint, other: Checkpoint) -> bool:
+    assert one.network == other.network
+    return all(
+        torch.allclose(one.weights[key], tensor, rtol=1e-4, atol=1e-5)
+        for key, tensor in other.weights.items()
+    )
+
+
+@pytest.mark.parametrize("kind", WITH_STATISTICS)
+def test_statistics_are_those_of_the_whole_network_whose_readers_have_zeros(kind):
+    whole, slices = network_of(kind), [cut(kind, "blocks.0", SOME)]
+    gone = {f"blocks.0.{READ[kind][0]}": SOME}
+    zeros = closed(whole.weights, widths_of(whole.network).found, gone)
+    small = recalibrated(narrow(whole, slices))
+    assert close(small, narrow(recalibrated(replace(whole, weights=zeros)), slices))
+    assert not close(small, narrow(recalibrated(whole), slices))  # later layers see other values
+
+
+@pytest.mark.parametrize("kind", WITH_STATISTICS)
+def test_statistics_do_not_depend_on_the_order_of_removal_and_folding(kind):
+    whole = add_gates(network_of(kind))
+    key = whole.network.gate_key("blocks.1")
+    whole = replace(whole, weights={**whole.weights, key: torch.tensor(0.7)})
+    slices, block = [cut(kind, "blocks.1", SOME)], "blocks.0"
+    last = recalibrated(fold_gates(remove(narrow(whole, slices), block)))
+    for other in (
+        recalibrated(narrow(fold_gates(remove(recalibrated(whole), block)), slices)),
+        recalibrated(remove(narrow(fold_gates(whole), slices), block)),
+        recalibrated(narrow(recalibrated(remove(fold_gates(whole), block)), slices)),
+        fold_gates(recalibrated(narrow(remove(whole, block), slices))),
+    ):
+        assert close(other, last)
 
 
 def test_narrowing_a_block_that_is_removed_leaves_no_trace():

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import draw, images_for, logits, random_images
-from narrow_blocks import BLOCKS, READ, network_of
+from narrow_blocks import BLOCKS, READ, Basic, network_of
+from torch import Tensor, nn
 
-from gatepruner.errors import PlanError, TrainingError
+from gatepruner.compression.compress import compress
+from gatepruner.compression.recipe import CompressionRecipe
+from gatepruner.errors import CheckpointError, PlanError, TrainingError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.images.images import Images
 from gatepruner.learning.channel_gates import ChannelGates
 from gatepruner.learning.gates import learn_gates
-from gatepruner.learning.recipes import GateRecipe
+from gatepruner.learning.recipes import UNITS, GateRecipe
+from gatepruner.learning.units import every_unit
 from gatepruner.measuring.cost import count
+from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.slices import Slice, slice_named, sorted_out, united
+from gatepruner.pruning import meter as meter_module
 from gatepruner.pruning.curve import sweep
 from gatepruner.pruning.goals import Goal, blocks_for
 from gatepruner.pruning.groups import reduced, widths_of
@@ -93,6 +100,25 @@ def test_a_path_of_units_is_saved_and_loaded(learned, tmp_path):
         logits(follow(read, plan).build(), images_for(read.network)),
         logits(follow(learned, plan).build(), images_for(read.network)),
     )
+
+
+MISFITS = {
+    "layer1.0.conv1[16]": "layer1.0.conv1 has 16 channels, too few for the path",
+    "layer1.0.conv1[0-15]": "layer1.0.conv1 has 16 channels, too few for the path",
+    "layer1.0.conv1[0-99999999]": "layer1.0.conv1 has 16 channels, too few for the path",
+    "layer9.conv1[0]": "there is no layer layer9.conv1, whose channels the path removes",
+    "layer1.0[0]": "there is no layer layer1.0, whose channels the path removes",
+    "layer1.0.conv1[3-1]": "expected ascending numbers of channels",
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_file_whose_path_removes_what_there_is_not_is_refused(learned, name, tmp_path):
+    first, *rest = learned.path.removals
+    path = replace(learned.path, removals=(replace(first, block=name), *rest))
+    file = save(replace(learned, path=path), tmp_path / "path.pt")
+    with pytest.raises(CheckpointError, match=rf"path does not fit .*{re.escape(MISFITS[name])}"):
+        load(file)
 
 
 def test_channels_alone_remove_no_block():
@@ -190,6 +216,65 @@ def test_a_sweep_stops_where_the_others_have_adapted(learned):
     assert [point.cost.macs for point in points] == sorted(
         (point.cost.macs for point in points), reverse=True
     )
+
+
+class Apart(nn.Module):
+    """A block between layers with an inner width that no block has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.Conv2d(20, 8, 1))
+        self.block, self.head = Basic(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.stem(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def apart() -> Checkpoint:
+    torch.manual_seed(0)
+    return Checkpoint.of(Apart(), (3, 6, 6), notes={"normalize": {"mean": [0] * 3, "std": [1] * 3}})
+
+
+@pytest.mark.parametrize("cost", ["macs", "params"])
+@pytest.mark.parametrize("units", UNITS)
+def test_the_least_cost_is_that_at_the_end_of_a_path(apart, units, cost):
+    recipe = replace(RECIPE, units=units, cost=cost, warmup=1, steps=1)
+    path = learn_gates(apart, random_images(16, (3, 6, 6), 5), recipe, device="cpu").path
+    end = reduced(apart.network, path.blocks)
+    least = reduced(apart.network, every_unit(apart.network, recipe))
+    assert count(least) == count(end)
+    assert count(least).params < count(apart).params
+
+
+@pytest.mark.parametrize("cost", ["macs", "params", "latency"])
+@pytest.mark.parametrize("units", UNITS)
+def test_compress_reaches_what_its_units_can_and_refuses_less(apart, units, cost, monkeypatch):
+    monkeypatch.setattr(meter_module, "latency", by_parameters)
+    recipe = CompressionRecipe(
+        replace(RECIPE, units=units, warmup=1, steps=1), None, gate_images=16, recalibrate=0
+    )
+    least = reduced(apart.network, every_unit(apart.network, recipe.gating))
+    images = random_images(32, (3, 6, 6), 5)
+    limit = Meter(apart.network).cost(cost, least)
+
+    def compressed(amount: float) -> Checkpoint:
+        goal = Goal(cost, amount)
+        return compress(apart, images, goal, recipe, test=images, device="cpu").checkpoint
+
+    assert Meter(apart.network).cost(cost, compressed(limit).network) == limit
+    with pytest.raises(PlanError, match=r"cannot reach .*; choose a target within") as told:
+        compressed(limit * 0.99)
+    assert ("by removing channels alone" in str(told.value)) is (units == "channels")
+
+
+def by_parameters(modules, shape, *, batch=1, device="cpu", runs=30, **others):
+    """Latencies of a microsecond for each parameter."""
+    sizes = {name: sum(p.numel() for p in one.parameters()) for name, one in modules.items()}
+    return {
+        name: Latency(*(1e-6 * size for _ in range(3)), runs, batch, "cpu")
+        for name, size in sizes.items()
+    }
 
 
 def test_what_cannot_be_learned_is_refused():

@@ -146,13 +146,12 @@ def compress(
     -o small.pt`
     """
     from gatepruner.compression.compress import compress as compressed
-    from gatepruner.compression.compress import refuse
+    from gatepruner.compression.compress import refuse, refuse_unreachable
     from gatepruner.files.checkpoints import save
     from gatepruner.files.formats import format_of
     from gatepruner.files.writing import refuse_existing
     from gatepruner.learning.units import meter_of
     from gatepruner.measuring.device import pick_device
-    from gatepruner.pruning.goals import check_reachable
     from gatepruner.report.compression import write_compression
     from gatepruner.report.tables import loading_text, steps_table
 
@@ -176,7 +175,7 @@ def compress(
     if call.dry_run:
         refuse(whole, train, goal, recipe, test, held_out)
         meter = meter_of(whole.network, recipe.gating, pick_device(data.device))
-        check_reachable(goal, whole.network, whole.network.removable, meter)
+        refuse_unreachable(goal, recipe, meter)
         works = _works(whole, train, test, goal, recipe)
         how = replace(data, batch_size=recipe.at_once(data.batch_size))
         return foretell(call, whole, [output, folder, *exports], works, how)

@@ -22,7 +22,7 @@ from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.learner import check_learnable, matched
 from gatepruner.learning.recipes import HOW, Recipe
-from gatepruner.learning.units import meter_of
+from gatepruner.learning.units import every_unit, meter_of
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
 from gatepruner.measuring.device import check_amp, description, pick_device
@@ -119,8 +119,7 @@ def compress(
         *(checkpoint, goal, recipe, train, held_out, normalization),
         *(device, meter, steps, watch, track, on_stop),
     )
-    if goal.kind in COSTS:
-        check_reachable(goal, checkpoint.network, request.candidates, meter)
+    refuse_unreachable(goal, recipe, meter)
     names = [step.name for step in STEPS if step.wanted(recipe)]
     check_shared("compress", checkpoint, train, held_out, test)
     with contextlib.ExitStack() as stack:
@@ -230,6 +229,7 @@ def refuse(
         lambda: _check_numbers(recipe),
         lambda: _check_held_out(goal, held_out),
         lambda: _check_count(goal, checkpoint.network),
+        lambda: every_unit(checkpoint.network, recipe.gating),
         meter_of(checkpoint.network, recipe.gating, "cpu").check,
     ]
     problems: list[GatePrunerError] = []
@@ -241,6 +241,18 @@ def refuse(
     if problems:
         text = "; ".join(dict.fromkeys(map(str, problems)))
         raise type(problems[0])(text) from None
+
+
+def refuse_unreachable(goal: Goal, recipe: CompressionRecipe, meter: Meter) -> None:
+    """Raise a `PlanError` if the units that the recipe may remove cannot reach a cost.
+
+    Args:
+        goal: any; what is no cost is not looked at.
+        recipe: how to compress.
+        meter: measures the whole network, and the one without all these units.
+    """
+    if goal.kind in COSTS:
+        check_reachable(goal, meter.whole, every_unit(meter.whole, recipe.gating), meter)
 
 
 def check_enough(train: Examples, held_out: Examples | None) -> None:

@@ -19,6 +19,7 @@ from gatepruner.images.normalization import Normalization
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import Recipe
 from gatepruner.learning.training import finetune
+from gatepruner.learning.units import every_unit, removable_blocks
 from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
@@ -69,8 +70,7 @@ class Request:
     @property
     def candidates(self) -> tuple[str, ...]:
         """Names of the blocks that may be removed."""
-        network = self.whole.network
-        return network.stock_removable if self.recipe.gating.identity_only else network.removable
+        return removable_blocks(self.whole.network, self.recipe.gating)
 
     def learning(self, step: str) -> dict[str, Any]:
         """Arguments of the learning run of a step."""
@@ -107,7 +107,8 @@ def _blocks(request: Request) -> int | None:
     if goal.kind == "loss":
         return None
     if request.recipe.gating.units != "blocks":
-        whole, least = meter.costs(goal.kind, [meter.whole, reduced(meter.whole, candidates)])
+        smallest = reduced(meter.whole, every_unit(meter.whole, request.recipe.gating))
+        whole, least = meter.costs(goal.kind, [meter.whole, smallest])
         share = (whole - goal.limit(whole)) / max(whole - least, 1e-12)
         return min(max(1, math.ceil(share * len(candidates)) + SPARE), len(candidates))
     whole, savings = meter.cost(goal.kind, meter.whole), meter.savings(goal.kind)

@@ -71,16 +71,18 @@ def path_in(
 
 
 def _check_slices(state: Mapping[str, Tensor], names: Iterable[str]) -> None:
-    """Raise a `KeyError` or `ValueError` if a network has no such layer or channels.
+    """Raise a `ValueError` if a network has no such layer or channels, or would lose all of them.
 
     A few letters can name a million channels, so they are counted before any slice is made.
     """
     counts: Counter[str] = Counter()
     for width, highest, count in filter(None, map(extent, names)):
-        channels = len(state[f"{width}.weight"])
+        weight = state.get(f"{width}.weight")
+        if weight is None or not weight.ndim:
+            raise ValueError(f"there is no layer {width}, whose channels the path removes")
         counts[width] += count
-        if highest >= channels or counts[width] > channels:
-            raise ValueError(f"{width} has {channels} channels, fewer than the path removes")
+        if max(highest, counts[width]) >= len(weight):
+            raise ValueError(f"{width} has {len(weight)} channels, too few for the path")
 
 
 def _misfits(

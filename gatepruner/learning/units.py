@@ -133,7 +133,30 @@ def slicable(network: Network, recipe: GateRecipe) -> dict[str, Width]:
     return widths
 
 
+def removable_blocks(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
+    """The blocks whose removal the recipe allows, with gates or without."""
+    return network.stock_removable if recipe.identity_only else network.removable
+
+
 def candidates(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
     """The gated blocks that the recipe may remove."""
-    removable = network.stock_removable if recipe.identity_only else network.removable
-    return tuple(name for name in removable if name in network.edits.gated)
+    gated = network.edits.gated
+    return tuple(name for name in removable_blocks(network, recipe) if name in gated)
+
+
+def every_unit(network: Network, recipe: GateRecipe) -> tuple[str, ...]:
+    """All that a recipe can remove, so that the network without it is the smallest one.
+
+    These are the blocks, and all channels but one slice of each inner width, as at the end of a
+    path. Which channels of a width are left makes no difference to its cost.
+
+    Raises:
+        EngineError, PlanError: see `slicable`.
+    """
+    blocks = removable_blocks(network, recipe) if recipe.units != "channels" else ()
+    widths = slicable(network, recipe) if recipe.units != "blocks" else {}
+    slices = (
+        Slice(name, tuple(range(width.step(recipe.multiple), width.size)))
+        for name, width in widths.items()
+    )
+    return (*blocks, *map(str, slices))

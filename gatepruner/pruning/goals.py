@@ -13,7 +13,7 @@ from typing import Any
 from gatepruner.errors import PlanError
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.network import Network
-from gatepruner.networks.slices import slice_named
+from gatepruner.networks.slices import slice_named, sorted_out
 from gatepruner.pruning.curve import Point
 from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.meter import Meter
@@ -210,27 +210,32 @@ def check_count(count: float, network: Network, names: Sequence[str]) -> None:
         )
 
 
-def check_reachable(goal: Goal, network: Network, names: Sequence[str], meter: Meter) -> str:
-    """The range that removing these blocks can reach, as text.
+def check_reachable(goal: Goal, network: Network, units: Sequence[str], meter: Meter) -> None:
+    """Refuse a cost that removing units cannot reach.
+
+    Args:
+        goal: a cost to reach.
+        network: the whole network.
+        units: all that may be removed, blocks and slices.
+        meter: measures costs.
 
     Raises:
-        PlanError: the goal is outside that range.
+        PlanError: the whole network costs less, or the one without all units costs more.
     """
-    if goal.kind == "blocks":
-        check_count(goal.amount, network, names)
-    if goal.kind not in COSTS:
-        return f"from 0 to {len(names)} blocks removed"
-    whole, least = meter.costs(goal.kind, [network, reduced(network, names)])
-    reach, limit = Reach(goal, len(names), whole, least, least), goal.limit(whole)
-    if not least <= limit <= whole:
-        rest = ""
-        if goal.kind == "latency" and limit < least:
-            rest = f", since {meter.engine} takes the rest without any of its removable blocks"
-        raise PlanError(
-            f"cannot reach {goal.text(limit, whole)}: {network} can cost {reach.range}{rest}; "
-            "choose a target within this range"
-        )
-    return reach.range
+    whole, least = meter.costs(goal.kind, [network, reduced(network, units)])
+    reach, limit = Reach(goal, len(units), whole, least, least), goal.limit(whole)
+    if least <= limit <= whole:
+        return
+    blocks, slices = sorted_out(units)
+    means = " by removing channels alone" if slices and not blocks else ""
+    rest = ""
+    if goal.kind == "latency" and limit < least:
+        every = "units" if slices else "blocks"
+        rest = f", since {meter.engine} takes the rest without any of its removable {every}"
+    raise PlanError(
+        f"cannot reach {goal.text(limit, whole)}: {network} can cost {reach.range}{means}{rest}; "
+        f"choose a target within this range{', or remove blocks, too' if means else ''}"
+    )
 
 
 def blocks_for(
