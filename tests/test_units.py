@@ -191,11 +191,13 @@ def test_the_weakest_channels_are_in_the_next_slice():
     name = "blocks.0.conv1"
     gates.slopes[name].copy_(torch.arange(16).flip(0))
     costs = UnitCosts(whole.network, widths, "macs")
-    found = {unit: value for unit, value, _ in gates.slices(costs, ["blocks.0"], 4)}
-    assert found == {f"{name}[12-15]": 0 + 1 + 2 + 3}
+    for importance, expected in ((None, 0 + 1 + 2 + 3), (24.0, 24 * 6 / 120), (0.0, 0)):
+        found = {unit: value for unit, value, _ in gates.slices(costs, {"blocks.0": importance}, 4)}
+        assert found == {f"{name}[12-15]": pytest.approx(expected)}
     gates.close([Slice(name, (12, 13, 14, 15))])
     costs.left[name] = 12
-    assert gates.slices(costs, ["blocks.0"], 5)[0][0] == f"{name}[10-11]"  # 10 are left, 2 fives
+    rest = gates.slices(costs, {"blocks.0": 24.0}, 5)
+    assert rest[0][:2] == (f"{name}[10-11]", pytest.approx(24 * 9 / 114))  # 10 are left, 2 fives
 
 
 @pytest.mark.parametrize("cost", ["macs", "params"])

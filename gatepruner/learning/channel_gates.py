@@ -9,7 +9,7 @@ hang together (Liu et al., 2021, https://arxiv.org/abs/2108.00708).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch

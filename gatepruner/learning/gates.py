@@ -269,9 +269,7 @@ class _Run(Learner[GateMoment]):
 
     def _slices(self) -> list[Unit]:
         """The slices that may be removed, their importances and what they save now."""
-        return self.units.slices(
-            self._importances(), {removal.block for removal in self.removals}
-        )
+        return self.units.slices(self._importances(), {removal.block for removal in self.removals})
 
     def _settle(self) -> Network:
         """Close the channels removed so far; returns the network without the blocks removed."""
