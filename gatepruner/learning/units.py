@@ -20,6 +20,8 @@ from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.unit_costs import UnitCosts, latency_table
 from gatepruner.pruning.widths import Width
 
+WORTH = 0.5  # of the time in proportion to MACs that narrowing has to save beside blocks
+
 
 class Units:
     """The slices that a run may remove, and what units save.
@@ -72,8 +74,21 @@ class Units:
         """
         if not self.gates.widths:
             return []
-        homes = {home: blocks.get(home) for home in self.costs.homes if home not in gone}
+        homes = {
+            home: blocks.get(home)
+            for home in self.costs.homes
+            if home not in gone and self._worth_narrowing(home)
+        }
         return self.gates.slices(self.costs, homes, self.recipe.multiple)
+
+
+    def _worth_narrowing(self, home: str) -> bool:
+        """Whether slices of a home may go beside blocks: if narrowing it saves enough time.
+
+        Importances are no more than estimates. Where a slice hardly saves time, many have to go
+        for what one block saves, and their errors add up.
+        """
+        return self.recipe.units == "channels" or self.costs.narrowing(home) >= WORTH
 
 
 def meter_of(network: Network, recipe: GateRecipe, device: str | torch.device) -> Meter:

@@ -90,6 +90,16 @@ class UnitCosts:
         )
         return float(np.interp(share, [0.0, place, 1.0], [0.0, max(saved - half, 0.0), saved]))
 
+    def narrowing(self, home: str) -> float:
+        """What half of a home's widths saves, relative to the MACs that it takes away.
+
+        1 if the cost is in proportion to MACs, 0 if it does not depend on the widths.
+        """
+        saved, half = self.table.get(home, 0.0), self.table.get(home + HALF)
+        if self.kind != "latency" or half is None or not saved:
+            return 1.0
+        return half / saved / (1 - self.table[home + HALF + "/macs"])
+
     def saving(self, name: str, channels: int) -> float:
         """What a slice of so many channels of a width saves now."""
         home, left = self.widths[name].home, self.left.get(name, self.widths[name].size)
