@@ -17,6 +17,7 @@ from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.slices import sorted_out
 from gatepruner.pruning.groups import reduced, widths_of
+from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import remove
 
 GREY = (1, 8, 8)
@@ -94,6 +95,52 @@ def test_inspect_says_what_a_path_has(run, folder):
     assert f"path: {len(blocks)} blocks and {len(slices)} slices of channels" in told.out
     document = run("inspect", folder / "gated.pt", "--json").document
     assert document["path"] == gated.path.records
+
+
+@pytest.fixture
+def by_channels(folder) -> Path:
+    """A network with a path of slices alone."""
+    recipe = GateRecipe(units="channels", multiple=2, warmup=1, steps=1, batch_size=8)
+    gated = learn_gates(load(folder / "net.pt"), random_images(16, GREY, 4), recipe)
+    return save(gated, folder / "channels.pt")
+
+
+def test_a_path_of_channels_alone_is_not_continued_with_blocks(run, folder, by_channels):
+    gated, small = load(by_channels), folder / "small.pt"
+    least = count(reduced(gated.network, gated.path.blocks))
+    assert rank(gated).names == gated.path.blocks
+    told = run("prune", by_channels, "--target-macs", least.macs, "-o", small)
+    assert told.code == 0, told
+    assert load(small).network.depth == gated.network.depth
+    whole = gated.network.removable
+    beyond = {
+        ("--target-macs", least.macs - 1): "by removing channels alone; choose a target within",
+        ("--target-params", "1%"): "by removing channels alone; choose a target within",
+        ("--target-latency", "1%"): "eager takes the rest without any of its removable units;",
+        ("--drop", len(gated.path) + 1): f"cannot remove {len(gated.path) + 1} units: ",
+        ("--keep", 99): f"cannot keep 99 units: gated-residual-fc12 has {len(gated.path)} ",
+    }
+    assert len(whole) < len(gated.path)
+    for options, message in beyond.items():
+        told = run("prune", by_channels, *options, "-o", folder / "none.pt")
+        assert told.code == 1
+        assert len(told.err.strip().splitlines()) == 1
+        assert message in told.err
+
+
+def test_a_sweep_follows_a_path_of_units_to_its_end(run, folder, by_channels):
+    path = load(by_channels).path
+    data = ("--data", f"imagefolder:{folder / 'images'}", "--recalibrate", 0)
+    options = (*data, "--engine", "eager", "--step", 2, "-o", folder / "report")
+    said = run("sweep", by_channels, *options, "--dry-run").out
+    assert "without random, whose orders are of blocks alone" in said
+    told = run("sweep", by_channels, *options, "--json")
+    (order,) = told.document["orders"]
+    removed = [point["removed"] for point in order["runs"][0]]
+    assert removed == sorted({*path.turns[::2], len(path)})
+    assert len(told.document["block_times"][0]["measured"]) > 0
+    told = run("sweep", by_channels, *data, "--by", "depth", "-o", folder / "depth", "--json")
+    assert [point["removed"] for point in told.document["orders"][0]["runs"][0]] == [*range(7)]
 
 
 def test_compress_with_units_reports_what_is_left_of_each_width(run, folder):

@@ -71,7 +71,8 @@ class Choice:
         removable = len(ranking.names)
         if self.keep > removable:
             raise PlanError(
-                f"cannot keep {self.keep} blocks: {ranking.subject} has {removable} removable ones"
+                f"cannot keep {self.keep} {ranking.noun}s: {ranking.subject} has {removable} "
+                "removable ones"
             )
         return ranking.first(removable - self.keep)
 

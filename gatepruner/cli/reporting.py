@@ -24,6 +24,7 @@ from gatepruner.pruning.criteria import CRITERIA
 
 if TYPE_CHECKING:
     from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.report.terminal import Terminal
 
 NEXT = """
 next, on a trained network of your own:
@@ -85,6 +86,23 @@ class Curves(Criterion):
                     rank(checkpoint, criterion)
         problems.refuse()
 
+    def comparable(self, checkpoint: Checkpoint, terminal: Terminal) -> Curves:
+        """The curves without orders of blocks alone, if one follows a path that removes channels.
+
+        After as many removals these would have removed far more.
+        """
+        from gatepruner.pruning.ranking import path_of
+
+        sliced = [name for name in self.criteria if path_of(checkpoint, name).sliced]
+        if not sliced:
+            return self
+        if others := [name for name in self.criteria if name not in sliced]:
+            terminal.say(
+                f"the path removes channels, too: without {' and '.join(others)}, whose orders are "
+                f"of blocks alone (--by {','.join(others)} sweeps them)"
+            )
+        return replace(self, by=",".join(sliced))
+
     def works(self, checkpoint: Checkpoint) -> list[Work]:
         """Rankings that take their time."""
         blocks = len(checkpoint.network.removable)
@@ -95,9 +113,13 @@ class Curves(Criterion):
             if one
         ]
 
-    def counts(self, last: int) -> list[int]:
-        """Numbers of blocks to remove, from none to all."""
-        return sorted({*range(0, last + 1, self.step), last})
+    def counts(self, checkpoint: Checkpoint) -> list[int]:
+        """Numbers of blocks to remove, from none to all; of units along the turns of their path."""
+        from gatepruner.pruning.ranking import path_of
+
+        path = path_of(checkpoint, self.criteria[0])
+        turns = path.turns if path.sliced else range(len(checkpoint.network.removable) + 1)
+        return sorted({*turns[:: self.step], turns[-1]})
 
     def orders(self) -> int:
         """How many orders are measured."""
@@ -142,8 +164,9 @@ def sweep(
     engines.check(problems)
     checkpoint = read(source, data, problems)
     curves.check(checkpoint, problems)
+    curves = curves.comparable(checkpoint, call.terminal)
     data = replace(data, device=str(pick_device(data.device)))
-    counts = curves.counts(_removable(checkpoint))
+    counts = curves.counts(checkpoint)
     images = data.images(checkpoint, call.terminal)
     chosen = data.normalization(checkpoint, images, call.terminal)
     if call.dry_run:
@@ -197,10 +220,6 @@ def sweep(
         call.terminal.say(str(one))
     call.terminal.say(f"wrote {target / 'report.md'} and report.html, with figures and tables")
     return call.finish(report.to_json() | {"output": str(target)})
-
-
-def _removable(checkpoint: Checkpoint) -> int:
-    return len(checkpoint.network.removable)
 
 
 @dataclass(frozen=True)

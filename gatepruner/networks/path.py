@@ -79,6 +79,11 @@ class Path:
         return {removal.block: removal.gate for removal in removals}
 
     @property
+    def sliced(self) -> bool:
+        """Whether slices are among what it removes."""
+        return any(map(slice_named, self.blocks))
+
+    @property
     def turns(self) -> tuple[int, ...]:
         """The numbers of units, from 0 on, after which the others have adapted."""
         steps = [removal.step for removal in self.removals]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gatepruner.measuring.latency import Latency
+from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.ranking import Ranking
 
@@ -22,7 +23,8 @@ class BlockTimes:
 
     Attributes:
         whole: of the whole network.
-        saved: seconds that removing each block saves.
+        saved: seconds that removing each block saves; slices count as 0, so that networks are
+            measured where they save more.
         measured: by the names of the removed blocks.
     """
 
@@ -46,7 +48,7 @@ class BlockTimes:
         return self._sum(frozenset(removed)) if self.error <= AS_GOOD else None
 
     def _sum(self, removed: frozenset[str]) -> float:
-        return self.whole.median - sum(self.saved[name] for name in removed)
+        return self.whole.median - sum(self.saved.get(name, 0.0) for name in removed)
 
     @property
     def account(self) -> str:
@@ -95,7 +97,7 @@ def block_times(meter: Meter, ranking: Ranking, counts: Sequence[int]) -> BlockT
 
     def measured(chosen: Sequence[int]) -> BlockTimes:
         plans = [ranking.first(count) for count in chosen]
-        times = meter.latencies([network.without(plan) for plan in plans])
+        times = meter.latencies([reduced(network, plan) for plan in plans])
         return BlockTimes(whole, saved, dict(zip(map(frozenset, plans), times, strict=True)))
 
     checked = measured(_spread(sorted(counts)))

@@ -34,7 +34,6 @@ from gatepruner.measuring.recalibration import (
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.norms import shares_statistics
-from gatepruner.networks.slices import slice_named
 from gatepruner.pruning.ranking import Ranking
 from gatepruner.pruning.surgery import prune
 
@@ -165,7 +164,7 @@ def sweep(
     """
     how = _measurement(checkpoint, data, statistics, device, batch_size, normalization, track)
     if counts is None:
-        sliced = ranking.learned and any(map(slice_named, ranking.names))
+        sliced = ranking.learned and checkpoint.path.sliced
         counts = checkpoint.path.turns if sliced else range(len(ranking.names) + 1)
     if ranking.learned:
         most = how.together(checkpoint)

@@ -7,13 +7,13 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gatepruner.errors import PlanError
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.network import Network
-from gatepruner.networks.slices import slice_named, sorted_out
+from gatepruner.networks.slices import sorted_out
 from gatepruner.pruning.curve import Point
 from gatepruner.pruning.groups import reduced
 from gatepruner.pruning.meter import Meter
@@ -261,14 +261,14 @@ def blocks_for(
         PlanError: no number of blocks reaches the goal.
     """
     if goal.kind == "loss":
-        return _most_within(goal, curve())
+        return replace(_most_within(goal, curve()), noun=ranking.noun)
     if goal.kind == "blocks":
         removed = len(ranking.first(int(goal.amount)))
-        return Reach(goal, removed, 0.0, len(ranking.names), removed)
+        return Reach(goal, removed, 0.0, len(ranking.names), removed, ranking.noun)
     check_reachable(goal, network, ranking.names, meter)
     whole, least = meter.costs(goal.kind, [network, reduced(network, ranking.names)])
     low, high = int(goal.limit(whole) < whole), len(ranking.names)
-    blocks = not any(map(slice_named, ranking.names))
+    blocks = ranking.noun == "block"
     saved = meter.savings(goal.kind) if blocks else {}
     likely = _first_within(goal.limit(whole), whole, [saved.get(it, 0.0) for it in ranking.names])
     while low < high:  # every removal reduces the cost
@@ -278,7 +278,7 @@ def blocks_for(
         else:
             low = middle + 1
     reached = meter.cost(goal.kind, reduced(network, ranking.first(low)))
-    return Reach(goal, low, whole, least, reached, "block" if blocks else "unit")
+    return Reach(goal, low, whole, least, reached, ranking.noun)
 
 
 def _first_within(limit: float, whole: float, saved: Sequence[float]) -> int:

@@ -14,7 +14,6 @@ from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.accuracy import mcnemar
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.networks.slices import slice_named
 from gatepruner.pruning.criteria import CRITERIA
 from gatepruner.pruning.curve import Point, sweep
 from gatepruner.pruning.ranking import Ranking, rank
@@ -84,8 +83,7 @@ class Order:
 
 def noun_of(orders: Sequence[Order]) -> str:
     """What is removed: blocks, or units if some of them are slices of inner widths."""
-    names = (name for order in orders for name in order.rankings[0].names)
-    return "unit" if any(slice_named(name) for name in names) else "block"
+    return "unit" if any(order.rankings[0].noun == "unit" for order in orders) else "block"
 
 
 def compare(

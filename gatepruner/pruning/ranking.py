@@ -15,6 +15,7 @@ from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.inputs import check_shared, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.path import NO_PATH, Path
+from gatepruner.networks.slices import slice_named
 from gatepruner.pruning.criteria import CRITERIA
 from gatepruner.pruning.criteria.criterion import Criterion, Evidence
 
@@ -40,6 +41,11 @@ class Ranking:
         """The block names, least important first."""
         return tuple(name for name, _ in self.scores)
 
+    @property
+    def noun(self) -> str:
+        """What is ranked: `"block"`, or `"unit"` if slices of inner widths are among them."""
+        return "unit" if any(map(slice_named, self.names)) else "block"
+
     def first(self, count: int) -> tuple[str, ...]:
         """The plan that removes the `count` least important blocks.
 
@@ -49,7 +55,7 @@ class Ranking:
         if not 0 <= count <= len(self.scores):
             names = self.names if len(self.names) < 9 else (*self.names[:4], "…", *self.names[-4:])
             raise PlanError(
-                f"cannot remove {count} blocks: {self.subject} has only {len(self.scores)} "
+                f"cannot remove {count} {self.noun}s: {self.subject} has only {len(self.scores)} "
                 f"removable ones ({listed(names, 9)})"
             )
         return self.names[:count]
@@ -97,7 +103,8 @@ def rank(
 ) -> Ranking:
     """Rank the removable blocks, least important first; ties keep the order of depth.
 
-    By gate, the blocks of a learned path come first, in its order and with its scores.
+    By gate, the blocks of a learned path come first, in its order and with its scores. A path of
+    slices alone is all that is ranked: whoever has learned it keeps the blocks.
 
     Args:
         checkpoint: a network with its weights.
@@ -121,7 +128,8 @@ def rank(
     """
     criterion = criterion_named(by)
     path = path_of(checkpoint, by).scores
-    names = [name for name in checkpoint.network.removable if name not in path]
+    blocks_stay = bool(path) and all(map(slice_named, path))
+    names = [] if blocks_stay else [n for n in checkpoint.network.removable if n not in path]
     _check_needs(checkpoint, by, names, images)
     evidence = Evidence(images, normalization, device, batch_size, seed, track)
     if criterion.needs == "images":
