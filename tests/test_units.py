@@ -19,7 +19,7 @@ from gatepruner.images.images import Images
 from gatepruner.learning.channel_gates import ChannelGates
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import UNITS, GateRecipe
-from gatepruner.learning.units import every_unit
+from gatepruner.learning.units import Units, every_unit
 from gatepruner.measuring.cost import count
 from gatepruner.measuring.latency import Latency
 from gatepruner.networks.checkpoint import Checkpoint
@@ -301,3 +301,20 @@ def test_a_path_by_latency_measures_a_table_once():
     recipe = replace(RECIPE, cost="latency", blocks=1)
     path = learn_gates(draw("resnet8", input_shape=(3, 8, 8)), pictures(), recipe).path
     assert path.turns[-1] == len(path) > 0
+
+
+@pytest.mark.parametrize(("half", "relative"), [(0.5, 1.0), (0.25, 0.5), (0.2, 0.4), (0.0, 0.0)])
+def test_beside_blocks_slices_go_only_where_narrowing_saves_time(half, relative):
+    whole = network_of("basic")
+    recipe = replace(RECIPE, cost="latency", units="both", multiple=4)
+    table = {"blocks.0": 1.0, "blocks.0/half": half, "blocks.0/half/macs": 0.5}
+    for units in ("both", "channels"):
+        own = replace(recipe, units=units)
+        found = Units(whole.network, own, whole.build(), torch.device("cpu"))
+        found.table = {**table, "blocks.1": 1.0}  # of which no half was measured
+        assert found.costs.narrowing("blocks.0") == pytest.approx(relative)
+        homes = {name.rpartition(".")[0] for name, *_ in found.slices({}, ())}
+        assert ("blocks.0" in homes) is (units == "channels" or relative >= 0.5)
+        assert "blocks.1" in homes
+    by_macs = UnitCosts(whole.network, widths_of(whole.network).found, "macs", table)
+    assert by_macs.narrowing("blocks.0") == 1
