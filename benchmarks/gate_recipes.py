@@ -57,7 +57,6 @@ def main() -> None:
             how = {"statistics": statistics, "counts": counts, "device": chosen.device}
             points = gatepruner.sweep(gated, test, gatepruner.rank(gated), **how)
             row = {"recipe": name, "seed": seed, "seconds": seconds}
-            row["precision"] = gated.notes["precision"]
             rows += [
                 {**row, "removed": point.removed, **point.accuracy.to_json()} for point in points
             ]
