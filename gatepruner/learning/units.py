@@ -81,7 +81,6 @@ class Units:
         }
         return self.gates.slices(self.costs, homes, self.recipe.multiple)
 
-
     def _worth_narrowing(self, home: str) -> bool:
         """Whether slices of a home may go beside blocks: if narrowing it saves enough time.
 
