@@ -67,8 +67,9 @@ def test_a_run_that_gets_worse_hands_over_what_it_began_with(small, whole, held_
     before = compared(small, whole, held_out)
     kept, gap = result.notes["kept"], "divergence" if match == "logits" else "distance"
     assert (kept["step"], kept["agreement"]) == (0, before.agreement)
-    assert kept["divergence"] == before.divergence
-    assert kept["distance"] == (None if match == "logits" else before.distance)
+    assert kept["divergence"] == pytest.approx(before.divergence, rel=1e-5)
+    distance = pytest.approx(before.distance, rel=1e-5)  # learning has another memory format
+    assert kept["distance"] == (None if match == "logits" else distance)
     assert all(
         kept[gap] < one[gap] < math.inf or one["agreement"] < kept["agreement"]
         for one in result.notes["epochs"]

@@ -674,7 +674,7 @@ BAD = {
     "gate, no split": (f"{GATE} --data imagefolder:untaught", "no split 'train'"),
     "gate, few images": (
         "gate whole.pt --data imagefolder:images --hold-out 0",
-        "has 60 images, fewer than one batch of 128; pass --batch-size 60",
+        "has 60 images, fewer than one batch of 64; pass --batch-size 60",
     ),
     "finetune, hold out": (
         "finetune whole.pt --data imagefolder:images --hold-out 60 --batch-size 16",

@@ -136,7 +136,7 @@ def test_the_report_shows_agreement_and_distance(result, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "batch"), [(26, 16), (40, 16), (120, 20), (400, 66), (768, 128), (50_000, 128)]
+    ("images", "batch"), [(26, 16), (40, 16), (120, 20), (384, 64), (50_000, 64)]
 )
 def test_batches_fit_the_number_of_images(images, batch):
     """At least six batches of them, unless a batch would have fewer than 16."""

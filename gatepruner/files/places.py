@@ -75,6 +75,7 @@ class Span:
         Raises:
             CheckpointError: the file was changed, or cannot be read.
         """
+        _check(self.path, self.version)  # a pipe in its place would be waited for
         data = _room(self.path, length)
         try:
             with self.path.open("rb") as file:

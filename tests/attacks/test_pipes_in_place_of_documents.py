@@ -13,10 +13,10 @@ from conftest import draw
 from safetensors.torch import save_file
 
 import gatepruner
-from gatepruner import load, load_images
+from gatepruner import load, load_images, save
 from gatepruner.cli.keeping import recording
 from gatepruner.compression.folder import Folder
-from gatepruner.errors import GatePrunerError
+from gatepruner.errors import CheckpointError, GatePrunerError
 from gatepruner.images.classes import read_classes
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
@@ -161,10 +161,22 @@ def test_lines_of_a_history_that_are_no_epochs_are_left_out(tmp_path):
     assert history.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_deferred_weights_whose_file_becomes_a_pipe(tmp_path, suffix):
+    file = tmp_path / f"net{suffix}"
+    save(draw("resnet8"), file)
+    weights = load(file, deferred=True).weights
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match="was changed while it was read"):
+        next(iter(weights.values())).clone()
+
+
 # What reads files, and of which kind; every other module gets its text from `documents`.
 READERS = {
     "documents.py",
     "files/archives.py",  # weights: only after os.path.isfile
+    "files/places.py",  # only of the version that was found
     "files/safetensors.py",
     "files/storage.py",
     "files/onnx_files.py",  # only after is_file
