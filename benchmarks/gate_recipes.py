@@ -55,7 +55,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             statistics = train.spread(2000)
             how = {"statistics": statistics, "counts": counts, "device": chosen.device}
-            points = gatepruner.sweep(gated, test, gatepruner.rank(gated), **how)
+            points = list(gatepruner.sweep(gated, test, gatepruner.rank(gated), **how))
             row = {"recipe": name, "seed": seed, "seconds": seconds}
             rows += [
                 {**row, "removed": point.removed, **point.accuracy.to_json()} for point in points
