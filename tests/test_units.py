@@ -16,6 +16,7 @@ from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.errors import CheckpointError, PlanError, TrainingError
 from gatepruner.files.checkpoints import load, save
 from gatepruner.images.images import Images
+from gatepruner.learning import units as units_module
 from gatepruner.learning.channel_gates import ChannelGates
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import UNITS, GateRecipe
@@ -307,14 +308,29 @@ def test_a_path_by_latency_measures_a_table_once():
 def test_beside_blocks_slices_go_only_where_narrowing_saves_time(half, relative):
     whole = network_of("basic")
     recipe = replace(RECIPE, cost="latency", units="both", multiple=4)
-    table = {"blocks.0": 1.0, "blocks.0/half": half, "blocks.0/half/macs": 0.5}
-    for units in ("both", "channels"):
-        own = replace(recipe, units=units)
-        found = Units(whole.network, own, whole.build(), torch.device("cpu"))
-        found.table = {**table, "blocks.1": 1.0}  # of which no half was measured
-        assert found.costs.narrowing("blocks.0") == pytest.approx(relative)
-        homes = {name.rpartition(".")[0] for name, *_ in found.slices({}, ())}
-        assert ("blocks.0" in homes) is (units == "channels" or relative >= 0.5)
+    found = Units(whole.network, recipe, whole.build(), torch.device("cpu"))
+    found.table = {"blocks.0": 1.0, "blocks.0/half": half, "blocks.0/half/macs": 0.5}
+    found.table["blocks.1"] = 1.0  # of which no half was measured
+    assert found.costs.narrowing("blocks.0") == pytest.approx(relative)
+    for beside in (True, False):
+        units = found.slices({}, (), beside_blocks=beside)
+        homes = {name.rpartition(".")[0] for name, *_ in units}
+        assert ("blocks.0" in homes) is (relative >= 0.5 or not beside)
         assert "blocks.1" in homes
-    by_macs = UnitCosts(whole.network, widths_of(whole.network).found, "macs", table)
+    by_macs = UnitCosts(whole.network, widths_of(whole.network).found, "macs", found.table)
     assert by_macs.narrowing("blocks.0") == 1
+
+
+def test_slices_that_save_no_time_go_after_the_blocks(apart, monkeypatch):
+    def no_time(meter, widths):
+        blocks = dict.fromkeys(meter.whole.removable, 1.0)
+        homes = {width.home for width in widths.values()} | {*blocks}
+        halves = {f"{home}/half": 0.0 for home in homes}
+        return {**dict.fromkeys(homes, 1.0), **halves, **{f"{key}/macs": 0.5 for key in halves}}
+
+    monkeypatch.setattr(units_module, "latency_table", no_time)
+    recipe = replace(RECIPE, units="both", cost="latency", warmup=1, steps=1)
+    path = learn_gates(apart, random_images(16, (3, 6, 6), 5), recipe, device="cpu").path
+    assert path.blocks[0] == "block"
+    end = reduced(apart.network, every_unit(apart.network, recipe))
+    assert count(reduced(apart.network, path.blocks)) == count(end)

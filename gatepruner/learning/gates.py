@@ -269,7 +269,9 @@ class _Run(Learner[GateMoment]):
 
     def _slices(self) -> list[Unit]:
         """The slices that may be removed, their importances and what they save now."""
-        return self.units.slices(self._importances(), {removal.block for removal in self.removals})
+        gone = {removal.block for removal in self.removals}
+        beside = bool(self.candidates)
+        return self.units.slices(self._importances(), gone, beside_blocks=beside)
 
     def _settle(self) -> Network:
         """Close the channels removed so far; returns the network without the blocks removed."""

@@ -65,29 +65,26 @@ class Units:
         for name, gate in self.gates.gates.items():
             self.costs.left[name] = int(gate.detach().sum())
 
-    def slices(self, blocks: Mapping[str, float], gone: Collection[str]) -> list[Unit]:
+    def slices(
+        self, blocks: Mapping[str, float], gone: Collection[str], *, beside_blocks: bool
+    ) -> list[Unit]:
         """The slice of each width that is least important, unless its block is gone.
 
         Args:
             blocks: the importance of each gated block.
             gone: the blocks that are gone.
+            beside_blocks: whether a block may go instead: then only slices that save enough time.
+                Importances are no more than estimates. Where a slice hardly saves time, many have
+                to go for what one block saves, and their errors add up.
         """
         if not self.gates.widths:
             return []
         homes = {
             home: blocks.get(home)
             for home in self.costs.homes
-            if home not in gone and self._worth_narrowing(home)
+            if home not in gone and not (beside_blocks and self.costs.narrowing(home) < WORTH)
         }
         return self.gates.slices(self.costs, homes, self.recipe.multiple)
-
-    def _worth_narrowing(self, home: str) -> bool:
-        """Whether slices of a home may go beside blocks: if narrowing it saves enough time.
-
-        Importances are no more than estimates. Where a slice hardly saves time, many have to go
-        for what one block saves, and their errors add up.
-        """
-        return self.recipe.units == "channels" or self.costs.narrowing(home) >= WORTH
 
 
 def meter_of(network: Network, recipe: GateRecipe, device: str | torch.device) -> Meter:
