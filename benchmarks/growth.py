@@ -1,7 +1,7 @@
 """How time and memory grow with the number of blocks, of images, and with the size of images.
 
-Every size has a process of its own, with one thread; processor time is counted, the least of three
-times, since what else the machine does only adds to it. An exponent of 1 means that twice the size
+Every measurement has a process of its own, with one thread; processor time is counted, the least of
+three, since what else the machine does only adds to it. An exponent of 1 means that twice the size
 takes twice the time; it is that of the two largest sizes. Whatever is asked of a network with n
 blocks, and every removal on a path, may take time in proportion to n, and whatever is asked of n
 images in proportion to n: an exponent above 1.2 is called superlinear.
@@ -124,8 +124,7 @@ def measured(kind: str, size: int) -> dict[str, Any]:
     torch.manual_seed(0)
     taken(kind, QUICK[kind][0])  # imports what is needed
     before = peak()
-    runs = [taken(kind, size) for _ in range(TIMES)]
-    seconds = {what: min(run[what] for run in runs) for what in runs[0]}
+    seconds = taken(kind, size)
     return {"seconds": seconds, "peak": max(peak() - before, resource.getpagesize())}
 
 
@@ -147,9 +146,14 @@ def peak() -> int:
 
 
 def alone(kind: str, size: int) -> dict[str, Any]:
-    """The same in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measured, kind, size).result()
+    """The least of several times, each in a process of its own, which has nothing cached."""
+    context, runs = multiprocessing.get_context("spawn"), list[dict[str, Any]]()
+    for _ in range(TIMES):
+        with ProcessPoolExecutor(1, context) as pool:
+            runs.append(pool.submit(measured, kind, size).result())
+    works = runs[0]["seconds"]
+    seconds = {what: min(run["seconds"][what] for run in runs) for what in works}
+    return {"seconds": seconds, "peak": min(run["peak"] for run in runs)}
 
 
 def exponent(sizes: tuple[int, ...], values: list[float]) -> float:

@@ -196,6 +196,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3, help="rounds")
     options.add_argument("--folder", type=Path, help="where to make the temporary folder")
     chosen = options.parse_args()
+    if chosen.rounds < 2:
+        options.error(f"--rounds is {chosen.rounds}: expected at least 2, for quartiles")
     rounds = 2 if chosen.quick else chosen.rounds
     rows = []
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:

@@ -20,10 +20,15 @@ from gatepruner.learning import learner
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
+from gatepruner.measuring.accuracy import accuracy
+from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.device import check_amp, learns_fast
+from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.pruning.curve import sweep
 from gatepruner.pruning.goals import Goal
+from gatepruner.pruning.ranking import rank
 
 SHAPE = (3, 8, 8)
 DATA = bright_images(32, SHAPE)
@@ -189,3 +194,27 @@ def test_bf16_on_a_device_without_it_is_refused_in_a_line(run, folder, monkeypat
     (line,) = refused.err.splitlines()
     assert line.startswith("error: cannot learn in bf16 on mps: ")
     assert line.endswith("; pass --amp off")
+
+
+def told(one: Checkpoint, dtype: torch.dtype) -> list[str]:
+    """What every way of computing with a network tells."""
+    found = [
+        accuracy(one, HELD, device="cpu"),
+        agreement(one, whole(), HELD, device="cpu"),
+        recalibrate(one, DATA, device="cpu").weights["bn1.running_mean"].to(dtype),
+        *(rank(one, name, images=DATA, device="cpu").scores for name in ("taylor", "cosine")),
+        learn_gates(one, DATA, replace(GATING, amp="off"), device="cpu").path.records,
+        finetune(one, DATA, replace(TUNING, amp="off"), device="cpu").weights["conv1.weight"],
+        list(sweep(one, HELD, rank(one, "depth"), device="cpu")),
+    ]
+    return [str(each) for each in found]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_compute_in_single_precision_whatever_that_of_their_weights(dtype):
+    single = whole()
+    other = {k: v.to(dtype) if v.is_floating_point() else v for k, v in single.weights.items()}
+    rounded = {key: tensor.to(single.weights[key].dtype) for key, tensor in other.items()}
+    kept = replace(single, weights=other)
+    assert told(kept, dtype) == told(replace(single, weights=rounded), dtype)
+    assert kept.weights["conv1.weight"].dtype == dtype

@@ -131,8 +131,13 @@ class Checkpoint:
         return cls(network, MappingProxyType(weights), {**notes, **remarks})
 
     def build(self) -> fx.GraphModule:
-        """An `nn.Module` with copies of the weights, in evaluation mode."""
-        return self.network.build({key: tensor.clone() for key, tensor in self.weights.items()})
+        """An `nn.Module` with copies of the weights, in evaluation mode.
+
+        It has the types that the network computes with, float32 for real numbers, whatever those
+        of the weights are.
+        """
+        weights, _ = cast(self.weights, {**self.weights, **self.network.state()})
+        return self.network.build({key: tensor.clone() for key, tensor in weights.items()})
 
     @property
     def tensors(self) -> dict[str, Tensor]:

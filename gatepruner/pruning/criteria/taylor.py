@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -48,5 +49,5 @@ def _gated(checkpoint: Checkpoint) -> tuple[fx.GraphModule, dict[str, str]]:
     network = checkpoint.network.with_gates(checkpoint.network.edits.gate or "residual")
     keys = {name: network.gate_key(name) for name in network.edits.gated}
     ones = {key: torch.ones(()) for key in keys.values()}
-    weights = {key: tensor.clone() for key, tensor in {**ones, **checkpoint.weights}.items()}
-    return network.build(weights), keys
+    gated = replace(checkpoint, network=network, weights={**ones, **checkpoint.weights})
+    return gated.build(), keys
