@@ -71,8 +71,10 @@ class UnitCosts:
 
     @property
     def total(self) -> float:
-        """The cost of all homes now."""
-        return sum(map(self.cost, self.homes))
+        """The cost of all homes now; a home within another is not counted twice."""
+        nodes = self.nodes.values()
+        outer = [home for home in self.homes if not any(self.nodes[home] < each for each in nodes)]
+        return sum(map(self.cost, outer))
 
     def cost(self, home: str) -> float:
         """What a home costs now."""
