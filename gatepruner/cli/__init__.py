@@ -23,10 +23,11 @@ from gatepruner.cli.looking import evaluate, inspect, rank
 from gatepruner.cli.memory import keep_pages
 from gatepruner.cli.pruning import prune
 from gatepruner.cli.reporting import demo, sweep
-from gatepruner.cli.several import hush, taking_part, talks
+from gatepruner.cli.several import hush, taking_part
 from gatepruner.cli.signature import flat
 from gatepruner.cli.training import finetune, train
 from gatepruner.errors import GatePrunerError, is_out_of_memory, visible
+from gatepruner.launching import first
 from gatepruner.signals import handling
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # wherever typer has its click from
@@ -63,7 +64,7 @@ def main() -> None:
     """Run the command line; a refused input ends in one line for each reason and exit code 1."""
     as_json = "--json" in sys.argv
     keep_pages()
-    if not talks():
+    if not first():
         hush()
     try:
         with handling(_stopped):
