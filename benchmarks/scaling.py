@@ -54,11 +54,11 @@ def time_work(name: str, device: str, quick: bool, file: Path) -> None:
     """Carry out a work in each process; the first one writes how long it took."""
     import torch
 
-    from gatepruner import processes
+    from gatepruner import launching, processes
 
     torch.set_num_threads(1)
     size = QUICK if quick else (NETWORK, SHAPE, IMAGES, BATCH, STEPS)
-    run = processes.begin()
+    run = launching.begin()
     work = works(*size, device)[name]
     work()
     processes.agreed(lambda: None)
@@ -66,7 +66,7 @@ def time_work(name: str, device: str, quick: bool, file: Path) -> None:
     if processes.rank() == 0:
         file.write_text(json.dumps(taken))
     if run is not None:
-        processes.end()
+        launching.end()
 
 
 def timed(name: str, count: int, chosen: argparse.Namespace, file: Path) -> float:

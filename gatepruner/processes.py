@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun starts them; a single process has nobody to ask.
+"""The processes of one run and what they tell each other; a single process has nobody to ask.
 
 All of them call the same verbs with the same arguments. A verb takes its own part of the images,
 adds up what the others have counted, and returns the same in every process. What is measured once
@@ -23,84 +23,14 @@ from gatepruner.errors import GatePrunerError, ProcessError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed.distributed_c10d import Store, Work
+    from torch.distributed.distributed_c10d import Work
 
 TIMEOUT = "GATEPRUNER_TIMEOUT"  # variable: seconds that a process waits for the others
 SECONDS = 600.0  # by default
+LONGEST = 1e9  # seconds
 ALONE: ContextVar[bool] = ContextVar("alone", default=False)  # while this process decides
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of several processes that this one has joined.
-
-    Attributes:
-        store: where the processes leave each other notes; torchrun's lives longer than they do.
-    """
-
-    store: Store
-
-    def first_to_fail(self) -> bool:
-        """Whether no other process has failed before this one, so that one tells for all."""
-        try:
-            return bool(self.store.add("failed", 1) == 1)
-        except RuntimeError:  # the store has gone with the process that kept it
-            return True
-
-
-def several(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process was started as one of several."""
-    return "RANK" in environment and int(environment.get("WORLD_SIZE", 1)) > 1
-
-
-def begin(environment: Mapping[str, str] = os.environ) -> Run | None:
-    """Join the processes that torchrun, or anything that sets its variables, has started.
-
-    Args:
-        environment: has RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
-
-    Returns:
-        The run; `None` if this process is the only one.
-
-    Raises:
-        ProcessError: a variable is missing, or the others do not come.
-    """
-    if not several(environment):
-        return None
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
-    if missing:
-        raise ProcessError(
-            f"WORLD_SIZE is {environment['WORLD_SIZE']}, and {' and '.join(missing)} are not set: "
-            "start several processes with torchrun"
-        )
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    here, gpus = int(environment.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    own_gpus = gpus >= here > 0
-    if own_gpus:
-        torch.cuda.set_device(local_rank(environment) or 0)
-    with explained():
-        store, rank, world = next(rendezvous("env://", timeout=_timeout()))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if own_gpus else "gloo",
-            store=PrefixStore("gatepruner", store),
-            rank=rank,
-            world_size=world,
-            timeout=_timeout(),
-        )
-    return Run(PrefixStore("gatepruner failures", store))
-
-
-def end() -> None:
-    """Leave the run."""
-    import torch.distributed as dist
-
-    dist.destroy_process_group()
 
 
 def count() -> int:
@@ -118,12 +48,6 @@ def count() -> int:
 def rank() -> int:
     """The number of this process, from 0."""
     return 0 if count() == 1 else int(sys.modules["torch.distributed"].get_rank())
-
-
-def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
-    """The number of this process among those of its machine, from 0; `None` if nobody says."""
-    number = environment.get("LOCAL_RANK")
-    return None if number is None else int(number)
 
 
 def cores(environment: Mapping[str, str] = os.environ) -> int:
@@ -210,6 +134,16 @@ def gathered(tensor: Tensor) -> Tensor:
     parts = tensor.new_zeros((count(), *tensor.shape))
     parts[rank()] = tensor
     return add(parts) if tensor.dtype != torch.bool else add(parts.byte()).bool()
+
+
+def together(rows: Tensor) -> Tensor:
+    """The rows `(N, ...)` of all processes, those of each after those of the ones before it."""
+    if count() == 1:
+        return rows
+    own = share(len(rows), sharded=True)
+    every = rows.new_zeros((own.all, *rows.shape[1:]))
+    every[own.places] = rows
+    return add(every)
 
 
 def agreed(decide: Callable[[], Value]) -> Value:
@@ -299,14 +233,26 @@ def _finish(tensor: Tensor, start: Callable[[Tensor], Work | None]) -> None:
         if moved.is_cuda:
             work.wait()
         else:
-            work.wait(_timeout())
+            work.wait(timeout())
     if moved is not tensor:
         tensor.copy_(moved)
 
 
 @functools.cache
-def _timeout() -> timedelta:
-    return timedelta(seconds=float(os.environ.get(TIMEOUT, SECONDS)))
+def timeout() -> timedelta:
+    """How long a process waits for the others.
+
+    Raises:
+        ProcessError: the variable that sets it holds something else than seconds.
+    """
+    given = os.environ.get(TIMEOUT, str(SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < LONGEST:
+        raise ProcessError(f"{TIMEOUT} is {given!r}: expected seconds above 0, such as 600")
+    return timedelta(seconds=seconds)
 
 
 @contextlib.contextmanager
@@ -325,7 +271,7 @@ def explanation(error: RuntimeError) -> str | None:
     """What an error of `torch.distributed` means for a run; `None` for any other error."""
     import torch.distributed as dist
 
-    text, seconds = str(error), f"{_timeout().total_seconds():g} s"
+    text, seconds = str(error), f"{timeout().total_seconds():g} s"
     if "timed out" in text.lower() or "timeout" in text.lower():
         return (
             f"process {_name()} has waited {seconds} for the others, which have not come: every "

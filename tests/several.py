@@ -19,11 +19,11 @@ import sys
 import torch
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
-from gatepruner import processes
+from gatepruner import launching
 from {module} import {name}
-run = processes.begin()
+run = launching.begin()
 torch.save({name}(*sys.argv[2:]), sys.argv[1])
-processes.end()
+launching.end()
 """
 
 

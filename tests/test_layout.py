@@ -20,6 +20,7 @@ ORDER = (
         "documents",
         "signals",
         "processes",
+        "launching",
         "models",
         "networks",
         "images",

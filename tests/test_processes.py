@@ -69,7 +69,7 @@ def measured() -> dict[str, Any]:
         found[f"statistics, {augment}"] = [
             tensor for key, tensor in done.weights.items() if "running" in key
         ]
-    for by in ("taylor", "cosine", "cka", "leave-one-out"):
+    for by in ("taylor", "cosine", "cka", "leave-one-out", "greedy"):
         ranking = rank(whole, by, DATA, **how)
         found[f"order by {by}"] = ranking.names
         found[f"scores by {by}"] = [score for _, score in ranking.scores]
@@ -146,7 +146,7 @@ def wait_for_nobody() -> None:
     if processes.rank():
         time.sleep(3)
         return
-    processes._timeout = lambda: timedelta(seconds=1)
+    processes.timeout = lambda: timedelta(seconds=1)
     with pytest.raises(ProcessError, match=r"has waited 1 s .* none of them within `if rank"):
         accuracy(made(), DATA, device="cpu")
 

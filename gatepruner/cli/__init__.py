@@ -24,10 +24,11 @@ from gatepruner.cli.looking import evaluate, inspect, rank
 from gatepruner.cli.memory import keep_pages
 from gatepruner.cli.pruning import prune
 from gatepruner.cli.reporting import demo, sweep
-from gatepruner.cli.several import hush, taking_part, talks
+from gatepruner.cli.several import hush, taking_part
 from gatepruner.cli.signature import flat
 from gatepruner.cli.training import finetune, train
 from gatepruner.errors import GatePrunerError, is_out_of_memory, visible
+from gatepruner.launching import first
 from gatepruner.signals import handling
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # wherever typer has its click from
@@ -65,7 +66,7 @@ def main() -> None:
     as_json = "--json" in sys.argv
     keep_pages()
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, whose photos are read
-    if not talks():
+    if not first():
         hush()
     try:
         with handling(_stopped):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from gatepruner import processes
+from gatepruner import launching, processes
 
 
 class _Nowhere(io.TextIOBase):
@@ -18,11 +18,6 @@ class _Nowhere(io.TextIOBase):
 
     def write(self, text: str) -> int:
         return len(text)
-
-
-def talks() -> bool:
-    """Whether this process is the first of its run, or the only one."""
-    return not processes.several() or os.environ["RANK"] == "0"
 
 
 def hush() -> None:
@@ -40,23 +35,26 @@ def _speak() -> None:
 def taking_part(*, shared: bool = True) -> Iterator[None]:
     """Share the work of a command with the other processes of the run, if there are any.
 
-    Only the first process talks, unless another one fails before it: then that one does.
+    Only the first process talks, unless another one fails before it: then that one does. Those that
+    do not meet each tell why, and PyTorch's own accounts of it are left out.
 
     Args:
         shared: whether the processes share the work; otherwise the first one does all of it.
     """
-    if not shared and not talks():
+    if not shared and not launching.first():
         raise typer.Exit
-    run = None
+    run, several = None, shared and launching.several()
+    if several:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
-        run = processes.begin() if shared else None
+        run = launching.begin() if shared else None
         yield
     except BaseException:
-        if run is not None:
-            (_speak if run.first_to_fail() else hush)()
+        if several:
+            (_speak if run is None or run.first_to_fail() else hush)()
         raise
     if run is not None:
-        processes.end()
+        launching.end()
 
 
 def writes() -> bool:

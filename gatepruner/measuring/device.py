@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gatepruner import processes
 from gatepruner.errors import DeviceError
+from gatepruner.launching import local_rank
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -44,7 +45,7 @@ def _own_gpu() -> torch.device:
     """The GPU of this process: the first one, unless there are several processes."""
     if processes.count() == 1:
         return torch.device("cuda:0")
-    gpus, own = torch.cuda.device_count(), processes.local_rank()
+    gpus, own = torch.cuda.device_count(), local_rank()
     own = torch.cuda.current_device() if own is None else own
     if own >= gpus:
         raise DeviceError(

@@ -35,21 +35,16 @@ def device_of(evidence: Evidence) -> torch.device:
     return pick_device(evidence.device)
 
 
-def batches(
-    checkpoint: Checkpoint, evidence: Evidence, *, shared: bool = True
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(checkpoint: Checkpoint, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images `(B, C, H, W)` and their labels `(B,)`, on the device.
 
-    Args:
-        checkpoint: the network.
-        evidence: has the images.
-        shared: whether several processes share the batches, or each gets all of them.
+    Several processes share the batches.
     """
     data = images_of(evidence)
     normalization = normalization_of(checkpoint, data, evidence.normalization)
     size = evidence.batch_size
     starts = torch.arange(0, len(data), size)
-    mine = processes.share(len(starts)).mine if shared else torch.arange(len(starts))
+    mine = processes.share(len(starts)).mine
     whole = [torch.arange(at, min(at + size, len(data))) for at in starts[mine].tolist()]
     indices, steps = torch.cat([*whole, torch.arange(0)]), range(len(whole))
     parts = data.to(device_of(evidence)).batches(indices, size)
