@@ -42,6 +42,8 @@ def gate(
     from gatepruner.files.checkpoints import save
     from gatepruner.learning.gates import check_plan, learn_gates
     from gatepruner.learning.learner import matched
+    from gatepruner.learning.units import meter_of
+    from gatepruner.measuring.device import pick_device
     from gatepruner.pruning.surgery import add_gates
     from gatepruner.report.tables import path_table
 
@@ -59,8 +61,12 @@ def gate(
     images, _ = held_out_fifth(images, held, call.terminal)
     images = images.spread(data.limit)
     check(whole, images, recipe.batch_size, problems, labels=recipe.labels)
+    meter = meter_of(
+        *(whole.network, recipe, pick_device(data.device)),
+        call.terminal.track("measuring latencies"),
+    )
     with problems:
-        check_plan(add_gates(whole).network, recipe, data.device)
+        check_plan(add_gates(whole).network, recipe, meter)
     problems.refuse()
     if call.dry_run:
         how = replace(data, batch_size=recipe.at_once(data.batch_size))
@@ -76,6 +82,7 @@ def gate(
             images,
             recipe,
             normalization=data.normalization(whole, images, call.terminal),
+            meter=meter,
             device=data.device,
             state=kept.state,
             resume=kept.resume,

@@ -255,7 +255,7 @@ class _Search:
             )
         if type(target).__module__.startswith("torch_pruning") or _is_elementwise(target):
             return ""
-        path = self.names[target]
+        path: str = self.names[target]
         if not isinstance(target, LAYERS):
             raise _UnfitError(f"they pass {path} ({type(target).__name__})")
         whole: Any = traced(self.network.base).module.get_submodule(path)
