@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from conftest import bright_images, drawn
 from several import results
 from torch import Tensor, nn
 
+import gatepruner
 from gatepruner import processes
+from gatepruner.compression.compress import compress
+from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.errors import ProcessError, TrainingError
 from gatepruner.files.storage import load_state
 from gatepruner.images.images import Images
@@ -30,9 +34,12 @@ from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.latency import latency
 from gatepruner.measuring.recalibration import recalibrate
+from gatepruner.measuring.statistics import compare_statistics
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.curve import accuracies, sweep
+from gatepruner.pruning.goals import Goal
+from gatepruner.pruning.orders import compare
 from gatepruner.pruning.ranking import rank
 
 SHAPE = (3, 8, 8)
@@ -73,6 +80,8 @@ def measured() -> dict[str, Any]:
         ranking = rank(whole, by, DATA, **how)
         found[f"order by {by}"] = ranking.names
         found[f"scores by {by}"] = [score for _, score in ranking.scores]
+        of_one_batch = rank(whole, by, few(4), **how)  # fewer batches than processes
+        found[f"scores of one batch by {by}"] = sorted(of_one_batch.scores)
     for statistics in (None, DATA):
         points = list(sweep(whole, DATA, ranking, statistics=statistics, **how))
         found[f"curve, {statistics is None}"] = [point.accuracy.correct for point in points]
@@ -99,9 +108,30 @@ def shards() -> tuple[int, int, list[bool]]:
     sizes, mine = (20, 10, 7), processes.rank()
     own = DATA.take(torch.arange(sum(sizes[:mine]), sum(sizes[: mine + 1])))
     counted = accuracy(made(), own, device="cpu", batch_size=5, sharded=True)
-    with pytest.raises(ProcessError, match=r"set 1 of images is 20 of .* in process 0 and 10 of"):
-        accuracy(made(), own, device="cpu")
+    for called in of_images(own).values():
+        with pytest.raises(ProcessError, match=r"images is .* in process 0 and .* in process 1"):
+            called()
     return int(counted.correct), counted.images, counted.right.tolist()
+
+
+def of_images(own: Images) -> dict[str, Callable[[], Any]]:
+    """Every verb that looks at images, called with these for one of its sets."""
+    whole, how = made(), {"device": "cpu"}
+    goal, recipe = Goal("blocks", 1), CompressionRecipe(GATING)
+    return {
+        "accuracy": lambda: accuracy(whole, own, **how),
+        "accuracies": lambda: accuracies(whole, [whole.network], own, **how),
+        "agreement": lambda: agreement(whole, whole, own, **how),
+        "compare": lambda: list(compare(whole, DATA, "taylor", training=own, **how)),
+        "compare_statistics": lambda: compare_statistics(whole, own, **how),
+        "compress": lambda: compress(whole, DATA, goal, recipe, test=own, **how),
+        "finetune": lambda: finetune(whole, own, replace(TUNING, batch_size=6), **how),
+        "learn_gates": lambda: learn_gates(whole, own, replace(GATING, batch_size=6), **how),
+        "rank": lambda: rank(whole, "cosine", own, **how),
+        "recalibrate": lambda: recalibrate(whole, own, **how),
+        "sweep": lambda: list(sweep(whole, DATA, rank(whole, "depth"), statistics=own, **how)),
+        "train": lambda: train(whole.network, DATA, TRAINING, validation=own, **how),
+    }
 
 
 def decisions() -> list[Any]:
@@ -137,8 +167,17 @@ def looked() -> dict[str, Any]:
     found = measured()
     found["decisions"] = decisions()
     found["shards"] = shards()
+    apart()
     wait_for_nobody()  # last, since the others cannot be reached after that
     return found
+
+
+def apart() -> None:
+    """A verb of which the first process measures alone, called there alone, is told from others."""
+    facts = "verb is latency in process 0 and accuracy in process 1"
+    verbs = [lambda: latency({"whole": made()}), lambda: accuracy(made(), DATA, device="cpu")]
+    with pytest.raises(ProcessError, match=facts):
+        verbs[min(processes.rank(), 1)]()
 
 
 def wait_for_nobody() -> None:
@@ -164,6 +203,20 @@ def test_three_processes_measure_what_one_measures(tmp_path):
         assert own == [slice(0, 3), slice(3, 6), slice(6, 10)][number]
         assert precisions == ["bf16"]
         assert found["shards"] == (whole.correct, 37, whole.right.tolist())
+
+
+def test_every_verb_that_looks_at_images_is_tried_with_different_ones():
+    verbs = {
+        name
+        for name in gatepruner.__all__
+        if inspect.isfunction(verb := getattr(gatepruner, name))
+        and any("Examples" in str(one.annotation) for one in signature_of(verb))
+    }
+    assert of_images(DATA).keys() == verbs
+
+
+def signature_of(verb: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(verb).parameters.values())
 
 
 # ----------------------------------------------------------------------------------------- learning

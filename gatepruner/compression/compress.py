@@ -67,7 +67,8 @@ def compress(
     """Make a trained network smaller: learn gates, remove blocks, fold, recalibrate, fine-tune.
 
     The network of every step is evaluated on the test images. Invalid input is refused before
-    anything is learned.
+    anything is learned. Several processes share the images: each passes all of them, and takes its
+    part.
 
     Args:
         checkpoint: the trained network.
@@ -105,6 +106,8 @@ def compress(
         train, held_out = train.held_out(recipe.held_out_of(len(train)), recipe.gating.seed)
     recipe = recipe.fitted(len(train)) if given is None else recipe
     device = pick_device(device)
+    same = {"goal": str(goal), "recipe": asdict(recipe), "normalization": normalization}
+    check_shared("compress", checkpoint, train, held_out, test, **same)
     for stage in recipe.stages:
         check_amp(device, stage.amp)
     meter = meter_of(checkpoint.network, recipe.gating, device)
@@ -121,7 +124,6 @@ def compress(
     )
     refuse_unreachable(goal, recipe, meter)
     names = [step.name for step in STEPS if step.wanted(recipe)]
-    check_shared("compress", checkpoint, train, held_out, test)
     with contextlib.ExitStack() as stack:
         processes.agreed(lambda: stack.enter_context(held_folder(steps.path)))
         steps.begin(names, resume=resume, force=force)

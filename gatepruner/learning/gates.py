@@ -64,6 +64,8 @@ def learn_gates(
 ) -> Checkpoint:
     """Learn the gates of a network and the order in which to remove its blocks.
 
+    Several processes share the images: each passes all of them, and takes its part.
+
     Args:
         checkpoint: a trained network; gates are added if it has none.
         data: training images of the network's size; labels are used only if the recipe says so.
@@ -87,6 +89,7 @@ def learn_gates(
         DataError: the images do not fit the network.
         DeviceError: the recipe asks for bf16, which the device does not have.
         OutOfMemoryError: a step does not fit into memory.
+        ProcessError: the processes do different things, or one of them has ended.
         PlanError: the recipe removes more blocks than the network can lose.
         TrainingError: the loss or a gate is not finite, every gate has closed, or there is no
             such run to resume.
