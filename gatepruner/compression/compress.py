@@ -286,9 +286,13 @@ def _check_numbers(recipe: CompressionRecipe) -> None:
             f"cannot learn gates from {recipe.gate_images} images: expected at least one batch of "
             f"{recipe.gating.batch_size}; use more images or smaller batches"
         )
-    if recipe.recalibrate == 1:
+    least = max(2, processes.count())
+    if 0 < recipe.recalibrate < least:
+        images = "1 image" if recipe.recalibrate == 1 else f"{recipe.recalibrate} images"
+        each = ", one for each process" if least > 2 else ""
         raise DataError(
-            "cannot recalibrate on 1 image: expected at least 2, or 0 to leave this out"
+            f"cannot recalibrate on {images}: expected at least {least}{each}, or 0 to leave this "
+            "out"
         )
 
 
