@@ -1,9 +1,9 @@
 """How long learning gates takes, and what its path is worth, by recipe.
 
 Every recipe learns the gates of one trained network from the same training images; along its path
-the accuracy on test images, which nothing was chosen on, is counted with the statistics of batch
-norm estimated anew. With --amp off, learning computes in float32 as on a CPU without bf16; what
-such a CPU takes is nearer with its instructions alone:
+the accuracy on val and test together, which nothing was chosen on, is counted with the statistics
+of batch norm estimated anew. With --amp off, learning computes in float32 as on a CPU without bf16;
+what such a CPU takes is nearer with its instructions alone:
 
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/gate_recipes.py --amp off ...
 
@@ -30,7 +30,7 @@ RECIPES = {  # by name: what differs from the default recipe
 
 
 def main() -> None:
-    options = record.parser(__doc__, "train and test")
+    options = record.parser(__doc__, "train, val and test")
     options.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     options.add_argument("--blocks", type=int, default=13, help="blocks to remove")
     options.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")
@@ -38,8 +38,11 @@ def main() -> None:
     options.add_argument("--amp", default="auto", help="precision of learning")
     options.add_argument("--name", default="gate_recipes", help="of the result")
     chosen = options.parse_args()
-    limits = {"train": 256, "test": 100} if chosen.quick else {"train": chosen.images, "test": None}
-    whole, train, test = record.loaded(chosen, **limits)
+    limits = {"train": chosen.images, "val": None, "test": None}
+    if chosen.quick:
+        limits = {"train": 256, "val": 100, "test": 100}
+    whole, train, val, test = record.loaded(chosen, **limits)
+    held_out = val.joined(test)
     base = gatepruner.GateRecipe(blocks=chosen.blocks, amp=chosen.amp)
     if chosen.quick:
         base = replace(base, blocks=2)
@@ -55,7 +58,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             statistics = train.spread(2000)
             how = {"statistics": statistics, "counts": counts, "device": chosen.device}
-            points = list(gatepruner.sweep(gated, test, gatepruner.rank(gated), **how))
+            points = list(gatepruner.sweep(gated, held_out, gatepruner.rank(gated), **how))
             row = {"recipe": name, "seed": seed, "seconds": seconds}
             rows += [
                 {**row, "removed": point.removed, **point.accuracy.to_json()} for point in points
@@ -64,8 +67,8 @@ def main() -> None:
     settings = {
         "checkpoint": chosen.checkpoint.name,
         "training images": len(train),
-        "test images": len(test),
-        "whole": gatepruner.accuracy(whole, test, device=chosen.device).accuracy,
+        "held-out images": len(held_out),
+        "whole": gatepruner.accuracy(whole, held_out, device=chosen.device).accuracy,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gates": asdict(base),
         "threads": torch.get_num_threads(),

@@ -36,7 +36,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -236,9 +236,9 @@ def draw_lines(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
 
 
 def the_task(chosen: argparse.Namespace) -> peers.Task:
-    limits: Mapping[str, int | None] = {"train": chosen.limit, "val": None, "test": None}
+    limits: dict[str, int | None] = {"train": chosen.limit, "val": None, "test": None}
     if chosen.short:
-        limits = {"train": 4000, "val": 1000, "test": 1000}
+        limits["train"] = 4000
     if chosen.quick:
         limits = {"train": 256, "val": 100, "test": 100}
     whole, train, val, test = record.loaded(chosen, **limits)

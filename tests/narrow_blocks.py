@@ -62,6 +62,35 @@ class Inverted(nn.Module):
         return x + self.bn3(self.project(inner * scale))
 
 
+class Multiplier(nn.Module):
+    """A depthwise convolution that makes two channels from each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.bn1 = nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16, affine=False)
+        self.depthwise = nn.Conv2d(16, 32, 3, padding=1, groups=16)
+        self.bn2, self.project = nn.BatchNorm2d(32), nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.depthwise(F.relu(self.bn1(self.expand(x))))
+        return x + self.project(torch.sigmoid(self.bn2(inner)))
+
+
+class Concatenated(nn.Module):
+    """Three widths of which two are read by one layer, beside the block's own input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 6, 3, padding=1)
+        self.norm, self.conv3 = nn.BatchNorm2d(26), nn.Conv2d(26, 10, 1)
+        self.conv4 = nn.Conv2d(10, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.tanh(self.conv1(x))
+        every = self.norm(torch.cat([first, self.conv2(first), x], 1))
+        return x + self.conv4(F.relu(self.conv3(torch.sigmoid(every))))
+
+
 class Mlp(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -118,6 +147,8 @@ BLOCKS = {
     "sigmoid": Sigmoid,
     "grouped": Grouped,
     "inverted": Inverted,
+    "multiplier": Multiplier,
+    "concatenated": Concatenated,
     "mlp": Mlp,
     "attention": lambda: Tokens(Attention),
     "separate": lambda: Tokens(Separate),
@@ -129,6 +160,8 @@ READ = {
     "sigmoid": ("conv1", 12, ("conv2",), 1),
     "grouped": ("conv1", 6, ("conv3",), 2),
     "inverted": ("expand", 16, ("squeeze", "project"), 1),
+    "multiplier": ("expand", 16, ("project",), 2),
+    "concatenated": ("conv1", 12, ("conv2", "conv3"), 1),
     "mlp": ("fc1", 32, ("fc2",), 1),
     "attention": ("attn.qkv", 4, ("attn.proj",), 4),
     "separate": ("attn.q", 4, ("attn.out",), 4),

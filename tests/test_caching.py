@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import bright_images, data_in, drawn, random_images, write_folder
+from PIL import Image
 
 from gatepruner.errors import DataError
 from gatepruner.files.checkpoints import save
@@ -96,8 +97,18 @@ def touched(folder: Path) -> None:
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
 
 
+def replaced(folder: Path) -> None:
+    """Another picture of the same size and the same time, as archives and copies set it."""
+    file = min(folder.rglob("*.png"))
+    size, time = file.stat().st_size, file.stat().st_mtime_ns
+    Image.new("RGB", SHAPE[1:], "red").save(file)
+    file.write_bytes(file.read_bytes().ljust(size, b"\0"))
+    os.utime(file, ns=(time, time))
+
+
 CHANGES = {
     "a file": (lambda folder: touched(folder), {}),
+    "a file that looks the same": (lambda folder: replaced(folder), {}),
     "one file less": (lambda folder: min(folder.rglob("*.png")).unlink(), {}),
     "a limit": (lambda folder: None, {"limit": 5}),
     "a scaling": (lambda folder: None, {"resize": 9}),
@@ -191,6 +202,20 @@ def test_two_processes_decode_once(folder, tmp_path):
     processes = [started(folder, tmp_path) for _ in range(2)]
     assert list(waited(processes)) == [expected, expected]
     assert len((tmp_path / "log").read_text()) == COUNT
+
+
+def test_two_writers_without_locks_leave_one_complete_file(tmp_path):
+    images = random_images(4, SHAPE).pixels
+    cache = caching.Cache(tmp_path / "a.npy", len(images), SHAPE)
+
+    def meanwhile() -> Iterator[torch.Tensor]:
+        yield from images[:2]
+        cache.write(iter(images))  # as a process of the same number on another machine
+        yield from images[2:]
+
+    cache.write(meanwhile())
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
+    assert np.array_equal(np.load(tmp_path / "a.npy"), images.numpy())
 
 
 def test_what_a_killed_process_has_written_is_not_used(folder, tmp_path):

@@ -167,6 +167,20 @@ def test_a_target_that_channels_alone_cannot_reach_is_refused(run, folder, dry):
     assert not (folder / "small-compress").exists()
 
 
+@pytest.mark.parametrize("units", ["channels", "both"])
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_a_number_of_blocks_is_no_goal_where_channels_are_removed(run, folder, units, dry):
+    data = ("--data", f"imagefolder:{folder / 'images'}", "--hold-out", 0)
+    some = (*data, "--units", units, "--multiple", 2, *dry, "-o", folder / "small.pt")
+    for number in (1, 99):
+        told = run("compress", folder / "net.pt", *some, "--drop", number)
+        assert told.code == 1
+        (line,) = told.err.strip().splitlines()
+        assert f"cannot remove {number} blocks where the units are {units}" in line
+        assert "choose a cost to reach, a loss to stay within, or blocks alone" in line
+    assert not (folder / "small-compress").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

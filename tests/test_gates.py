@@ -644,6 +644,8 @@ def test_what_does_not_fit_is_refused():
     ("options", "message"),
     [
         ({"blocks": 0}, "blocks is 0: expected at least 1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: expected a whole number from -9223"),
+        ({"seed": -(2**63) - 1}, "seed is -9223372036854775809: expected a whole number from"),
         ({"warmup": -1}, "warmup is -1: expected at least 0"),
         ({"steps": 0}, "steps is 0: expected at least 1"),
         ({"batch_size": 1}, "batch_size is 1: expected at least 2"),

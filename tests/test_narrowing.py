@@ -35,6 +35,13 @@ def cut(kind: str, block: str, channels: tuple[int, ...]) -> str:
     return str(Slice(f"{block}.{READ[kind][0]}", channels))
 
 
+def gated(kind: str) -> Checkpoint:
+    """A network with gates, of which the second is not 1."""
+    whole = add_gates(network_of(kind))
+    key = whole.network.gate_key("blocks.1")
+    return replace(whole, weights={**whole.weights, key: torch.tensor(0.7)})
+
+
 def same(one: nn.Module, other: nn.Module, checkpoint: Checkpoint) -> bool:
     images = images_for(checkpoint.network)
     return torch.allclose(logits(one, images), logits(other, images), rtol=1e-4, atol=1e-5)
@@ -61,9 +68,7 @@ def test_narrowing_twice_is_narrowing_once(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_with_removal_and_folding_does_not_matter(kind):
-    whole = add_gates(network_of(kind))
-    key = whole.network.gate_key("blocks.1")
-    whole = replace(whole, weights={**whole.weights, key: torch.tensor(0.7)})
+    whole = gated(kind)
     slices, block = [cut(kind, "blocks.1", SOME)], "blocks.0"
     first = fold_gates(remove(narrow(whole, slices), block))
     last = narrow(remove(fold_gates(whole), block), slices)
@@ -100,9 +105,7 @@ def test_statistics_are_those_of_the_whole_network_whose_readers_have_zeros(kind
 
 @pytest.mark.parametrize("kind", WITH_STATISTICS)
 def test_statistics_do_not_depend_on_the_order_of_removal_and_folding(kind):
-    whole = add_gates(network_of(kind))
-    key = whole.network.gate_key("blocks.1")
-    whole = replace(whole, weights={**whole.weights, key: torch.tensor(0.7)})
+    whole = gated(kind)
     slices, block = [cut(kind, "blocks.1", SOME)], "blocks.0"
     last = recalibrated(fold_gates(remove(narrow(whole, slices), block)))
     for other in (
@@ -121,7 +124,7 @@ def test_narrowing_a_block_that_is_removed_leaves_no_trace():
     assert remove(narrow(whole, plan[:1]), "blocks.0").network == remove(whole, plan).network
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "concatenated"])
 def test_closing_all_of_a_width_leaves_a_constant_of_the_branch(kind):
     whole = network_of(kind)
     every = tuple(range(READ[kind][1]))
@@ -147,12 +150,15 @@ def test_closing_all_of_a_width_leaves_a_constant_of_the_branch(kind):
 
 
 def test_groups_and_depthwise_convolutions_and_heads_stay_whole():
-    grouped = narrow(network_of("grouped"), [cut("grouped", "blocks.0", SOME)]).build()
-    layer = grouped.get_submodule("blocks.0.conv2")
+    small = narrow(network_of("grouped"), [cut("grouped", "blocks.0", SOME)]).build()
+    layer = small.get_submodule("blocks.0.conv2")
     assert (layer.groups, layer.in_channels, layer.out_channels) == (4, 16, 8)
     inverted = narrow(network_of("inverted"), [cut("inverted", "blocks.0", SOME)]).build()
     layer = inverted.get_submodule("blocks.0.depthwise")
     assert layer.groups == layer.in_channels == layer.out_channels == 14
+    doubled = narrow(network_of("multiplier"), [cut("multiplier", "blocks.0", SOME)]).build()
+    layer = doubled.get_submodule("blocks.0.depthwise")
+    assert (layer.groups, layer.in_channels, layer.out_channels) == (14, 14, 28)
     attention = narrow(network_of("attention"), [cut("attention", "blocks.0", SOME)])
     assert dict(attention.network.edits.narrowed)["blocks.0.attn"] == (2, 4)
 

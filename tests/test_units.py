@@ -162,6 +162,47 @@ def test_what_a_unit_saves_is_the_difference_of_two_counts(kind, cost):
     assert costs.cost("blocks.0") == pytest.approx(counted(f"{name}[0]") - counted("blocks.0"))
 
 
+class Nested(nn.Module):
+    """Widths within another home: of a block in a branch, and of a scale apart from blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.apart = nn.ModuleDict({"expand": nn.Conv2d(8, 20, 1), "project": nn.Conv2d(20, 8, 1)})
+        self.apart["scale"] = nn.Sequential(nn.Conv2d(20, 6, 1), nn.ReLU(), nn.Conv2d(6, 20, 1))
+        self.outer = nn.Sequential(nn.Conv2d(8, 12, 1), Basic12(), nn.Conv2d(12, 8, 1))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.apart["expand"](self.stem(x)).relu()
+        scale = self.apart["scale"](inner.mean((2, 3), keepdim=True)).sigmoid()
+        x = self.apart["project"](inner * scale)
+        return self.head((x + self.outer(x)).mean((2, 3)))
+
+
+class Basic12(nn.Module):
+    """A block with another width than its input's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.conv1(x).relu())
+
+
+@pytest.mark.parametrize("cost", ["macs", "params"])
+def test_what_homes_within_homes_cost_is_counted_once(cost):
+    network = Checkpoint.of(Nested(), (3, 6, 6)).network
+    widths = widths_of(network).found
+    assert {width.home for width in widths.values()} == {"apart", "apart.scale", "outer.1", "root"}
+    costs, whole = UnitCosts(network, widths, cost), getattr(count(network), cost)
+    total = costs.total
+    costs.left = {name: width.size - 3 for name, width in widths.items()}
+    small = getattr(count(reduced(network, [f"{name}[0-2]" for name in widths])), cost)
+    assert total - costs.total == pytest.approx(whole - small)
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_the_slope_of_a_channel_is_a_difference_of_losses(kind):
     whole = network_of(kind)

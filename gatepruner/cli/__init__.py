@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any
@@ -64,6 +65,7 @@ def main() -> None:
     """Run the command line; a refused input ends in one line for each reason and exit code 1."""
     as_json = "--json" in sys.argv
     keep_pages()
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, whose photos are read
     if not first():
         hush()
     with handling(_stopped):  # until all is said

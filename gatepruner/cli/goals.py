@@ -19,7 +19,8 @@ class Goals:
     """Goal, one of these.
 
     Attributes:
-        drop: remove this many blocks, least important first.
+        drop: remove this many blocks, least important first; along a path of units, `prune`
+            removes this many units.
         target_macs: remove blocks until at most this many MACs are left, as in 50% or 62M.
         target_params: the same for parameters, as in 50% or 400K.
         target_latency: the same for the time of a pass on the device, as in 50% or 8.5ms.

@@ -26,6 +26,7 @@ from gatepruner.errors import CheckpointError, DataError, listed, visible
 from gatepruner.files.folders import local
 from gatepruner.files.locks import held, held_folder
 from gatepruner.files.writing import refuse_existing, refuse_name
+from gatepruner.learning.recipes import refuse_seed
 from gatepruner.processes import agreed
 
 if TYPE_CHECKING:
@@ -320,6 +321,9 @@ class HoldOut:
 
     hold_out: Annotated[int, typer.Option(min=0)] = 1000
     seed: Annotated[int, typer.Option(rich_help_panel=COMMON)] = 0
+
+    def __post_init__(self) -> None:
+        refuse_seed(self.seed)
 
     def at_most_a_fifth(self, images: int) -> int:
         """How many of so many images are held out if most are to be learned from."""

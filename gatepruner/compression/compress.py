@@ -230,7 +230,7 @@ def refuse(
         lambda: check_batch(train, recipe.most_images),
         lambda: _check_numbers(recipe),
         lambda: _check_held_out(goal, held_out),
-        lambda: _check_count(goal, checkpoint.network),
+        lambda: _check_count(goal, checkpoint.network, recipe.gating.units),
         lambda: every_unit(checkpoint.network, recipe.gating),
         meter_of(checkpoint.network, recipe.gating, "cpu").check,
     ]
@@ -308,11 +308,19 @@ def _check_held_out(goal: Goal, held_out: Examples | None) -> None:
         )
 
 
-def _check_count(goal: Goal, network: Network) -> None:
-    if goal.kind == "blocks" and goal.amount < 1:
+def _check_count(goal: Goal, network: Network, units: str) -> None:
+    """Raise a `PlanError` if a number of blocks cannot be removed, or channels are among them."""
+    if goal.kind != "blocks":
+        return
+    if units != "blocks":
+        raise PlanError(
+            f"cannot remove {goal.amount:g} blocks where the units are {units}: slices of channels "
+            "save less than blocks, so their number says little; choose a cost to reach, a loss to "
+            "stay within, or blocks alone"
+        )
+    if goal.amount < 1:
         raise PlanError(f"cannot remove {goal.amount:g} blocks: choose at least 1")
-    if goal.kind == "blocks":
-        check_count(goal.amount, network, network.removable)
+    check_count(goal.amount, network, network.removable)
 
 
 def _configuration(

@@ -177,8 +177,10 @@ def _explained(path: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        free, reason = shutil.disk_usage(path.parent).free, _reason(error)
-        if "os error 28" in str(error) or _number(error) == errno.ENOSPC or free < 2**16:
+        system = _systems(error)
+        free, reason = shutil.disk_usage(path.parent).free, _reason(system or error)
+        full = system is not None and system.errno == errno.ENOSPC
+        if "os error 28" in str(error) or full or free < 2**16:
             reason = f"the disk is full ({free / 2**20:.1f} MiB free)"
         raise CheckpointError(f"cannot write {path}: {reason}; nothing was written") from error
 
@@ -188,8 +190,8 @@ def _reason(error: Exception) -> str:
     return str(text).splitlines()[0]
 
 
-def _number(error: BaseException | None) -> int | None:
-    """The number of the system's error from which another one came."""
+def _systems(error: BaseException | None) -> OSError | None:
+    """The system's error from which another one came."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    return None if error is None else error.errno
+    return error

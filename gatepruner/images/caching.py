@@ -13,6 +13,7 @@ import functools
 import hashlib
 import math
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,7 +95,7 @@ class Cache:
 
     def write(self, pixels: Iterator[Tensor]) -> None:
         """Write the file; until it is complete, it has another name."""
-        part = self.file.with_name(f".{self.file.name}.{os.getpid()}.part")
+        part = self.file.with_name(f".{self.file.name}.{secrets.token_hex(8)}.part")
         try:
             with open(part, "wb", opener=_no_link) as file:
                 file.write(self._header)
@@ -184,13 +185,17 @@ def _key(pictures: Sequence[Picture], shape: Shape, resize: Scaling | None) -> s
     return digest.hexdigest()[:32]
 
 
-def _version(file: str) -> tuple[str, int, int]:
-    """What differs when another file is in its place."""
+def _version(file: str) -> tuple[str | int, ...]:
+    """What differs when another file is in its place.
+
+    The time of change is that of the system, too: another can be set by whoever writes the file,
+    as archives do, and pictures without compression have all the same size.
+    """
     try:
         found = os.stat(file)
     except OSError as error:
         raise DataError(f"cannot read the image {file}: {error.strerror}") from None
-    return os.path.abspath(file), found.st_size, found.st_mtime_ns
+    return os.path.abspath(file), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _no_link(path: str, flags: int) -> int:

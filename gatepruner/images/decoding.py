@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
+from PIL.Image import Transpose
 from torch import Tensor
 
 from gatepruner.errors import DataError, first_line
@@ -22,6 +24,16 @@ from gatepruner.models import Shape
 # Whatever a file is called, nothing else is tried: an EPS file, for one, is a program.
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 89_478_485  # of an image, as Pillow has it; in RGB they take 256 MiB
+# What sets a photo upright, by its orientation (Exif 2.3, tag 274).
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 _OPENING = threading.Lock()  # the filters of warnings belong to all threads
 
 
@@ -70,7 +82,7 @@ def decode(file: str | Encoded | Decoded, shape: Shape, resize: Scaling | None) 
     channels, height, width = shape
     try:
         with _opened(file) as opened:
-            upright = _eight_bits(ImageOps.exif_transpose(opened), opened.format, str(file))
+            upright = _eight_bits(_upright(opened), opened.format, str(file))
             image = _in_mode(_opaque(upright), "L" if channels == 1 else "RGB")
     except DataError:
         raise
@@ -79,6 +91,7 @@ def decode(file: str | Encoded | Decoded, shape: Shape, resize: Scaling | None) 
     except Exception as error:  # Pillow raises almost anything for a damaged file
         raise DataError(f"cannot read the image {file}: {first_line(error)}") from None
     if resize is not None:
+        _refuse_long(image, resize, str(file))
         image = resize(image, height, width)
     if (image.height, image.width) != (height, width):
         raise DataError(
@@ -106,6 +119,29 @@ def _opened(file: str | Encoded) -> Image.Image:
     return image
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as it was seen; metadata that cannot be read say nothing about that.
+
+    `ImageOps.exif_transpose` writes all metadata anew, and fails where one of them is odd.
+    """
+    image.load()  # metadata may follow the pixels
+    try:
+        turned = UPRIGHT.get(image.getexif().get(Base.Orientation, 1))
+    except Exception:  # Pillow raises almost anything for damaged metadata
+        return image
+    return image if turned is None else image.transpose(turned)
+
+
+def _refuse_long(image: Image.Image, resize: Scaling, file: str) -> None:
+    """Raise a `DataError` if a picture is so long that it would become large."""
+    height, width = resize.size(image.height, image.width)
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"{file} has {image.height}x{image.width} pixels, and scaled it would have "
+            f"{height}x{width}: expected at most {MOST_PIXELS:,}; leave it out, or crop it"
+        )
+
+
 def _opaque(image: Image.Image) -> Image.Image:
     """The image on white, if some of it is transparent."""
     if not image.has_transparency_data:
@@ -128,7 +164,7 @@ def _formats() -> tuple[str, ...]:
 
 def _eight_bits(image: Image.Image, kind: str | None, file: str) -> Image.Image:
     """The image with 8 bits a channel; Pillow would cut off whatever is above 255."""
-    deep = image.mode == "I" and kind == "PNG"  # of 16 bits, in Pillow before 11
+    deep = image.mode == "I" and kind in ("PNG", "PPM")  # of 16 bits; PNG in Pillow before 11
     if image.mode.startswith("I;16") or deep:
         pixels = np.asarray(image)
         grey = Image.fromarray((pixels >> 8).astype(np.uint8))

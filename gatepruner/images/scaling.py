@@ -50,6 +50,13 @@ class Scaling:
         cropped: Image = center_crop(scaled, [height, width])
         return cropped
 
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a scaled picture, before it is cropped."""
+        if self.squash:
+            return self.side, self.side
+        short = min(height, width)
+        return self.side * height // short, self.side * width // short
+
     def check(self, height: int, width: int) -> None:
         """Raise a `DataError` if the scaled image is smaller than what is cropped from it."""
         if self.side < max(height, width):

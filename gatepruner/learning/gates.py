@@ -198,7 +198,8 @@ class _Run(Learner[GateMoment]):
     def finished(self) -> bool:
         if self.done != self.next_removal:
             return False
-        return self.turns == self.recipe.blocks or not (self.candidates or self._slices())
+        left = self.candidates or self._slices(self._importances())
+        return self.turns == self.recipe.blocks or not left
 
     def step(self) -> GateMoment | None:
         if self.done == self.next_removal or not self.good:
@@ -249,7 +250,8 @@ class _Run(Learner[GateMoment]):
     def _remove_several(self) -> None:
         """Remove the units that are least important per cost, until they save a block's worth."""
         saved, share = 0.0, self.units.share
-        while saved < share and (units := [*self._blocks(), *self._slices()]):
+        values = self._importances()
+        while saved < share and (units := [*self._blocks(values), *self._slices(values)]):
             name, score, saving = processes.agreed(functools.partial(least, units))
             saved += saving
             gate = self.gates[name].detach().relu().item() if name in self.gates else 1.0
@@ -258,11 +260,10 @@ class _Run(Learner[GateMoment]):
         self.sums.zero_()
         self._rebuild()
 
-    def _blocks(self) -> list[Unit]:
+    def _blocks(self, values: Mapping[str, float]) -> list[Unit]:
         """The blocks that may be removed, their importances and what they save now."""
         if self.recipe.units == "channels":
             return []
-        values = self._importances()
         return [(name, values[name], self.units.costs.cost(name)) for name in self.candidates]
 
     def _importances(self) -> dict[str, float]:
@@ -270,11 +271,11 @@ class _Run(Learner[GateMoment]):
         gates = torch.stack([gate.detach().relu() for gate in self.gates.values()])
         return dict(zip(self.gates, (gates.square() * self.slopes).tolist(), strict=True))
 
-    def _slices(self) -> list[Unit]:
+    def _slices(self, values: Mapping[str, float]) -> list[Unit]:
         """The slices that may be removed, their importances and what they save now."""
         gone = {removal.block for removal in self.removals}
         beside = bool(self.candidates)
-        return self.units.slices(self._importances(), gone, beside_blocks=beside)
+        return self.units.slices(values, gone, beside_blocks=beside)
 
     def _settle(self) -> Network:
         """Close the channels removed so far; returns the network without the blocks removed."""

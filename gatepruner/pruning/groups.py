@@ -42,7 +42,8 @@ from gatepruner.pruning.widths import (
     sizes_left,
 )
 
-MOST_APART = 1e-3  # of the greatest logit, by rounding
+TRIED = "cutting some out does more than closing them: the code counts, mixes or permutes them"
+MOST_APART = 1e-5  # of the greatest logit; a network may compute in single precision in between
 
 
 @functools.lru_cache(maxsize=16)
@@ -62,7 +63,7 @@ def widths_of(network: Network) -> Widths:
     while wrong := _wrong(network, found):
         for name in wrong:
             del found[name]
-            search.others[name] = "narrowing it does not do what closing its channels does"
+            search.others[name] = TRIED
     made = {cut.layer for width in found.values() for cut in width.cuts if cut.axis == 0}
     others = {name: why for name, why in search.others.items() if name not in made}
     return Widths(found, others, search.totals)
@@ -195,6 +196,8 @@ class _Search:
             if count * width != total:
                 raise _UnfitError("its channels are no whole heads")
             elements = [range(head * width, (head + 1) * width) for head in range(count)]
+        if len(elements) == 1:
+            raise _UnfitError("there is only one, without which nothing would be left")
         home = self._home({one.layer for one in members})
         cuts = tuple(
             Cut(
@@ -329,8 +332,8 @@ class _Search:
 
 
 def _wrong(network: Network, widths: Mapping[str, Width]) -> list[str]:
-    """The widths of which narrowing by one channel is not what closing that channel is."""
-    gone = {name: (0,) for name, width in widths.items() if width.size > 1}
+    """The widths of which cutting out some channels is not what closing them is."""
+    gone = {name: _some(width.size) for name, width in widths.items()}
     weights = _drawn(network)
     images = torch.randn(2, *network.base.input_shape, generator=torch.Generator().manual_seed(0))
 
@@ -341,8 +344,8 @@ def _wrong(network: Network, widths: Mapping[str, Width]) -> list[str]:
             small = network.narrowed_to(sizes_left(network, widths, some))
             module = small.build(cut_out(weights, widths, some))
             # What does not fit is reported there by torch.fx, and is no error here.
-            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-                expected, logits = masked(images), module(images)
+            with contextlib.redirect_stderr(io.StringIO()):
+                expected, logits = (_computed(each, images) for each in (masked, module))
         except REFUSALS:
             return True
         return bool((logits - expected).abs().max() > MOST_APART * expected.abs().max())
@@ -350,6 +353,22 @@ def _wrong(network: Network, widths: Mapping[str, Width]) -> list[str]:
     if not gone or not wrong(gone):
         return []
     return [name for name in gone if wrong([name])] or list(gone)
+
+
+def _some(size: int) -> tuple[int, ...]:
+    """A third of so many channels: the first, never the last, and others at random.
+
+    Neither in another order nor in the reverse one are they the same.
+    """
+    others = 1 + torch.randperm(size - 2, generator=torch.Generator().manual_seed(size))
+    return (0, *others[: max(size // 3 - 1, 0)].tolist())
+
+
+@torch.no_grad()
+def _computed(module: nn.Module, images: Tensor) -> Tensor:
+    """The logits in double precision, so that a small difference is none of rounding."""
+    logits: Tensor = module.double()(images.double())
+    return logits
 
 
 def _drawn(network: Network) -> dict[str, Tensor]:
@@ -390,9 +409,11 @@ def _size(layer: Any, axis: int) -> int:
 
 
 def _is_depthwise(layer: Any) -> bool:
-    return isinstance(layer, CONVOLUTIONS) and layer.groups == layer.in_channels > 1
+    """Whether a convolution makes one channel from each."""
+    one_each = isinstance(layer, CONVOLUTIONS) and layer.in_channels == layer.out_channels
+    return one_each and layer.groups == layer.in_channels > 1
 
 
 def _is_grouped(layer: Any) -> bool:
-    """Whether a convolution has groups of several channels."""
+    """Whether a convolution has groups that read or make several channels."""
     return isinstance(layer, CONVOLUTIONS) and layer.groups > 1 and not _is_depthwise(layer)

@@ -19,7 +19,7 @@ from gatepruner.networks.base import traced
 from gatepruner.networks.network import Network
 from gatepruner.networks.nodes import OWNS_TENSORS, tensors_of
 from gatepruner.pruning.meter import Meter
-from gatepruner.pruning.widths import Width, sizes_left
+from gatepruner.pruning.widths import Width, sizes_left, sizes_now
 
 HALF = "/half"  # after the name of a block in a table of latencies
 
@@ -60,11 +60,7 @@ class UnitCosts:
             for node in nodes
             if node.op in OWNS_TENSORS
         }
-        self.cuts = {
-            (cut.layer, cut.axis): width.name
-            for width in self.widths.values()
-            for cut in width.cuts
-        }
+        self.cuts = self._cuts()
         self.whole = {home: self._sum(home, "macs") for home in self.homes}
 
     @property
@@ -75,8 +71,10 @@ class UnitCosts:
 
     @property
     def total(self) -> float:
-        """The cost of all homes now."""
-        return sum(map(self.cost, self.homes))
+        """The cost of all homes now; a home within another is not counted twice."""
+        nodes = self.nodes.values()
+        outer = [home for home in self.homes if not any(self.nodes[home] < each for each in nodes)]
+        return sum(map(self.cost, outer))
 
     def cost(self, home: str) -> float:
         """What a home costs now."""
@@ -125,17 +123,32 @@ class UnitCosts:
 
     def _share(self, layer: str, axes: Iterable[int], node: fx.Node | None = None) -> float:
         """Which share is left of a layer's channels, along these axes of its weight."""
-        names = [self.cuts[layer, axis] for axis in axes if (layer, axis) in self.cuts]
-        if node is not None and node.op not in OWNS_TENSORS:  # the products of an attention
+        if node is None or node.op in OWNS_TENSORS:
+            shares = [self.cuts.get((layer, axis), {}) for axis in axes]
+        else:  # the products of an attention
             homes = [home for home, nodes in self.nodes.items() if node in nodes]
-            names = [
-                name
+            shares = [
+                {name: 1.0}
                 for name, width in self.widths.items()
                 if width.kind == "heads" and width.home in homes
             ]
         return math.prod(
-            self.left.get(name, self.widths[name].size) / self.widths[name].size for name in names
+            1 - sum(share * self._gone(name) for name, share in each.items()) for each in shares
         )
+
+    def _gone(self, name: str) -> float:
+        """Which share of a width is gone."""
+        size = self.widths[name].size
+        return 1 - self.left.get(name, size) / size
+
+    def _cuts(self) -> dict[tuple[str, int], dict[str, float]]:
+        """The widths that a layer has along an axis, and how much of the axis each of them is."""
+        state, cuts = self.network.state(), dict[tuple[str, int], dict[str, float]]()
+        for width in self.widths.values():
+            for cut in width.cuts:
+                share = sum(map(len, cut.places)) / sizes_now(state, cut.layer)[cut.axis]
+                cuts.setdefault((cut.layer, cut.axis), {})[width.name] = share
+        return cuts
 
 
 def _nodes_of(network: Network, home: str, nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:

@@ -128,14 +128,22 @@ def cut_out(
         gone: the channels to cut out; some of each width stay.
     """
     state = dict(weights)
-    for name, channels in gone.items():
-        left = sorted({*range(widths[name].size)} - {*channels})
-        for cut in widths[name].cuts:
-            places = torch.tensor(sorted(place for at in left for place in cut.places[at]))
-            for key in (key for key in weights if key.rpartition(".")[0] == cut.layer):
-                if state[key].ndim > cut.axis:
-                    state[key] = _selected(state[key], cut.axis, places)
+    for (layer, axis), places in _places(widths, gone).items():
+        for key in (key for key in weights if key.rpartition(".")[0] == layer):
+            if state[key].ndim > axis:
+                left = sorted({*range(state[key].shape[axis])} - places)
+                state[key] = _selected(state[key], axis, torch.tensor(left))
     return state
+
+
+def _places(widths: Mapping[str, Width], gone: Gone) -> dict[tuple[str, int], set[int]]:
+    """The indices of some channels, by layer and axis; a layer may read several widths."""
+    places: dict[tuple[str, int], set[int]] = {}
+    for name, channels in gone.items():
+        for cut in widths[name].cuts:
+            mine = places.setdefault((cut.layer, cut.axis), set())
+            mine.update(place for channel in channels for place in cut.places[channel])
+    return places
 
 
 def _selected(tensor: Tensor, axis: int, places: Tensor) -> Tensor:
@@ -152,17 +160,19 @@ def sizes_left(network: Network, widths: Mapping[str, Width], gone: Gone) -> dic
         gone: the channels to cut out.
     """
     state, sizes = network.state(), dict[str, list[int]]()
+    for (layer, axis), places in _places(widths, gone).items():
+        sizes.setdefault(layer, list(sizes_now(state, layer)))[axis] -= len(places)
     for name, channels in gone.items():
         width = widths[name]
-        for cut in width.cuts:
-            weight = state.get(f"{cut.layer}.weight")  # a batch norm may have none
-            if weight is None:
-                weight = state[f"{cut.layer}.running_mean"]
-            places = sum(len(cut.places[channel]) for channel in {*channels})
-            sizes.setdefault(cut.layer, list(weight.shape))[cut.axis] -= places
         if width.attention:
             sizes[width.attention] = [width.size - len({*channels}), width.channels]
     return {layer: tuple(each) for layer, each in sizes.items()}
+
+
+def sizes_now(state: Mapping[str, Tensor], layer: str) -> Sizes:
+    """The sizes of a layer whose tensors are in a state dict."""
+    weight = state.get(f"{layer}.weight")  # a batch norm may have none
+    return tuple((state[f"{layer}.running_mean"] if weight is None else weight).shape)
 
 
 def check_slices(network: Network, widths: Widths, gone: Gone) -> None:
