@@ -110,7 +110,8 @@ def compress(
     check_shared("compress", checkpoint, train, held_out, test, **same)
     for stage in recipe.stages:
         check_amp(device, stage.amp)
-    meter = meter_of(checkpoint.network, recipe.gating, device)
+    progress = track("measuring latencies")
+    meter = meter_of(checkpoint.network, recipe.gating, device, progress)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint, train, normalization)
     configuration = {
