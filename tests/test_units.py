@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from dataclasses import replace
 
@@ -346,11 +348,8 @@ def test_a_path_by_latency_measures_a_table_once():
     assert path.turns[-1] == len(path) > 0
 
 
-def by_stairs(modules, shape, *, batch=1, device="cpu", runs=30, **others):
-    """Latencies of a second for each block, and for every 8 channels that its width has or begins.
-
-    A network that is narrower than any other takes longer than it would, as noise may have it.
-    """
+def by_stairs(modules, shape, *, batch=1, device="cpu", runs=100, spread=0.0, **others):
+    """Latencies: a second for each block, and one for every 8 channels of its width, or fewer."""
     times = {
         name: sum(
             1 - -layer.out_channels // 8
@@ -360,7 +359,7 @@ def by_stairs(modules, shape, *, batch=1, device="cpu", runs=30, **others):
         for name, one in modules.items()
     }
     return {
-        name: Latency(*(float(time) for _ in range(3)), runs, batch, "cpu")
+        name: Latency(time, time - spread, time + spread, runs, batch, "cpu")
         for name, time in times.items()
     }
 
@@ -378,6 +377,17 @@ def test_what_a_slice_saves_in_time_is_the_difference_of_two_latencies(monkeypat
     assert (
         costs.cost("blocks.0") == 3 == whole - meter.cost("latency", network.without(["blocks.0"]))
     )
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 10.0])
+def test_only_what_stands_out_of_the_noise_is_saved(spread, monkeypatch):
+    monkeypatch.setattr(meter_module, "latency", functools.partial(by_stairs, spread=spread))
+    network = network_of("basic").network
+    widths = widths_of(network).found
+    costs = UnitCosts(network, widths, "latency", latency_table(Meter(network), widths, 4))
+    sure = 1 - 2 * math.sqrt(2) * 0.93 * 2 * spread / math.sqrt(100)
+    assert costs.saving("blocks.0.conv1", 8) == pytest.approx(max(sure, 0))
+    assert costs.cost("blocks.0") == 3
 
 
 @pytest.mark.parametrize(("cost", "channels"), [("latency", 8), ("macs", 2)])

@@ -7,15 +7,18 @@ at once, so a width in between takes as long as the next one that they fill.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 
 from gatepruner.measuring.cost import alike
+from gatepruner.measuring.latency import Latency
 from gatepruner.networks.network import Network
 from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.unit_costs import Table, UnitCosts
 from gatepruner.pruning.widths import Width, sizes_left
 
 WIDTHS = 8  # at which a block is measured at most, its own among them
+ERROR = 0.93  # of a median: of the distance of the quartiles over the root of the number of runs
 
 
 def latency_table(meter: Meter, widths: Mapping[str, Width], multiple: int) -> Table:
@@ -36,8 +39,8 @@ def latency_table(meter: Meter, widths: Mapping[str, Width], multiple: int) -> T
     table: dict[str, list[tuple[float, float]]] = {}
     for group in (*alike(network), *((home,) for home in apart)):
         smaller = dict(_narrower(network, widths, group, multiple))
-        whole, *times = meter.costs("latency", [network, *smaller.values()])
-        less = [(whole - time) / len(group) for time in times]
+        whole, *times = meter.latencies([network, *smaller.values()])
+        less = [_surely_saved(whole, time) / len(group) for time in times]
         # The time of a module apart is unknown, and does not matter: it stays.
         least, most = next(iter(zip(smaller, less, strict=True)), (0.0, 0.0))
         own = max(saved.get(group[0], most / (1 - least)), 0.0)
@@ -46,6 +49,15 @@ def latency_table(meter: Meter, widths: Mapping[str, Width], multiple: int) -> T
         curve = [(0.0, 0.0), *zip([*smaller, 1.0], rising, strict=True)]
         table |= dict.fromkeys(group, curve)
     return table
+
+
+def _surely_saved(before: Latency, after: Latency) -> float:
+    """The seconds that two medians differ by beyond twice the standard error of that.
+
+    Else noise would make slices that save no time look as if they were nearly free.
+    """
+    errors = (ERROR * (each.high - each.low) / math.sqrt(each.runs) for each in (before, after))
+    return max(before.median - after.median - 2 * math.hypot(*errors), 0.0)
 
 
 def _narrower(
