@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -200,10 +201,28 @@ def test_what_homes_within_homes_cost_is_counted_once(cost):
     widths = widths_of(network).found
     assert {width.home for width in widths.values()} == {"apart", "apart.scale", "outer.1", "root"}
     costs, whole = UnitCosts(network, widths, cost), getattr(count(network), cost)
-    total = costs.total
+    total = costs.total()
     costs.left = {name: width.size - 3 for name, width in widths.items()}
     small = getattr(count(reduced(network, [f"{name}[0-2]" for name in widths])), cost)
-    assert total - costs.total == pytest.approx(whole - small)
+    assert total - costs.total() == pytest.approx(whole - small)
+    for gone in (["outer.1"], ["root"], ["outer.1", "root"]):
+        costs.left = {}
+        small = getattr(count(network.without(gone)), cost)
+        assert total - costs.total(gone) == pytest.approx(whole - small)
+
+
+def test_a_path_of_units_saves_a_block_in_each_turn(learned):
+    network, blocks = learned.network, learned.network.removable
+    saved = [
+        count(network).macs - count(reduced(network, learned.path.blocks[:number])).macs
+        for number in range(len(learned.path) + 1)
+    ]
+    share = saved[-1] / len(blocks)
+    turns = learned.path.turns
+    assert len(turns) - 1 <= len(blocks)
+    for turn, (before, after) in enumerate(itertools.pairwise(turns), 1):
+        assert saved[after] >= turn * share * (1 - 1e-9)
+        assert after == before + 1 or saved[after - 1] < turn * share
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

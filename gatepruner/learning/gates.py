@@ -249,16 +249,20 @@ class _Run(Learner[GateMoment]):
         return [*gradients, *self.running]
 
     def _remove_several(self) -> None:
-        """Remove the units that are least important per cost, until they save a block's worth."""
-        saved, share = 0.0, self.units.share
-        values = self._importances()
-        while saved < share and (units := [*self._blocks(values), *self._slices(values)]):
+        """Remove the units that are least important per cost, until they save a block's worth.
+
+        What a turn saves beyond that counts for the next one, so that a path has as many turns as
+        there are blocks.
+        """
+        values, aim = self._importances(), (self.turns + 1) * self.units.share
+        while units := [*self._blocks(values), *self._slices(values)]:
             unit = processes.agreed(functools.partial(least, units))
-            saved += unit.saving
             gated = unit.name in self.gates
             gate = self.gates[unit.name].detach().relu().item() if gated else 1.0
             self.removals.append(Removal(unit.name, gate, unit.price, math.nan, self.done, {}))
             self._settle()
+            if self.units.saved(self._gone()) >= aim:
+                break
         self.sums.zero_()
         self._rebuild()
 
@@ -276,7 +280,12 @@ class _Run(Learner[GateMoment]):
 
     def _slices(self, values: Mapping[str, float]) -> list[Unit]:
         """The slices that may be removed, their importances and what they save now."""
-        return self.units.slices(values, {removal.block for removal in self.removals})
+        return self.units.slices(values, self._gone())
+
+    def _gone(self) -> list[str]:
+        """The blocks removed so far."""
+        blocks, _ = sorted_out(removal.block for removal in self.removals)
+        return list(blocks)
 
     def _settle(self) -> Network:
         """Close the channels removed so far; returns the network without the blocks removed."""

@@ -60,13 +60,26 @@ class Units:
         return costs
 
     @cached_property
+    def whole(self) -> float:
+        """What all units of the whole network cost."""
+        return self._of_the_whole().total()
+
+    @property
     def share(self) -> float:
         """What a block of the whole network costs on average: the saving of a turn."""
-        return self._of_the_whole().total / len(candidates(self.network, self.recipe))
+        return self.whole / len(candidates(self.network, self.recipe))
 
     def _of_the_whole(self) -> UnitCosts:
         kind = "macs" if self.recipe.cost == "none" else self.recipe.cost
         return UnitCosts(self.network, self.gates.widths, kind, self.table)
+
+    def saved(self, gone: Collection[str]) -> float:
+        """What all removals have saved.
+
+        Args:
+            gone: the blocks that are gone.
+        """
+        return self.whole - self.costs.total(gone)
 
     def close(self, slices: Sequence[Slice]) -> None:
         """Close the channels of these slices, and open all others."""

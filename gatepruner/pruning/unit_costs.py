@@ -69,12 +69,19 @@ class UnitCosts:
         apart = (width.home for width in self.widths.values())
         return list(dict.fromkeys([*self.network.removable, *apart]))
 
-    @property
-    def total(self) -> float:
-        """The cost of all homes now; a home within another is not counted twice."""
-        nodes = self.nodes.values()
-        outer = [home for home in self.homes if not any(self.nodes[home] < each for each in nodes)]
-        return sum(map(self.cost, outer))
+    def total(self, gone: Iterable[str] = ()) -> float:
+        """The cost of all homes now; homes within homes are not counted twice.
+
+        Args:
+            gone: the blocks that are gone.
+        """
+        every, without = (sum(map(self.cost, self._outer(homes))) for homes in (self.homes, gone))
+        return every - without
+
+    def _outer(self, homes: Iterable[str]) -> list[str]:
+        """Those of some homes that lie within no other one."""
+        nodes = {home: self.nodes[home] for home in homes}
+        return [home for home in nodes if not any(nodes[home] < each for each in nodes.values())]
 
     def cost(self, home: str) -> float:
         """What a home costs now."""
