@@ -22,16 +22,15 @@ from gatepruner.errors import TrainingError
 from gatepruner.files.storage import load_state, save_state
 from gatepruner.images.examples import Examples
 from gatepruner.images.task import CLASSIFICATION
-from gatepruner.learning import gates as gates_module
 from gatepruner.learning import running
-from gatepruner.learning.gates import add_gates, learn_gates
+from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
 from gatepruner.learning.units import choose
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
 from gatepruner.networks.packing import pack
-from gatepruner.pruning.meter import savings
+from gatepruner.pruning.meter import Meter
 from gatepruner.signals import STOPPING
 
 SHAPE = (3, 8, 8)
@@ -245,14 +244,16 @@ def test_of_equal_blocks_the_first_is_chosen():
     assert choose(torch.tensor([2.0, 1.0, 1.0]), torch.ones(3), [1.0] * 3) == (1, 1.0)
 
 
-def test_savings_that_are_known_are_not_measured_again(monkeypatch):
-    known = savings(add_gates(whole()).network, "params")
+def test_costs_are_those_of_the_meter_that_is_given():
+    class Known(Meter):
+        def savings(self, kind):
+            return super().savings("params")
+
+    meter, by_latency = Known(whole().network), replace(GATING, cost="latency")
     expected = learn_gates(whole(), DATA, replace(GATING, cost="params"), device="cpu")
-    monkeypatch.setattr(gates_module, "meter_of", lambda *args: 1 / 0)
-    recipe = replace(GATING, cost="latency")
-    learned = learn_gates(whole(), DATA, recipe, device="cpu", savings=known)
+    learned = learn_gates(whole(), DATA, by_latency, device="cpu", meter=meter)
     assert learned.path.records == expected.path.records
-    plain = learn_gates(whole(), DATA, GATING, device="cpu", savings=known)
+    plain = learn_gates(whole(), DATA, GATING, device="cpu", meter=meter)
     assert plain.path.records == gated().path.records != expected.path.records
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 import re
 from dataclasses import replace
 
@@ -29,6 +32,7 @@ from gatepruner.pruning import meter as meter_module
 from gatepruner.pruning.curve import sweep
 from gatepruner.pruning.goals import Goal, blocks_for
 from gatepruner.pruning.groups import reduced, widths_of
+from gatepruner.pruning.latency_table import latency_table
 from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.ranking import rank
 from gatepruner.pruning.surgery import follow
@@ -197,10 +201,28 @@ def test_what_homes_within_homes_cost_is_counted_once(cost):
     widths = widths_of(network).found
     assert {width.home for width in widths.values()} == {"apart", "apart.scale", "outer.1", "root"}
     costs, whole = UnitCosts(network, widths, cost), getattr(count(network), cost)
-    total = costs.total
+    total = costs.total()
     costs.left = {name: width.size - 3 for name, width in widths.items()}
     small = getattr(count(reduced(network, [f"{name}[0-2]" for name in widths])), cost)
-    assert total - costs.total == pytest.approx(whole - small)
+    assert total - costs.total() == pytest.approx(whole - small)
+    for gone in (["outer.1"], ["root"], ["outer.1", "root"]):
+        costs.left = {}
+        small = getattr(count(network.without(gone)), cost)
+        assert total - costs.total(gone) == pytest.approx(whole - small)
+
+
+def test_a_path_of_units_saves_a_block_in_each_turn(learned):
+    network, blocks = learned.network, learned.network.removable
+    saved = [
+        count(network).macs - count(reduced(network, learned.path.blocks[:number])).macs
+        for number in range(len(learned.path) + 1)
+    ]
+    share = saved[-1] / len(blocks)
+    turns = learned.path.turns
+    assert len(turns) - 1 <= len(blocks)
+    for turn, (before, after) in enumerate(itertools.pairwise(turns), 1):
+        assert saved[after] >= turn * share * (1 - 1e-9)
+        assert after == before + 1 or saved[after - 1] < turn * share
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -345,29 +367,69 @@ def test_a_path_by_latency_measures_a_table_once():
     assert path.turns[-1] == len(path) > 0
 
 
-@pytest.mark.parametrize(("half", "relative"), [(0.5, 1.0), (0.25, 0.5), (0.2, 0.4), (0.0, 0.0)])
-def test_beside_blocks_slices_go_only_where_narrowing_saves_time(half, relative):
+def by_stairs(modules, shape, *, batch=1, device="cpu", runs=100, spread=0.0, **others):
+    """Latencies: a second for each block, and one for every 8 channels of its width, or fewer."""
+    times = {
+        name: sum(
+            1 - -layer.out_channels // 8
+            for path, layer in one.named_modules()
+            if path.endswith("conv1")
+        )
+        for name, one in modules.items()
+    }
+    return {
+        name: Latency(time, time - spread, time + spread, runs, batch, "cpu")
+        for name, time in times.items()
+    }
+
+
+def test_what_a_slice_saves_in_time_is_the_difference_of_two_latencies(monkeypatch):
+    monkeypatch.setattr(meter_module, "latency", by_stairs)
+    network = network_of("basic").network  # two blocks of 16 channels
+    widths, meter = widths_of(network).found, Meter(network)
+    costs = UnitCosts(network, widths, "latency", latency_table(meter, widths, 2))
+    name, whole = "blocks.0.conv1", meter.cost("latency", network)
+    for gone in range(2, 16, 2):
+        costs.left = {}
+        small = reduced(network, [str(Slice(name, tuple(range(gone))))])
+        assert costs.saving(name, gone) == pytest.approx(whole - meter.cost("latency", small))
+    assert (
+        costs.cost("blocks.0") == 3 == whole - meter.cost("latency", network.without(["blocks.0"]))
+    )
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 10.0])
+def test_only_what_stands_out_of_the_noise_is_saved(spread, monkeypatch):
+    monkeypatch.setattr(meter_module, "latency", functools.partial(by_stairs, spread=spread))
+    network = network_of("basic").network
+    widths = widths_of(network).found
+    costs = UnitCosts(network, widths, "latency", latency_table(Meter(network), widths, 4))
+    sure = 1 - 2 * math.sqrt(2) * 0.93 * 2 * spread / math.sqrt(100)
+    assert costs.saving("blocks.0.conv1", 8) == pytest.approx(max(sure, 0))
+    assert costs.cost("blocks.0") == 3
+
+
+@pytest.mark.parametrize(("cost", "channels"), [("latency", 8), ("macs", 2)])
+def test_a_slice_has_as_many_channels_as_save_time(cost, channels, monkeypatch):
+    monkeypatch.setattr(meter_module, "latency", by_stairs)
     whole = network_of("basic")
-    recipe = replace(RECIPE, cost="latency", units="both", multiple=4)
-    found = Units(whole.network, recipe, whole.build(), torch.device("cpu"))
-    found.table = {"blocks.0": 1.0, "blocks.0/half": half, "blocks.0/half/macs": 0.5}
-    found.table["blocks.1"] = 1.0  # of which no half was measured
-    assert found.costs.narrowing("blocks.0") == pytest.approx(relative)
-    for beside in (True, False):
-        units = found.slices({}, (), beside_blocks=beside)
-        homes = {name.rpartition(".")[0] for name, *_ in units}
-        assert ("blocks.0" in homes) is (relative >= 0.5 or not beside)
-        assert "blocks.1" in homes
-    by_macs = UnitCosts(whole.network, widths_of(whole.network).found, "macs", found.table)
-    assert by_macs.narrowing("blocks.0") == 1
+    recipe = replace(RECIPE, cost=cost, multiple=2)
+    units = Units(whole.network, recipe, whole.build(), torch.device("cpu"), Meter(whole.network))
+    for slopes in units.gates.slopes.values():
+        slopes.copy_(torch.arange(16.0))
+    found = units.slices({"blocks.0": 1.0, "blocks.1": 1.0}, ())
+    gone = tuple(range(channels))
+    assert [unit.name for unit in found] == [
+        str(Slice(f"blocks.{at}.conv1", gone)) for at in (0, 1)
+    ]
+    share = sum(gone) / sum(range(16))
+    assert [unit.importance for unit in found] == [pytest.approx(share)] * 2
 
 
 def test_slices_that_save_no_time_go_after_the_blocks(apart, monkeypatch):
-    def no_time(meter, widths):
-        blocks = dict.fromkeys(meter.whole.removable, 1.0)
-        homes = {width.home for width in widths.values()} | {*blocks}
-        halves = {f"{home}/half": 0.0 for home in homes}
-        return {**dict.fromkeys(homes, 1.0), **halves, **{f"{key}/macs": 0.5 for key in halves}}
+    def no_time(meter, widths, multiple):
+        homes = [*meter.whole.removable, *(width.home for width in widths.values())]
+        return {home: [(0.0, 0.0), (0.1, 1.0), (1.0, 1.0)] for home in homes}
 
     monkeypatch.setattr(units_module, "latency_table", no_time)
     recipe = replace(RECIPE, units="both", cost="latency", warmup=1, steps=1)
@@ -375,3 +437,20 @@ def test_slices_that_save_no_time_go_after_the_blocks(apart, monkeypatch):
     assert path.blocks[0] == "block"
     end = reduced(apart.network, every_unit(apart.network, recipe))
     assert count(reduced(apart.network, path.blocks)) == count(end)
+
+
+def test_a_resumed_run_keeps_the_latencies_of_its_beginning(tmp_path, monkeypatch):
+    recipe, whole = replace(RECIPE, cost="latency"), draw("resnet14", input_shape=(3, 8, 8))
+    monkeypatch.setattr(meter_module, "latency", by_parameters)
+    expected = learn_gates(whole, pictures(), recipe, device="cpu")
+
+    def stop(moment):
+        if moment.gone == 2:
+            raise KeyboardInterrupt
+
+    how = {"device": "cpu", "state": tmp_path / "state.pt"}
+    with pytest.raises(KeyboardInterrupt):
+        learn_gates(whole, pictures(), recipe, watch=stop, **how)
+    monkeypatch.setattr(meter_module, "latency", None)  # nothing is measured again
+    resumed = learn_gates(whole, pictures(), recipe, resume=True, **how)
+    assert resumed.path.records == expected.path.records

@@ -42,6 +42,8 @@ def gate(
     from gatepruner.files.checkpoints import save
     from gatepruner.learning.gates import learn_gates
     from gatepruner.learning.learner import matched
+    from gatepruner.learning.units import meter_of
+    from gatepruner.measuring.device import pick_device
     from gatepruner.report.tables import path_table
 
     target = call.target(source.ckpt, "gated", seed=recipe.seed)
@@ -67,12 +69,15 @@ def gate(
     if recipe.match != "logits" and not recipe.labels:
         what = matched(recipe.match, whole.network, whole)
         call.terminal.say(f"matching {what} of the whole network")
+    progress = call.terminal.track("measuring latencies")
+    meter = meter_of(whole.network, recipe, pick_device(data.device), progress)
     with stopping(kept.state), call.terminal.watching() as watch:
         gated = learn_gates(
             whole,
             images,
             recipe,
             normalization=data.normalization(whole, images, call.terminal),
+            meter=meter,
             device=data.device,
             state=kept.state,
             resume=kept.resume,

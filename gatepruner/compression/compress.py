@@ -107,7 +107,8 @@ def compress(
     device = pick_device(device)
     for stage in recipe.stages:
         check_amp(device, stage.amp)
-    meter = meter_of(checkpoint.network, recipe.gating, device)
+    progress = track("measuring latencies")
+    meter = meter_of(checkpoint.network, recipe.gating, device, progress)
     refuse(checkpoint, train, goal, recipe, test, held_out)
     normalization = normalization_of(checkpoint, train, normalization)
     configuration = {

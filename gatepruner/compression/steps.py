@@ -88,13 +88,12 @@ class Request:
 def _gate(request: Request, whole: Checkpoint) -> Checkpoint:
     """Add gates and learn a path that is long enough for the goal."""
     cost = request.goal.kind if request.goal.kind in COSTS else "none"
-    saved = request.meter.savings(cost) if cost != "none" else None
     recipe = replace(request.recipe.gating, cost=cost, blocks=_blocks(request))
     return learn_gates(
         whole,
         request.train.spread(request.recipe.gate_images).kept(),
         recipe,
-        savings=saved,
+        meter=request.meter,
         **request.learning("gated"),
     )
 

@@ -10,7 +10,8 @@ hang together (Liu et al., 2021, https://arxiv.org/abs/2108.00708).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,27 @@ from gatepruner.networks.slices import Slice, united
 from gatepruner.pruning.unit_costs import UnitCosts
 from gatepruner.pruning.widths import Cut, Width
 
-Unit = tuple[str, float, float]  # its name, its importance, and what removing it saves now
 SHARE = 0.05  # of the newest square in the mean of the squared slopes
+AHEAD = 32  # channels: no engine is known to compute more at once
+
+
+class Unit(NamedTuple):
+    """A block or a slice that may be removed.
+
+    Attributes:
+        name: of it.
+        importance: what its removal does to the loss, as estimated.
+        saving: what its removal saves now.
+    """
+
+    name: str
+    importance: float
+    saving: float
+
+    @property
+    def price(self) -> float:
+        """Its importance for what it saves."""
+        return self.importance / max(self.saving, 1e-12)
 
 
 class ChannelGates:
@@ -73,10 +93,13 @@ class ChannelGates:
     def slices(
         self, costs: UnitCosts, blocks: Mapping[str, float | None], multiple: int
     ) -> list[Unit]:
-        """The slice of each width that is least important, with what it saves now.
+        """The slice of each width that is least important for what it saves now.
 
         All channels of a width matter together as much as their block, and each by its share of the
         squares: as channels act together, the squares alone do not add up to it.
+
+        Time falls in stairs. So where it is the cost, a slice may have several times as many
+        channels: as many as it takes to reach the next stair.
 
         Args:
             costs: of units; knows how much is left of each width.
@@ -88,17 +111,24 @@ class ChannelGates:
         for name, width in self.widths.items():
             open_ = self.gates[name].detach() > 0
             step, left = width.step(multiple), int(open_.sum())
-            count = left % step or step
-            if width.home not in blocks or left <= count:
+            first = left % step or step
+            if width.home not in blocks or left <= first:
                 continue
-            slopes = self.slopes[name].masked_fill(~open_, torch.inf)
-            weakest, order = slopes.topk(count, largest=False)
-            one = Slice(name, tuple(sorted(order.tolist())))
-            importance, whole = float(weakest.sum()), blocks[width.home]
-            if whole is not None:
-                total = float(self.slopes[name][open_].sum())
-                importance *= whole / total if total else 0.0
-            found.append((str(one), importance, costs.saving(name, count)))
+            ahead = AHEAD // width.channels if costs.kind == "latency" else 0
+            counts = range(first, min(left, max(first, ahead) + 1), step)
+            weakest, order = self.slopes[name].masked_fill(~open_, torch.inf).sort()
+            sums, whole = weakest.cumsum(0).tolist(), blocks[width.home]
+            total = sums[left - 1]
+            scale = 1.0 if whole is None else whole / total if total else 0.0
+            units = (
+                Unit(
+                    str(Slice(name, tuple(sorted(order[:count].tolist())))),
+                    scale * sums[count - 1],
+                    costs.saving(name, count),
+                )
+                for count in counts
+            )
+            found.append(min(units, key=attrgetter("price")))
         return found
 
 

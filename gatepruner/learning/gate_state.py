@@ -30,7 +30,7 @@ class GateState(State):
     slopes: Tensor
     channel_slopes: dict[str, Tensor]
     costs: dict[str, float]
-    table: dict[str, float]
+    table: dict[str, list[tuple[float, float]]]
     removals: list[RemovalState]
     entries: list[Entry]
     learned: dict[str, Tensor]

@@ -36,6 +36,7 @@ from gatepruner.learning.running import carry_out
 from gatepruner.learning.teaching import KeptAnswers, worth_keeping
 from gatepruner.learning.units import Units, candidates, choose, least, meter_of, slicable
 from gatepruner.measuring.agreement import Answers, answering
+from gatepruner.measuring.device import pick_device
 from gatepruner.measuring.inputs import check_fit, check_size
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.features import features_of
@@ -44,9 +45,8 @@ from gatepruner.networks.norms import scales_and_shifts, statistics, use_batch_s
 from gatepruner.networks.packing import NOTHING, pack
 from gatepruner.networks.path import Path, Removal
 from gatepruner.networks.slices import sorted_out
+from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.surgery import add_gates
-
-Savings = Mapping[str, float] | None
 
 
 def learn_gates(
@@ -55,7 +55,7 @@ def learn_gates(
     recipe: GateRecipe | None = None,
     *,
     normalization: Normalization | None = None,
-    savings: Savings = None,
+    meter: Meter | None = None,
     device: str | torch.device = "auto",
     state: str | FilePath | None = None,
     resume: bool = False,
@@ -69,8 +69,8 @@ def learn_gates(
         data: training images of the network's size; labels are used only if the recipe says so.
         recipe: how to learn.
         normalization: replaces the one that the checkpoint records.
-        savings: what removing each block saves, in the recipe's cost, if already measured; see
-            `gatepruner.savings`.
+        meter: measures the costs of blocks, and knows those that are measured already; by default
+            one as the recipe says.
         device: where to compute.
         state: file for the run's state, so that the run can be resumed.
         resume: whether to continue from that state; learning rates, `amp` and `micro_batch_size`
@@ -103,10 +103,11 @@ def learn_gates(
         )
     if recipe.units != "blocks":
         slicable(gated.network, recipe)
-    if recipe.cost == "latency" and savings is None:
-        meter_of(gated.network, recipe, device).check()
+    meter = meter or meter_of(checkpoint.network, recipe, pick_device(device))
+    if recipe.cost == "latency":
+        meter.check()
     recipe = replace(recipe, blocks=recipe.blocks or removable)
-    run = _Run(gated, data, recipe, savings, normalization=normalization, device=device)
+    run = _Run(gated, data, recipe, meter, normalization=normalization, device=device)
     carry_out(run, state=state, resume=resume, watch=watch, on_stop=on_stop)
     return run.result()
 
@@ -118,11 +119,11 @@ class _Run(Learner[GateMoment]):
     recipe: GateRecipe
 
     def __init__(
-        self, start: Checkpoint, data: Examples, recipe: GateRecipe, saved: Savings, **options: Any
+        self, start: Checkpoint, data: Examples, recipe: GateRecipe, meter: Meter, **options: Any
     ) -> None:
         options = {**options, "teacher": None if recipe.labels else start}
         super().__init__(start, data, recipe, mirrored if recipe.mirror else None, **options)
-        self.saved = saved
+        self.meter = meter
         self.removals: list[Removal] = []
         self.packed = NOTHING  # the weights learned after each removal
         self.good: dict[str, Any] = {}  # the snapshot to restore if a number is not finite
@@ -143,7 +144,7 @@ class _Run(Learner[GateMoment]):
         )
         self.slopes = torch.zeros(len(self.gates), device=self.device)
         self.kept = self._kept()
-        self.units = Units(start.network, recipe, self.root, self.device)
+        self.units = Units(start.network, recipe, self.root, self.device, meter)
         self._rebuild()
 
     def _kept(self) -> KeptAnswers | None:
@@ -174,7 +175,7 @@ class _Run(Learner[GateMoment]):
         network, recipe = self.start.network, self.recipe
         if recipe.cost == "none":
             return dict.fromkeys(network.edits.gated, 1.0)
-        saved = self.saved or meter_of(network, recipe, self.device).savings(recipe.cost)
+        saved = self.meter.savings(recipe.cost)
         mean = sum(max(saving, 0.0) for saving in saved.values()) / max(len(saved), 1)
         return {
             name: max(saved.get(name, mean) / mean, 0.05) if mean else 1.0
@@ -245,15 +246,20 @@ class _Run(Learner[GateMoment]):
         return [*gradients, *self.running]
 
     def _remove_several(self) -> None:
-        """Remove the units that are least important per cost, until they save a block's worth."""
-        saved, share = 0.0, self.units.share
-        values = self._importances()
-        while saved < share and (units := [*self._blocks(values), *self._slices(values)]):
-            name, score, saving = processes.agreed(functools.partial(least, units))
-            saved += saving
-            gate = self.gates[name].detach().relu().item() if name in self.gates else 1.0
-            self.removals.append(Removal(name, gate, score, math.nan, self.done, {}))
+        """Remove the units that are least important per cost, until they save a block's worth.
+
+        What a turn saves beyond that counts for the next one, so that a path has as many turns as
+        there are blocks.
+        """
+        values, aim = self._importances(), (self.turns + 1) * self.units.share
+        while units := [*self._blocks(values), *self._slices(values)]:
+            unit = processes.agreed(functools.partial(least, units))
+            gated = unit.name in self.gates
+            gate = self.gates[unit.name].detach().relu().item() if gated else 1.0
+            self.removals.append(Removal(unit.name, gate, unit.price, math.nan, self.done, {}))
             self._settle()
+            if self.units.saved(self._gone()) >= aim:
+                break
         self.sums.zero_()
         self._rebuild()
 
@@ -261,7 +267,8 @@ class _Run(Learner[GateMoment]):
         """The blocks that may be removed, their importances and what they save now."""
         if self.recipe.units == "channels":
             return []
-        return [(name, values[name], self.units.costs.cost(name)) for name in self.candidates]
+        costs = self.units.costs
+        return [Unit(name, values[name], costs.cost(name)) for name in self.candidates]
 
     def _importances(self) -> dict[str, float]:
         """The importance of every gated block."""
@@ -270,9 +277,12 @@ class _Run(Learner[GateMoment]):
 
     def _slices(self, values: Mapping[str, float]) -> list[Unit]:
         """The slices that may be removed, their importances and what they save now."""
-        gone = {removal.block for removal in self.removals}
-        beside = bool(self.candidates)
-        return self.units.slices(values, gone, beside_blocks=beside)
+        return self.units.slices(values, self._gone())
+
+    def _gone(self) -> list[str]:
+        """The blocks removed so far."""
+        blocks, _ = sorted_out(removal.block for removal in self.removals)
+        return list(blocks)
 
     def _settle(self) -> Network:
         """Close the channels removed so far; returns the network without the blocks removed."""

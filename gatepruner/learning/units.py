@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from operator import itemgetter
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
 from gatepruner import processes
 from gatepruner.errors import PlanError
+from gatepruner.images.examples import Track
 from gatepruner.learning.channel_gates import ChannelGates, Unit
 from gatepruner.learning.recipes import GateRecipe
 from gatepruner.networks.network import Network
 from gatepruner.networks.slices import Slice
 from gatepruner.pruning.groups import widths_of
+from gatepruner.pruning.latency_table import latency_table
 from gatepruner.pruning.meter import Meter
-from gatepruner.pruning.unit_costs import UnitCosts, latency_table
+from gatepruner.pruning.unit_costs import Table, UnitCosts
 from gatepruner.pruning.widths import Width
-
-WORTH = 0.5  # of the time in proportion to MACs that narrowing has to save beside blocks
 
 
 class Units:
@@ -28,34 +28,58 @@ class Units:
 
     Attributes:
         gates: of the channels; none if only blocks are removed.
+        left: how many channels are left of each width.
     """
 
     def __init__(
-        self, network: Network, recipe: GateRecipe, root: nn.Module, device: torch.device
+        self,
+        network: Network,
+        recipe: GateRecipe,
+        root: nn.Module,
+        device: torch.device,
+        meter: Meter,
     ) -> None:
-        self.network, self.recipe, self.device = network, recipe, device
+        self.network, self.recipe, self.meter = network, recipe, meter
         widths = slicable(network, recipe) if recipe.units != "blocks" else {}
         self.gates = ChannelGates(root, widths, device)
+        self.left: dict[str, int] = {}
 
     @cached_property
-    def table(self) -> dict[str, float]:
+    def table(self) -> Table:
         """What blocks take in seconds, at several widths; empty unless latency is the cost."""
-        if not self.gates.widths or self.recipe.cost != "latency":
+        widths, recipe = self.gates.widths, self.recipe
+        if not widths or recipe.cost != "latency":
             return {}
-        meter = meter_of(self.network, self.recipe, self.device)
-        return processes.agreed(lambda: latency_table(meter, self.gates.widths))
+        return processes.agreed(lambda: latency_table(self.meter, widths, recipe.multiple))
 
     @cached_property
     def costs(self) -> UnitCosts:
         """What units save now; MACs unless the recipe says otherwise."""
+        costs = self._of_the_whole()
+        costs.left = self.left
+        return costs
+
+    @cached_property
+    def whole(self) -> float:
+        """What all units of the whole network cost."""
+        return self._of_the_whole().total()
+
+    @property
+    def share(self) -> float:
+        """What a block of the whole network costs on average: the saving of a turn."""
+        return self.whole / len(candidates(self.network, self.recipe))
+
+    def _of_the_whole(self) -> UnitCosts:
         kind = "macs" if self.recipe.cost == "none" else self.recipe.cost
         return UnitCosts(self.network, self.gates.widths, kind, self.table)
 
-    @cached_property
-    def share(self) -> float:
-        """What a block of the whole network costs on average: the saving of a turn."""
-        whole = UnitCosts(self.network, self.gates.widths, self.costs.kind, self.table)
-        return whole.total / len(candidates(self.network, self.recipe))
+    def saved(self, gone: Collection[str]) -> float:
+        """What all removals have saved.
+
+        Args:
+            gone: the blocks that are gone.
+        """
+        return self.whole - self.costs.total(gone)
 
     def close(self, slices: Sequence[Slice]) -> None:
         """Close the channels of these slices, and open all others."""
@@ -63,34 +87,27 @@ class Units:
             return
         self.gates.close(slices)
         for name, gate in self.gates.gates.items():
-            self.costs.left[name] = int(gate.detach().sum())
+            self.left[name] = int(gate.detach().sum())
 
-    def slices(
-        self, blocks: Mapping[str, float], gone: Collection[str], *, beside_blocks: bool
-    ) -> list[Unit]:
-        """The slice of each width that is least important, unless its block is gone.
+    def slices(self, blocks: Mapping[str, float], gone: Collection[str]) -> list[Unit]:
+        """The slice of each width whose block is not gone that is least important for its saving.
 
         Args:
             blocks: the importance of each gated block.
             gone: the blocks that are gone.
-            beside_blocks: whether a block may go instead: then only slices that save enough time.
-                Importances are no more than estimates. Where a slice hardly saves time, many have
-                to go for what one block saves, and their errors add up.
         """
         if not self.gates.widths:
             return []
-        homes = {
-            home: blocks.get(home)
-            for home in self.costs.homes
-            if home not in gone and not (beside_blocks and self.costs.narrowing(home) < WORTH)
-        }
+        homes = {home: blocks.get(home) for home in self.costs.homes if home not in gone}
         return self.gates.slices(self.costs, homes, self.recipe.multiple)
 
 
-def meter_of(network: Network, recipe: GateRecipe, device: str | torch.device) -> Meter:
+def meter_of(
+    network: Network, recipe: GateRecipe, device: str | torch.device, track: Track = iter
+) -> Meter:
     """What measures the costs of a network's blocks as a recipe says."""
     batch, engine, threads = recipe.latency_batch, recipe.engine, recipe.threads
-    return Meter(network, device, batch, engine=engine, threads=threads)
+    return Meter(network, device, batch, engine=engine, threads=threads, track=track)
 
 
 def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, float]:
@@ -111,11 +128,8 @@ def choose(gates: Tensor, slopes: Tensor, costs: Sequence[float]) -> tuple[int, 
 
 
 def least(units: Sequence[Unit]) -> Unit:
-    """The unit that is least important for what it saves, with that quotient."""
-    quotients = [
-        (name, importance / max(saving, 1e-12), saving) for name, importance, saving in units
-    ]
-    return min(quotients, key=itemgetter(1))
+    """The unit that is least important for what it saves; ties go to the first."""
+    return min(units, key=attrgetter("price"))
 
 
 def slicable(network: Network, recipe: GateRecipe) -> dict[str, Width]:

@@ -1,27 +1,27 @@
 """What removing a unit, a block or a slice of an inner width, saves now that others are gone.
 
 MACs and parameters follow from the widths that are left. Latency is read from a table that is
-measured once: what each block saves if it is removed, and if its widths are halved. In between, its
-time is linear in the MACs that are left of it.
+measured once, see `latency_table`: between the widths that were measured, the time of a block is
+linear in the MACs that are left of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import fx, nn
 
-from gatepruner.measuring.cost import alike, macs_of_nodes
+from gatepruner.measuring.cost import macs_of_nodes
 from gatepruner.networks.base import traced
 from gatepruner.networks.network import Network
 from gatepruner.networks.nodes import OWNS_TENSORS, tensors_of
-from gatepruner.pruning.meter import Meter
-from gatepruner.pruning.widths import Width, sizes_left, sizes_now
+from gatepruner.pruning.widths import Width, sizes_now
 
-HALF = "/half"  # after the name of a block in a table of latencies
+Table = Mapping[str, Sequence[tuple[float, float]]]  # shares of MACs and seconds, of each home
+NO_TIME = ((0.0, 0.0), (1.0, 0.0))
 
 
 @dataclass
@@ -39,8 +39,8 @@ class UnitCosts:
     network: Network
     widths: Mapping[str, Width]
     kind: str
-    table: Mapping[str, float] = field(default_factory=dict)
-    left: dict[str, int] = field(default_factory=dict)
+    table: Table = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         nodes = [node for node in self.network.graph().nodes if "base" in node.meta]
@@ -69,34 +69,27 @@ class UnitCosts:
         apart = (width.home for width in self.widths.values())
         return list(dict.fromkeys([*self.network.removable, *apart]))
 
-    @property
-    def total(self) -> float:
-        """The cost of all homes now; a home within another is not counted twice."""
-        nodes = self.nodes.values()
-        outer = [home for home in self.homes if not any(self.nodes[home] < each for each in nodes)]
-        return sum(map(self.cost, outer))
+    def total(self, gone: Iterable[str] = ()) -> float:
+        """The cost of all homes now; homes within homes are not counted twice.
+
+        Args:
+            gone: the blocks that are gone.
+        """
+        every, without = (sum(map(self.cost, self._outer(homes))) for homes in (self.homes, gone))
+        return every - without
+
+    def _outer(self, homes: Iterable[str]) -> list[str]:
+        """Those of some homes that lie within no other one."""
+        nodes = {home: self.nodes[home] for home in homes}
+        return [home for home in nodes if not any(nodes[home] < each for each in nodes.values())]
 
     def cost(self, home: str) -> float:
         """What a home costs now."""
         if self.kind != "latency":
             return self._sum(home, self.kind)
         share = self._sum(home, "macs") / max(self.whole[home], 1)
-        saved = self.table.get(home, 0.0)
-        half, place = (
-            self.table.get(home + HALF, saved / 2),
-            self.table.get(home + HALF + "/macs", 0.5),
-        )
-        return float(np.interp(share, [0.0, place, 1.0], [0.0, max(saved - half, 0.0), saved]))
-
-    def narrowing(self, home: str) -> float:
-        """What half of a home's widths saves, relative to the MACs that it takes away.
-
-        1 if the cost is in proportion to MACs, 0 if it does not depend on the widths.
-        """
-        saved, half = self.table.get(home, 0.0), self.table.get(home + HALF)
-        if self.kind != "latency" or half is None or not saved:
-            return 1.0
-        return half / saved / (1 - self.table[home + HALF + "/macs"])
+        shares, seconds = zip(*self.table.get(home, NO_TIME), strict=True)
+        return float(np.interp(share, shares, seconds))
 
     def saving(self, name: str, channels: int) -> float:
         """What a slice of so many channels of a width saves now."""
@@ -157,40 +150,3 @@ def _nodes_of(network: Network, home: str, nodes: Iterable[fx.Node]) -> frozense
         kept = {node.meta.get("base") for node in network.without([home]).graph().nodes}
         return frozenset(node for node in nodes if node.meta["base"] not in kept)
     return frozenset(node for node in nodes if str(node.target).startswith(f"{home}."))
-
-
-def latency_table(meter: Meter, widths: Mapping[str, Width]) -> dict[str, float]:
-    """What each block and each module with an inner width takes, in seconds, and with half of it.
-
-    Blocks that do the same work are measured together, as in `Meter.savings`.
-
-    Args:
-        meter: measures the whole network.
-        widths: its inner widths, by name.
-    """
-    network, saved = meter.whole, meter.savings("latency")
-    groups = list(alike(network))
-    apart = dict.fromkeys(width.home for width in widths.values() if width.home not in saved)
-    groups += [(home,) for home in apart]
-    halves = [_halved(network, widths, group) for group in groups]
-    whole, *times = meter.costs("latency", [network, *(half for half, _ in halves)])
-    table: dict[str, float] = dict(saved)
-    for group, (_, share), time in zip(groups, halves, times, strict=True):
-        for home in group:
-            table[home + HALF] = max((whole - time) / len(group), 0.0)
-            table[home + HALF + "/macs"] = share
-            table.setdefault(home, 2 * table[home + HALF])
-    return table
-
-
-def _halved(
-    network: Network, widths: Mapping[str, Width], homes: Iterable[str]
-) -> tuple[Network, float]:
-    """The network with half of the widths of some homes, and the share of their MACs left."""
-    inner = {name: width for name, width in widths.items() if width.home in homes}
-    gone = {name: range(width.size // 2) for name, width in inner.items() if width.size > 1}
-    costs = UnitCosts(network, widths, "macs")
-    before = sum(map(costs.cost, homes))
-    costs.left |= {name: widths[name].size - len(channels) for name, channels in gone.items()}
-    small = network.narrowed_to(sizes_left(network, widths, gone))
-    return small, min(max(sum(map(costs.cost, homes)) / max(before, 1), 0.01), 0.99)

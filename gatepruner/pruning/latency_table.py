@@ -1,0 +1,90 @@
+"""What blocks take at several of their widths: a table of latencies that is measured once.
+
+Time does not fall in proportion to a width but in stairs: many engines compute 8, 16 or 32 channels
+at once, so a width in between takes as long as the next one that they fill.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+
+from gatepruner.measuring.cost import alike
+from gatepruner.measuring.latency import Latency
+from gatepruner.networks.network import Network
+from gatepruner.pruning.meter import Meter
+from gatepruner.pruning.unit_costs import Table, UnitCosts
+from gatepruner.pruning.widths import Width, sizes_left
+
+WIDTHS = 8  # at which a block is measured at most, its own among them
+ERROR = 0.93  # of a median: of the distance of the quartiles over the root of the number of runs
+
+
+def latency_table(meter: Meter, widths: Mapping[str, Width], multiple: int) -> Table:
+    """What each block, and each module apart with an inner width, takes at several widths.
+
+    Blocks that do the same work are measured together, as in `Meter.savings`.
+
+    Args:
+        meter: measures the whole network.
+        widths: its inner widths, by name.
+        multiple: channels of a slice; only whole numbers of slices are measured.
+
+    Returns:
+        For each of them, rising: the share of its MACs that is left, and the seconds that it takes.
+    """
+    network, saved = meter.whole, meter.savings("latency")
+    apart = dict.fromkeys(width.home for width in widths.values() if width.home not in saved)
+    table: dict[str, list[tuple[float, float]]] = {}
+    for group in (*alike(network), *((home,) for home in apart)):
+        smaller = dict(_narrower(network, widths, group, multiple))
+        whole, *times = meter.latencies([network, *smaller.values()])
+        less = [_surely_saved(whole, time) / len(group) for time in times]
+        # The time of a module apart is unknown, and does not matter: it stays.
+        least, most = next(iter(zip(smaller, less, strict=True)), (0.0, 0.0))
+        own = max(saved.get(group[0], most / (1 - least)), 0.0)
+        seconds = [*(max(own - each, 0.0) for each in less), own]
+        rising = [*itertools.accumulate(reversed(seconds), min)][::-1]  # noise aside
+        curve = [(0.0, 0.0), *zip([*smaller, 1.0], rising, strict=True)]
+        table |= dict.fromkeys(group, curve)
+    return table
+
+
+def _surely_saved(before: Latency, after: Latency) -> float:
+    """The seconds that two medians differ by beyond twice the standard error of that.
+
+    Else noise would make slices that save no time look as if they were nearly free.
+    """
+    errors = (ERROR * (each.high - each.low) / math.sqrt(each.runs) for each in (before, after))
+    return max(before.median - after.median - 2 * math.hypot(*errors), 0.0)
+
+
+def _narrower(
+    network: Network, widths: Mapping[str, Width], homes: Iterable[str], multiple: int
+) -> Iterable[tuple[float, Network]]:
+    """The network with some homes at several widths, and the shares of their MACs, rising."""
+    inner = {name: width for name, width in widths.items() if width.home in homes}
+    steps = {name: width.step(multiple) for name, width in inner.items()}
+    slices = {name: -(-width.size // steps[name]) for name, width in inner.items()}
+    points = min(max(slices.values(), default=1), WIDTHS)
+    for point in range(1, points):
+        left = {
+            name: min(max(1, round(count * point / points)) * steps[name], inner[name].size)
+            for name, count in slices.items()
+        }
+        share = _share(network, widths, homes, left)
+        gone = {name: range(count, inner[name].size) for name, count in left.items()}
+        gone = {name: channels for name, channels in gone.items() if channels}
+        if 0 < share < 1:
+            yield share, network.narrowed_to(sizes_left(network, widths, gone))
+
+
+def _share(
+    network: Network, widths: Mapping[str, Width], homes: Iterable[str], left: Mapping[str, int]
+) -> float:
+    """Which share of the MACs of some homes is left at these widths."""
+    costs = UnitCosts(network, widths, "macs")
+    before = sum(map(costs.cost, homes))
+    costs.left |= left
+    return sum(map(costs.cost, homes)) / max(before, 1)
