@@ -63,17 +63,18 @@ class Inverted(nn.Module):
 
 
 class Multiplier(nn.Module):
-    """A depthwise convolution that makes two channels from each."""
+    """A depthwise convolution that makes two channels from each, and slopes of a PReLU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.expand, self.bn1 = nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16, affine=False)
         self.depthwise = nn.Conv2d(16, 32, 3, padding=1, groups=16)
         self.bn2, self.project = nn.BatchNorm2d(32), nn.Conv2d(32, 8, 1)
+        self.each, self.all = nn.PReLU(32), nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.depthwise(F.relu(self.bn1(self.expand(x))))
-        return x + self.project(torch.sigmoid(self.bn2(inner)))
+        inner = self.bn2(self.depthwise(self.all(self.bn1(self.expand(x)))))
+        return x + self.project(torch.sigmoid(self.each(inner)))
 
 
 class Concatenated(nn.Module):

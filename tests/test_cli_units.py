@@ -187,10 +187,13 @@ def test_a_number_of_blocks_is_no_goal_where_channels_are_removed(run, folder, u
         (("--units", "both", "--multiple", 16), "no inner width above one slice of 16"),
         (("--units", "all"), "'channels'"),
         (("--units", "both", "--multiple", 40), "multiple is 40"),
+        (("--blocks", 7), "cannot remove 7 blocks: gated-residual-fc12 has only 6"),
+        (("--cost", "latency", "--engine", "tensorrt"), "the engine tensorrt needs"),
     ],
 )
-def test_units_that_cannot_be_learned_are_refused(run, folder, options, message):
-    data = ("--data", f"imagefolder:{folder / 'images'}")
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_units_that_cannot_be_learned_are_refused(run, folder, options, message, dry):
+    data = ("--data", f"imagefolder:{folder / 'images'}", *dry)
     told = run(
         "gate", folder / "net.pt", *data, *options, "--batch-size", 8, "-o", folder / "gated.pt"
     )
@@ -200,9 +203,16 @@ def test_units_that_cannot_be_learned_are_refused(run, folder, options, message)
 
 LAYER = "blocks.0.branch.linear1"
 REFUSED = {
-    "no such channel": (f"{LAYER}[0-8]", f"channels out that there are not: {LAYER} has 8"),
+    "no such channel": (
+        f"{LAYER}[0-8]",
+        f"cannot cut out what does not exist: {LAYER} has 8 channels",
+    ),
     "all of a width": (f"{LAYER}[0-4],{LAYER}[5-7]", f"all channels of {LAYER}.*remove the block"),
-    "backwards": (f"{LAYER}[3-1]", "expected ascending numbers of channels"),
+    "no channels": (f"{LAYER}[]", r"cannot read .*linear1\[\]'.*: expected channels as in layer1"),
+    "letters": (f"{LAYER}[a]", r"cannot read .*linear1\[a\]'.*: expected channels as in layer1"),
+    "open": (f"{LAYER}[0-3", r"cannot read .*linear1\[0-3'.*: expected channels as in layer1"),
+    "far beyond": (f"{LAYER}[0-9999999]", "expected at most 1,048,576 channels"),
+    "backwards": (f"{LAYER}[3-1]", "expected ascending channels as in layer1"),
     "no width": ("blocks.0.branch.linear2[0-3]", "linear2 .*share them, which is no branch"),
     "no layer": (
         "blocks.9.linear1[0-3]",
@@ -220,7 +230,7 @@ def test_slices_that_cannot_go_are_refused(run, folder, case):
     assert len(told.err.strip().splitlines()) == 1
     assert re.search(message, told.err), told.err
     assert not (folder / "small.pt").exists()
-    names = re.findall(r"[^,\[]+(?:\[[^\]]*\])?", units)
+    names = re.findall(r"[^,\[]+(?:\[[^\]]*\]?)?", units)
     with pytest.raises(PlanError, match=message):
         remove(load(folder / "net.pt"), names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -163,6 +164,20 @@ def test_groups_and_depthwise_convolutions_and_heads_stay_whole():
     assert dict(attention.network.edits.narrowed)["blocks.0.attn"] == (2, 4)
 
 
+@pytest.mark.parametrize("kind", ["grouped", "multiplier", "inverted"])
+def test_the_last_group_of_a_convolution_stays_whole(kind, tmp_path):
+    maker, size, *_ = READ[kind]
+    small = narrow(network_of(kind), [cut(kind, "blocks.0", tuple(range(size - 1)))])
+    middle = "conv2" if kind == "grouped" else "depthwise"
+    assert small.build().get_submodule(f"blocks.0.{middle}").groups == 1
+    file, module = save(small, tmp_path / "small.pt"), network_of(kind).network.base.construct()
+    again = load(file, module=module)
+    assert same(again.build(), small.build(), small)
+    for layer in (maker, middle):
+        with pytest.raises(PlanError, match=rf"blocks\.0\.{layer} \(.*only one group left\)"):
+            narrow(again, [f"blocks.0.{layer}[0]"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_widths_are_those_that_the_blocks_were_written_with(kind):
     maker, size, readers, _ = READ[kind]
@@ -254,7 +269,7 @@ WRONG = {
     "blocks.0.conv9[0]": r"there is no such layer.*2 inner widths",
     "blocks.0.conv2[0]": r"blocks\.0\.conv2 \(the layers .* share them",
     "blocks.0.conv1[16]": r"blocks\.0\.conv1 has 16",
-    "blocks.0.conv1[3-1]": r"expected ascending numbers",
+    "blocks.0.conv1[3-1]": r"expected ascending channels",
 }
 
 
@@ -271,6 +286,15 @@ def test_names_of_slices_are_read_as_they_are_written():
     assert slice_named("layer1.0") is None
 
 
+def refusing(error: Exception):
+    """A function that raises an error whatever it is asked."""
+
+    def refuse(*_):
+        raise error
+
+    return refuse
+
+
 def test_torch_pruning_is_asked_for_in_one_line(monkeypatch):
     from gatepruner.pruning import dependencies, groups
 
@@ -279,7 +303,17 @@ def test_torch_pruning_is_asked_for_in_one_line(monkeypatch):
     groups.widths_of.cache_clear()
     with pytest.raises(EngineError, match=r"needs torch-pruning 99\.0 .*pip install -U"):
         groups.widths_of(network)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(dependencies.metadata, "version", refusing(PackageNotFoundError("it")))
+    with pytest.raises(EngineError, match=r"found one of an unknown version: pip install -U"):
+        groups.widths_of(network)
+    monkeypatch.setattr(dependencies.metadata, "version", lambda name: "99.1")
+    monkeypatch.setattr(dependencies.importlib, "import_module", refusing(OSError("no library")))
+    with pytest.raises(EngineError, match=r"cannot import .* 99\.1 \(OSError: no library\): pip"):
+        groups.widths_of(network)
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(EngineError, match=r"torch_pruning: pip install 'gatepruner\[channels\]'"):
+        groups.widths_of(network)
+    monkeypatch.setattr(dependencies.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"torch_pruning: pip install 'gatepruner\[channels\]'"):
         groups.widths_of(network)
 

@@ -115,12 +115,6 @@ class ByInstance(Normalized):
         self.norm = nn.InstanceNorm2d(self.size, affine=True)
 
 
-class Rectified(Normalized):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.PReLU(self.size)
-
-
 class Scaled(Between):
     def __init__(self) -> None:
         super().__init__()
@@ -150,9 +144,8 @@ COUNTED = "does more than closing them: the code counts, mixes or permutes them"
 WHY = {
     **dict.fromkeys((Reversed, Rolled, Shuffled, Chosen, Softmax, Centred), COUNTED),
     **dict.fromkeys((Counted, Largest, OneHead, WeightNorm), COUNTED),
-    Normalized: "they pass block.norm, a GroupNorm",
-    ByInstance: "they pass block.norm, a InstanceNorm2d",
-    Rectified: "they pass block.norm, a PReLU",
+    Normalized: "they pass block.norm (GroupNorm)",
+    ByInstance: "they pass block.norm (InstanceNorm2d)",
     Scaled: "they pass a parameter outside of convolutions, linear layers and batch norms",
     Twice: "block.again is used several times",
     Alone: "there is only one, without which nothing would be left",

@@ -113,7 +113,7 @@ MISFITS = {
     "layer1.0.conv1[0-99999999]": "layer1.0.conv1 has 16 channels, too few for the path",
     "layer9.conv1[0]": "there is no layer layer9.conv1, whose channels the path removes",
     "layer1.0[0]": "there is no layer layer1.0, whose channels the path removes",
-    "layer1.0.conv1[3-1]": "expected ascending numbers of channels",
+    "layer1.0.conv1[3-1]": "expected ascending channels as in layer1",
 }
 
 

@@ -40,10 +40,11 @@ def gate(
     Example: `gatepruner gate resnet56.th --data imagefolder:cifar10`
     """
     from gatepruner.files.checkpoints import save
-    from gatepruner.learning.gates import learn_gates
+    from gatepruner.learning.gates import check_plan, learn_gates
     from gatepruner.learning.learner import matched
     from gatepruner.learning.units import meter_of
     from gatepruner.measuring.device import pick_device
+    from gatepruner.pruning.surgery import add_gates
     from gatepruner.report.tables import path_table
 
     target = call.target(source.ckpt, "gated", seed=recipe.seed)
@@ -60,6 +61,8 @@ def gate(
     images, _ = held_out_fifth(images, held, call.terminal)
     images = images.spread(data.limit)
     check(whole, images, recipe.batch_size, problems, labels=recipe.labels)
+    with problems:
+        check_plan(add_gates(whole).network, recipe, data.device)
     problems.refuse()
     if call.dry_run:
         how = replace(data, batch_size=recipe.at_once(data.batch_size))

@@ -97,22 +97,38 @@ def learn_gates(
     recipe = recipe or GateRecipe()
     gated = add_gates(checkpoint)
     (check_fit(gated, data) if recipe.labels else check_size(gated.network, data))
-    removable = len(candidates(gated.network, recipe))
-    if not removable or (recipe.blocks is not None and recipe.blocks > removable):
-        kind = " for the library's own class" if recipe.identity_only else ""
-        raise PlanError(
-            f"cannot remove {recipe.blocks or 'any'} blocks: {gated.network} has only {removable} "
-            f"removable ones{kind}"
-        )
-    if recipe.units != "blocks":
-        slicable(gated.network, recipe)
+    check_plan(gated.network, recipe, device)
     meter = meter or meter_of(checkpoint.network, recipe, pick_device(device))
-    if recipe.cost == "latency":
-        meter.check()
-    recipe = replace(recipe, blocks=recipe.blocks or removable)
+    blocks = recipe.blocks or len(candidates(gated.network, recipe))
+    recipe = replace(recipe, blocks=blocks)
     run = _Run(gated, data, recipe, meter, normalization=normalization, device=device)
     carry_out(run, state=state, resume=resume, watch=watch, on_stop=on_stop)
     return run.result()
+
+
+def check_plan(network: Network, recipe: GateRecipe, device: str | torch.device) -> None:
+    """Refuse to learn a path that a network cannot have, or whose costs cannot be measured.
+
+    Args:
+        network: with gates.
+        recipe: how to learn.
+        device: where to compute.
+
+    Raises:
+        EngineError: the engine, or Torch-Pruning, is missing.
+        PlanError: the network has fewer removable blocks, or no channels that can go.
+    """
+    removable = len(candidates(network, recipe))
+    if not removable or (recipe.blocks is not None and recipe.blocks > removable):
+        kind = " for the library's own class" if recipe.identity_only else ""
+        raise PlanError(
+            f"cannot remove {recipe.blocks or 'any'} blocks: {network} has only {removable} "
+            f"removable ones{kind}"
+        )
+    if recipe.units != "blocks":
+        slicable(network, recipe)
+    if recipe.cost == "latency":
+        meter_of(network, recipe, device).check()
 
 
 class _Run(Learner[GateMoment]):

@@ -236,9 +236,15 @@ def ready(name: str, program: Program, images: Tensor, threads: int) -> Engine:
 
 def require(what: str, packages: tuple[str, ...], extra: str) -> None:
     """Raise an `EngineError` with the line that installs packages, if any is missing."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := list(filter(_is_missing, packages)):
         raise EngineError(f"{what} needs {', '.join(missing)}: pip install 'gatepruner[{extra}]'")
+
+
+def _is_missing(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is None
+    except (ImportError, ValueError):  # something hides it
+        return True
 
 
 def check_engine(name: str) -> None:

@@ -1,7 +1,8 @@
 """Narrowed layers: layers with fewer channels than those of the base, as sizes by their paths.
 
 The sizes of a layer are those of its weight: `(O, I / groups, height, width)` of a convolution,
-`(O, I)` of a linear layer, `(C,)` of a batch norm. A convolution with groups loses whole groups.
+`(O, I)` of a linear layer, `(C,)` of a batch norm or a PReLU. A convolution with groups loses whole
+groups.
 The sizes of an attention are `(heads, channels of a head)`, and concern the reshapes in its code.
 """
 
@@ -21,7 +22,8 @@ Narrowed = tuple[tuple[str, Sizes], ...]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm
-LAYERS = (*CONVOLUTIONS, nn.Linear, BATCH_NORM)
+PASSING = (BATCH_NORM, nn.PReLU)  # layers that pass on each channel by itself
+LAYERS = (*CONVOLUTIONS, nn.Linear, *PASSING)
 RESHAPES = ("reshape", "view")
 
 
@@ -59,6 +61,8 @@ def _narrow(layer: nn.Module, sizes: Sizes) -> None:
         changed.out_channels, changed.in_channels = sizes[0], sizes[1] * changed.groups
     elif isinstance(layer, nn.Linear):
         changed.out_features, changed.in_features = sizes
+    elif isinstance(layer, nn.PReLU):
+        changed.num_parameters = sizes[0]
     else:
         changed.num_features = sizes[0]
     for tensors in (layer._parameters, layer._buffers):

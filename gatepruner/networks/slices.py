@@ -15,6 +15,7 @@ from itertools import pairwise
 from gatepruner.errors import PlanError
 
 FORM = re.compile(r"(?P<width>.+)\[(?P<channels>\d{1,8}(-\d{1,8})?(,\d{1,8}(-\d{1,8})?)*)\]")
+EXAMPLE = "layer1.0.conv1[0-3,6]"
 MOST = 2**20  # channels of a layer
 
 
@@ -44,14 +45,18 @@ def slice_named(name: str) -> Slice | None:
     """The slice of that name; `None` if it is the name of a block.
 
     Raises:
-        PlanError: a range runs backwards or beyond what layers have.
+        PlanError: it lists no channels, a range runs backwards, or there are too many.
     """
     match = FORM.fullmatch(name)
     if match is None:
+        if "[" in name:
+            raise PlanError(f"cannot read {name!r}: expected channels as in {EXAMPLE}")
         return None
     ranges = _ranges(match["channels"])
-    if any(not one for one in ranges) or sum(map(len, ranges)) > MOST:
-        raise PlanError(f"cannot read {name!r}: expected ascending numbers of channels")
+    if any(not one for one in ranges):
+        raise PlanError(f"cannot read {name!r}: expected ascending channels as in {EXAMPLE}")
+    if sum(map(len, ranges)) > MOST:
+        raise PlanError(f"cannot read {name!r}: expected at most {MOST:,} channels")
     return Slice(match["width"], tuple(sorted({at for one in ranges for at in one})))
 
 

@@ -5,8 +5,10 @@ Fang, Ma, Song, Mi, Wang, 2023, https://arxiv.org/abs/2301.12900.
 
 from __future__ import annotations
 
+import importlib
 import traceback
 import warnings
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -23,18 +25,31 @@ def require_torch_pruning() -> None:
     """Refuse to look for widths without Torch-Pruning.
 
     Raises:
-        EngineError: it is missing or too old; says how to install it.
+        EngineError: it is missing, too old or broken; says how to install it.
     """
     require("narrowing", ("torch_pruning",), "channels")
-    from importlib.metadata import version
-
-    installed = version("torch-pruning")
+    installed = _installed()
     numbers = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
+    wanted, remedy = ".".join(map(str, LEAST_VERSION)), "pip install -U 'gatepruner[channels]'"
     if numbers < LEAST_VERSION:
         raise EngineError(
-            f"narrowing needs torch-pruning {'.'.join(map(str, LEAST_VERSION))} or later, found "
-            f"{installed}: pip install -U 'gatepruner[channels]'"
+            f"narrowing needs torch-pruning {wanted} or later, found {installed}: {remedy}"
         )
+    try:
+        importlib.import_module("torch_pruning")
+    except Exception as error:  # a package may raise anything while it is imported
+        raise EngineError(
+            f"cannot import torch-pruning {installed} ({type(error).__name__}: "
+            f"{first_line(error)}): {remedy}"
+        ) from error
+
+
+def _installed() -> str:
+    """The version of Torch-Pruning that is installed."""
+    try:
+        return metadata.version("torch-pruning")
+    except metadata.PackageNotFoundError:  # such as a folder of its code on the path
+        return "one of an unknown version"
 
 
 def dependency_graph(network: Network, module: nn.Module) -> Any:

@@ -23,6 +23,7 @@ from gatepruner.networks.narrowing import (
     BATCH_NORM,
     CONVOLUTIONS,
     LAYERS,
+    PASSING,
     heads_counted,
     is_reshape,
     is_used,
@@ -158,7 +159,7 @@ class _Search:
             (str(node.target), layer)
             for node in self.calls
             if isinstance(layer := self.module.get_submodule(str(node.target)), LAYERS)
-            and not isinstance(layer, BATCH_NORM)
+            and not isinstance(layer, PASSING)
         ]
         self.totals = {name: _made(layer) for name, layer in self.layers}
         self.others: dict[str, str] = {}
@@ -231,23 +232,36 @@ class _Search:
         members: dict[tuple[str, int], dict[int, tuple[int, ...]]] = {}
         for item in group.items:
             target = item.dep.target.module
-            if isinstance(target, nn.Parameter):
-                raise _UnfitError(
-                    "they pass a parameter outside of convolutions, linear layers and batch norms"
-                )
-            if type(target).__module__.startswith("torch_pruning"):
-                continue  # an operation without channels of its own
-            path = self.names[target]
-            if not isinstance(target, LAYERS):
-                raise _UnfitError(f"they pass {path}, a {type(target).__name__}")
+            path = self._path(target)
+            if not path:
+                continue
             reads = graph.is_in_channel_pruning_fn(item.dep.handler)
-            passes = isinstance(target, BATCH_NORM) or _is_depthwise(target)
+            passes = isinstance(target, PASSING) or _is_depthwise(target)
             places = members.setdefault((path, int(reads and not passes)), {})
             for index, root in zip(item.idxs, item.root_idxs, strict=True):
                 places[root] = (*places.get(root, ()), index)
         found = [_Member(path, axis, places) for (path, axis), places in members.items()]
         self._check(found)
         return found
+
+    def _path(self, target: Any) -> str:
+        """The path of a layer in a group; empty for an operation without channels of its own.
+
+        Raises `_UnfitError` if it is something that cannot be narrowed.
+        """
+        if isinstance(target, nn.Parameter):
+            raise _UnfitError(
+                "they pass a parameter outside of convolutions, linear layers and batch norms"
+            )
+        if type(target).__module__.startswith("torch_pruning") or _is_elementwise(target):
+            return ""
+        path: str = self.names[target]
+        if not isinstance(target, LAYERS):
+            raise _UnfitError(f"they pass {path} ({type(target).__name__})")
+        whole: Any = traced(self.network.base).module.get_submodule(path)
+        if isinstance(target, CONVOLUTIONS) and target.groups == 1 < whole.groups:
+            raise _UnfitError(f"{path} has only one group left")
+        return path
 
     def _group(self, layer: nn.Module, channels: int) -> Any:
         """Torch-Pruning's group of the first channels of a layer."""
@@ -403,9 +417,14 @@ def _made(layer: Any) -> int:
 
 def _size(layer: Any, axis: int) -> int:
     """How many channels a layer makes or passes on, or along axis 1 reads."""
-    if isinstance(layer, BATCH_NORM):
+    if isinstance(layer, BATCH_NORM):  # it may have no weight
         return int(layer.num_features)
     return int(layer.weight.shape[axis]) * (layer.groups if axis and _is_grouped(layer) else 1)
+
+
+def _is_elementwise(layer: Any) -> bool:
+    """Whether a layer is the same for all channels: a PReLU with one slope."""
+    return isinstance(layer, nn.PReLU) and layer.num_parameters == 1
 
 
 def _is_depthwise(layer: Any) -> bool:

@@ -193,9 +193,13 @@ def check_slices(network: Network, widths: Widths, gone: Gone) -> None:
             f"({listed(names, 3)}); `inspect --units` lists them"
         )
     sizes = {name: widths.found[name].size for name in gone}
-    beyond = [f"{name} has {sizes[name]}" for name in gone if max(gone[name]) >= sizes[name]]
+    beyond = [
+        f"{name} has {sizes[name]} {widths.found[name].kind}"
+        for name in gone
+        if max(gone[name]) >= sizes[name]
+    ]
     if beyond:
-        raise PlanError(f"cannot cut channels out that there are not: {listed(beyond)}")
+        raise PlanError(f"cannot cut out what does not exist: {listed(beyond)}, counted from 0")
     if empty := [name for name in gone if len({*gone[name]}) >= sizes[name]]:
         raise PlanError(
             f"cannot cut all channels of {listed(empty)} out: leave some, or remove the block"
