@@ -30,6 +30,7 @@ from gatepruner.learning import learner, running
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
+from gatepruner.learning.units import Units
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.latency import latency
@@ -37,10 +38,13 @@ from gatepruner.measuring.recalibration import recalibrate
 from gatepruner.measuring.statistics import compare_statistics
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
+from gatepruner.pruning.block_times import block_times
 from gatepruner.pruning.curve import accuracies, sweep
 from gatepruner.pruning.goals import Goal
+from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.orders import compare
 from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import add_gates
 
 SHAPE = (3, 8, 8)
 DATA = bright_images(37, SHAPE)  # divides neither by two nor by three
@@ -143,6 +147,11 @@ def decisions() -> list[Any]:
     with pytest.raises(TrainingError, match="process 0; pass batch_size=4"):
         processes.agreed(refuse)
     times = processes.agreed(lambda: latency({"whole": made()}, device="cpu", runs=2))
+    gated = add_gates(made())
+    meter = Meter(gated.network, seconds=0.01)
+    curve = block_times(meter, rank(gated, "depth"), [0, 1, 3]).to_json()
+    recipe = replace(UNITS, multiple=8, cost="latency")
+    table = Units(gated.network, recipe, gated.build(), torch.device("cpu"), meter).table
     alone = processes.agreed(lambda: accuracy(made(), DATA, device="cpu").correct)
     assert alone == accuracy(made(), DATA, device="cpu").correct
     parts = processes.gathered(torch.tensor([processes.rank(), 7]))
@@ -154,7 +163,7 @@ def decisions() -> list[Any]:
         learn_gates(normed(), DATA, replace(GATING, amp=amp), device="cpu")
     return [
         processes.agreed(processes.rank),
-        times,
+        {**times, "curve": curve, "table": table, "known": meter.known},
         parts.tolist(),
         processes.greatest(processes.rank()),
         processes.slice_of(10),
@@ -221,9 +230,12 @@ def signature_of(verb: Callable[..., Any]) -> list[inspect.Parameter]:
 
 # ----------------------------------------------------------------------------------------- learning
 
-GATING = GateRecipe(warmup=3, steps=4, batch_size=14, match="both")
-TUNING = replace(FINE_TUNING, epochs=2, batch_size=14, augment=True, match="features")
-TRAINING = Recipe(epochs=2, batch_size=14, gate_penalty=0.01)
+# Batches that do not divide by the number of processes either.
+GATING = GateRecipe(warmup=3, steps=4, batch_size=13, match="both")
+TUNING = replace(FINE_TUNING, epochs=2, batch_size=13, augment=True, match="features")
+TRAINING = Recipe(epochs=2, batch_size=13, gate_penalty=0.01)
+UNITS = replace(GATING, units="both", multiple=2, blocks=2)
+SHORT = CompressionRecipe(UNITS, replace(TUNING, epochs=1), 30, 0, hold_out=5, trial=0)
 
 
 def plain(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -240,10 +252,11 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.wide, self.conv = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm(self.conv(x)))
+        return F.relu(x + self.norm(self.conv(self.wide(x).relu())))
 
 
 class Normed(nn.Module):
@@ -269,10 +282,15 @@ def learned() -> dict[str, Any]:
     how: Any = {"device": "cpu"}
     held: Any = {"validation": bright_images(11, SHAPE, seed=3), **how}
     kept = replace(TUNING, statistics="kept", match="both", epochs=1)
+    tests = {"test": bright_images(11, SHAPE, seed=4), **how}
     verbs: dict[str, Callable[[], Checkpoint]] = {
         "gate": lambda: learn_gates(normed(), DATA, GATING, **how),
         "tune": lambda: finetune(normed(), DATA, TUNING, teacher=normed(5), **held),
         "train": lambda: train(normed().network.with_gates(), DATA, TRAINING, **held),
+        "gate units": lambda: learn_gates(normed(), DATA, UNITS, **how),
+        "compress": lambda: (
+            compress(normed(), DATA, Goal.parse("macs", "70%"), SHORT, **tests).checkpoint
+        ),
         "gate with batch norm": lambda: learn_gates(made(), DATA, GATING, **how),
         "tune with batch norm": lambda: finetune(made(), DATA, kept, teacher=made(seed=1), **how),
         "train with batch norm": lambda: train(made().network, DATA, TRAINING, **held),
@@ -301,7 +319,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     expected = learned()
     assert len(expected["gate"]["path"]) == 4
     for found in everybodys:
-        for verb in ("gate", "tune", "train", *in_parts(4)):
+        for verb in ("gate", "tune", "train", "gate units", "compress", *in_parts(4)):
             near(found[verb], expected[verb])
     halves = in_parts(7)
     for verb in ("gate", "train"):
