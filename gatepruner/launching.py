@@ -65,15 +65,11 @@ def begin(environment: Mapping[str, str] = os.environ) -> Run | None:
     if not several(environment):
         return None
     check(environment)
-    import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    here, gpus = int(environment.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    own_gpus = gpus >= here > 0
-    if own_gpus:
-        torch.cuda.set_device(local_rank(environment) or 0)
+    own_gpus = _takes_own_gpu(environment)
     with _meeting(environment):
         store, rank, world = next(rendezvous("env://", timeout=timeout()))
         dist.init_process_group(
@@ -84,6 +80,26 @@ def begin(environment: Mapping[str, str] = os.environ) -> Run | None:
             timeout=timeout(),
         )
     return Run(PrefixStore("gatepruner failures", store))
+
+
+def _takes_own_gpu(environment: Mapping[str, str]) -> bool:
+    """Take the GPU of this process, if its machine has one for each process.
+
+    Raises:
+        ProcessError: it has several, and nobody says which is the one of this process.
+    """
+    import torch
+
+    here, gpus = int(environment.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if gpus > 1 and local_rank(environment) is None:
+        raise ProcessError(
+            f"LOCAL_RANK is not set: this machine has {gpus} GPUs, and each process takes the one "
+            "of this number; set it and LOCAL_WORLD_SIZE, or start the processes with torchrun"
+        )
+    if not gpus >= here > 0:
+        return False
+    torch.cuda.set_device(local_rank(environment) or 0)
+    return True
 
 
 def check(environment: Mapping[str, str]) -> None:

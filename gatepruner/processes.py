@@ -175,10 +175,14 @@ def agreed(decide: Callable[[], Value]) -> Value:
 
 
 def decided_by_the_first(verb: Callable[Given, Value]) -> Callable[Given, Value]:
-    """A function that only the first process carries out, and whose result all of them get."""
+    """A function that only the first process carries out, and whose result all of them get.
+
+    All of them have to call it, since otherwise they would take what comes next for its result.
+    """
 
     @functools.wraps(verb)
     def decided(*args: Given.args, **options: Given.kwargs) -> Value:
+        meet(verb.__name__, dict)
         return agreed(lambda: verb(*args, **options))
 
     return decided

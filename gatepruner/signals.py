@@ -13,6 +13,17 @@ STOPPING = tuple(
 )
 
 
+def ignore() -> None:
+    """Ignore the signals that ask to stop, in a process that is about to end.
+
+    A launcher passes on the signal that Ctrl-C has sent to all processes already, and stops those
+    that are left when one has failed: what they have to say would be lost.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def handling(handle: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     """Have `handle(number, frame)` called for the signals that ask to stop.

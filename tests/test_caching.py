@@ -133,6 +133,25 @@ def test_a_picture_that_cannot_be_decoded_leaves_no_cache(folder, tmp_path):
     assert not [file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"]
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_all_pictures_that_cannot_be_decoded_are_told_at_once(
+    folder, tmp_path, decodings, monkeypatch, cached
+):
+    files = sorted(folder.rglob("*.png"))
+    for file in files[3:9:2]:
+        file.write_bytes(b"none")
+    options = {"cache": tmp_path / "cache"} if cached else {}
+    with pytest.raises(DataError, match=r"^3 pictures cannot be used: cannot read") as caught:
+        read(folder, **options)
+    told = [file.name in str(caught.value) for file in files]
+    assert told == [index in (3, 5, 7) for index in range(COUNT)]
+    assert len(decodings) == COUNT
+    assert not arrays(tmp_path / "cache")
+    monkeypatch.setattr(memory, "MOST_TOLD", 2)
+    with pytest.raises(DataError, match=r"^2 pictures at least cannot be used: cannot read"):
+        read(folder, **options)
+
+
 @pytest.mark.parametrize(
     "damage", [lambda whole: whole[:-1], lambda whole: b"", lambda whole: b"x"]
 )

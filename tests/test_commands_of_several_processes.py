@@ -16,6 +16,8 @@ from conftest import bright_images, drawn, write_folder
 from several import ended, start
 
 import gatepruner
+from gatepruner import launching
+from gatepruner.cli import main
 from gatepruner.files.checkpoints import load, save
 from gatepruner.files.storage import load_state
 from gatepruner.networks.checkpoint import Checkpoint
@@ -35,6 +37,28 @@ def folder(tmp_path_factory) -> Path:
     for split, count in (("train", 53), ("test", 37)):
         write_folder(root / "set", bright_images(count, SHAPE), split)
     return root
+
+
+class Failing:
+    """A run whose launcher stops this process when it asks whether it is the first to fail."""
+
+    def first_to_fail(self) -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        return True
+
+
+def test_an_error_is_told_though_a_launcher_stops_the_process(monkeypatch, capfd):
+    monkeypatch.setattr(launching, "begin", Failing)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "TORCH_CPP_LOG_LEVEL": "FATAL"}.items():
+        monkeypatch.setenv(name, value)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # to be as it was afterwards
+    monkeypatch.setattr(sys, "argv", ["gatepruner", "evaluate", "no.pt", "--data", "pictures:."])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, signal.getsignal(signal.SIGTERM)) == (1, before)
+    assert "error: there is no file no.pt" in capfd.readouterr().err
 
 
 PATH = {**os.environ, "PYTHONPATH": str(Path(gatepruner.__file__).parents[1])}

@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import bright_images, drawn, same
 
-from gatepruner.compression.compress import compress
+from gatepruner import processes
+from gatepruner.compression.compress import compress, refuse
 from gatepruner.compression.folder import STEPS
 from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.compression.record import Compressed, StepRecord
@@ -356,3 +357,25 @@ def test_learning_that_fails_keeps_the_steps_before_it(whole, train, test, tmp_p
         compressed(whole, train, test, Goal("blocks", 2), steep, folder=tmp_path / "new")
     result = compressed(whole, train, test, Goal("blocks", 2), folder=tmp_path / "new", resume=True)
     assert [record.name for record in result.steps] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("recalibrate", "count", "problem"),
+    [
+        (1, 1, "cannot recalibrate on 1 image: expected at least 2, or 0"),
+        (2, 3, "cannot recalibrate on 2 images: expected at least 3, one for each process, or 0"),
+        (3, 3, None),
+        (0, 3, None),
+    ],
+)
+def test_too_few_images_to_recalibrate_on_are_refused_first(
+    whole, train, monkeypatch, recalibrate, count, problem
+):
+    monkeypatch.setattr(processes, "count", lambda: count)
+    recipe = replace(RECIPE, recalibrate=recalibrate)
+    given = (whole, train, DROP, recipe, train, None)
+    if problem is None:
+        refuse(*given)
+        return
+    with pytest.raises(DataError, match=problem):
+        refuse(*given)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -546,6 +548,17 @@ def test_nothing_held_out_is_the_whole_set():
 def test_holding_out_all_images_is_refused(count):
     with pytest.raises(DataError, match=f"cannot hold out {count} images: made up has only 5"):
         random_images(5).held_out(count, seed=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_pictures_whose_names_are_not_unicode_have_a_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
+    file, prints = tmp_path / "one.png", set()
+    Image.new("RGB", (5, 6)).save(file)
+    for name in (b"caf\xe9", b"caf\xe8", "caf\u00e9".encode()):
+        file = file.rename(tmp_path / os.fsdecode(name + b".png"))
+        prints.add(load_images(f"pictures:{tmp_path}", COLOUR).fingerprint)
+    assert len(prints) == 3
 
 
 # ------------------------------------------------------------------------------------- refused data

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from several import environment, free_port
 
 import gatepruner
@@ -49,6 +50,12 @@ def test_all_variables_that_are_missing_or_wrong_are_told(changes, reasons):
     variables = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
     with pytest.raises(ProcessError, match=f"{reasons}.*; start several processes with torchrun"):
         launching.begin(variables)
+
+
+def test_a_process_has_to_know_which_of_several_gpus_is_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(ProcessError, match="LOCAL_RANK is not set: this machine has 8 GPUs"):
+        launching.begin(GOOD)
 
 
 @pytest.fixture

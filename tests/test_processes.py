@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from conftest import bright_images, drawn
 from several import results
 from torch import Tensor, nn
 
+import gatepruner
 from gatepruner import processes
+from gatepruner.compression.compress import compress
+from gatepruner.compression.recipe import CompressionRecipe
 from gatepruner.errors import ProcessError, TrainingError
 from gatepruner.files.storage import load_state
 from gatepruner.images.images import Images
@@ -26,14 +30,21 @@ from gatepruner.learning import learner, running
 from gatepruner.learning.gates import learn_gates
 from gatepruner.learning.recipes import FINE_TUNING, GateRecipe, Recipe
 from gatepruner.learning.training import finetune, train
+from gatepruner.learning.units import Units
 from gatepruner.measuring.accuracy import accuracy
 from gatepruner.measuring.agreement import agreement
 from gatepruner.measuring.latency import latency
 from gatepruner.measuring.recalibration import recalibrate
+from gatepruner.measuring.statistics import compare_statistics
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-from gatepruner.pruning.curve import sweep
+from gatepruner.pruning.block_times import block_times
+from gatepruner.pruning.curve import accuracies, sweep
+from gatepruner.pruning.goals import Goal
+from gatepruner.pruning.meter import Meter
+from gatepruner.pruning.orders import compare
 from gatepruner.pruning.ranking import rank
+from gatepruner.pruning.surgery import add_gates
 
 SHAPE = (3, 8, 8)
 DATA = bright_images(37, SHAPE)  # divides neither by two nor by three
@@ -73,6 +84,8 @@ def measured() -> dict[str, Any]:
         ranking = rank(whole, by, DATA, **how)
         found[f"order by {by}"] = ranking.names
         found[f"scores by {by}"] = [score for _, score in ranking.scores]
+        of_one_batch = rank(whole, by, few(4), **how)  # fewer batches than processes
+        found[f"scores of one batch by {by}"] = sorted(of_one_batch.scores)
     for statistics in (None, DATA):
         points = list(sweep(whole, DATA, ranking, statistics=statistics, **how))
         found[f"curve, {statistics is None}"] = [point.accuracy.correct for point in points]
@@ -99,9 +112,30 @@ def shards() -> tuple[int, int, list[bool]]:
     sizes, mine = (20, 10, 7), processes.rank()
     own = DATA.take(torch.arange(sum(sizes[:mine]), sum(sizes[: mine + 1])))
     counted = accuracy(made(), own, device="cpu", batch_size=5, sharded=True)
-    with pytest.raises(ProcessError, match=r"set 1 of images is 20 of .* in process 0 and 10 of"):
-        accuracy(made(), own, device="cpu")
+    for called in of_images(own).values():
+        with pytest.raises(ProcessError, match=r"images is .* in process 0 and .* in process 1"):
+            called()
     return int(counted.correct), counted.images, counted.right.tolist()
+
+
+def of_images(own: Images) -> dict[str, Callable[[], Any]]:
+    """Every verb that looks at images, called with these for one of its sets."""
+    whole, how = made(), {"device": "cpu"}
+    goal, recipe = Goal("blocks", 1), CompressionRecipe(GATING)
+    return {
+        "accuracy": lambda: accuracy(whole, own, **how),
+        "accuracies": lambda: accuracies(whole, [whole.network], own, **how),
+        "agreement": lambda: agreement(whole, whole, own, **how),
+        "compare": lambda: list(compare(whole, DATA, "taylor", training=own, **how)),
+        "compare_statistics": lambda: compare_statistics(whole, own, **how),
+        "compress": lambda: compress(whole, DATA, goal, recipe, test=own, **how),
+        "finetune": lambda: finetune(whole, own, replace(TUNING, batch_size=6), **how),
+        "learn_gates": lambda: learn_gates(whole, own, replace(GATING, batch_size=6), **how),
+        "rank": lambda: rank(whole, "cosine", own, **how),
+        "recalibrate": lambda: recalibrate(whole, own, **how),
+        "sweep": lambda: list(sweep(whole, DATA, rank(whole, "depth"), statistics=own, **how)),
+        "train": lambda: train(whole.network, DATA, TRAINING, validation=own, **how),
+    }
 
 
 def decisions() -> list[Any]:
@@ -113,6 +147,11 @@ def decisions() -> list[Any]:
     with pytest.raises(TrainingError, match="process 0; pass batch_size=4"):
         processes.agreed(refuse)
     times = processes.agreed(lambda: latency({"whole": made()}, device="cpu", runs=2))
+    gated = add_gates(made())
+    meter = Meter(gated.network, seconds=0.01)
+    curve = block_times(meter, rank(gated, "depth"), [0, 1, 3]).to_json()
+    recipe = replace(UNITS, multiple=8, cost="latency")
+    table = Units(gated.network, recipe, gated.build(), torch.device("cpu"), meter).table
     alone = processes.agreed(lambda: accuracy(made(), DATA, device="cpu").correct)
     assert alone == accuracy(made(), DATA, device="cpu").correct
     parts = processes.gathered(torch.tensor([processes.rank(), 7]))
@@ -124,7 +163,7 @@ def decisions() -> list[Any]:
         learn_gates(normed(), DATA, replace(GATING, amp=amp), device="cpu")
     return [
         processes.agreed(processes.rank),
-        times,
+        {**times, "curve": curve, "table": table, "known": meter.known},
         parts.tolist(),
         processes.greatest(processes.rank()),
         processes.slice_of(10),
@@ -137,8 +176,17 @@ def looked() -> dict[str, Any]:
     found = measured()
     found["decisions"] = decisions()
     found["shards"] = shards()
+    apart()
     wait_for_nobody()  # last, since the others cannot be reached after that
     return found
+
+
+def apart() -> None:
+    """A verb of which the first process measures alone, called there alone, is told from others."""
+    facts = "verb is latency in process 0 and accuracy in process 1"
+    verbs = [lambda: latency({"whole": made()}), lambda: accuracy(made(), DATA, device="cpu")]
+    with pytest.raises(ProcessError, match=facts):
+        verbs[min(processes.rank(), 1)]()
 
 
 def wait_for_nobody() -> None:
@@ -166,11 +214,28 @@ def test_three_processes_measure_what_one_measures(tmp_path):
         assert found["shards"] == (whole.correct, 37, whole.right.tolist())
 
 
+def test_every_verb_that_looks_at_images_is_tried_with_different_ones():
+    verbs = {
+        name
+        for name in gatepruner.__all__
+        if inspect.isfunction(verb := getattr(gatepruner, name))
+        and any("Examples" in str(one.annotation) for one in signature_of(verb))
+    }
+    assert of_images(DATA).keys() == verbs
+
+
+def signature_of(verb: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(verb).parameters.values())
+
+
 # ----------------------------------------------------------------------------------------- learning
 
-GATING = GateRecipe(warmup=3, steps=4, batch_size=14, match="both")
-TUNING = replace(FINE_TUNING, epochs=2, batch_size=14, augment=True, match="features")
-TRAINING = Recipe(epochs=2, batch_size=14, gate_penalty=0.01)
+# Batches that do not divide by the number of processes either.
+GATING = GateRecipe(warmup=3, steps=4, batch_size=13, match="both")
+TUNING = replace(FINE_TUNING, epochs=2, batch_size=13, augment=True, match="features")
+TRAINING = Recipe(epochs=2, batch_size=13, gate_penalty=0.01)
+UNITS = replace(GATING, units="both", multiple=2, blocks=2)
+SHORT = CompressionRecipe(UNITS, replace(TUNING, epochs=1), 30, 0, hold_out=5, trial=0)
 
 
 def plain(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -187,10 +252,11 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.wide, self.conv = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm(self.conv(x)))
+        return F.relu(x + self.norm(self.conv(self.wide(x).relu())))
 
 
 class Normed(nn.Module):
@@ -216,10 +282,15 @@ def learned() -> dict[str, Any]:
     how: Any = {"device": "cpu"}
     held: Any = {"validation": bright_images(11, SHAPE, seed=3), **how}
     kept = replace(TUNING, statistics="kept", match="both", epochs=1)
+    tests = {"test": bright_images(11, SHAPE, seed=4), **how}
     verbs: dict[str, Callable[[], Checkpoint]] = {
         "gate": lambda: learn_gates(normed(), DATA, GATING, **how),
         "tune": lambda: finetune(normed(), DATA, TUNING, teacher=normed(5), **held),
         "train": lambda: train(normed().network.with_gates(), DATA, TRAINING, **held),
+        "gate units": lambda: learn_gates(normed(), DATA, UNITS, **how),
+        "compress": lambda: (
+            compress(normed(), DATA, Goal.parse("macs", "70%"), SHORT, **tests).checkpoint
+        ),
         "gate with batch norm": lambda: learn_gates(made(), DATA, GATING, **how),
         "tune with batch norm": lambda: finetune(made(), DATA, kept, teacher=made(seed=1), **how),
         "train with batch norm": lambda: train(made().network, DATA, TRAINING, **held),
@@ -248,7 +319,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     expected = learned()
     assert len(expected["gate"]["path"]) == 4
     for found in everybodys:
-        for verb in ("gate", "tune", "train", *in_parts(4)):
+        for verb in ("gate", "tune", "train", "gate units", "compress", *in_parts(4)):
             near(found[verb], expected[verb])
     halves = in_parts(7)
     for verb in ("gate", "train"):

@@ -68,9 +68,14 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, whose photos are read
     if not first():
         hush()
+    with handling(_stopped):  # until all is said
+        _carry_out(as_json)
+
+
+def _carry_out(as_json: bool) -> None:
+    """Carry out the command of the command line, or say why not and exit."""
     try:
-        with handling(_stopped):
-            app(standalone_mode=not as_json)
+        app(standalone_mode=not as_json)
     except GatePrunerError as error:
         _fail(problems.kind_of(error), problems.lines(error), as_json)
     except StoppedError as stop:

@@ -61,12 +61,8 @@ def gate(
     images, _ = held_out_fifth(images, held, call.terminal)
     images = images.spread(data.limit)
     check(whole, images, recipe.batch_size, problems, labels=recipe.labels)
-    meter = meter_of(
-        *(whole.network, recipe, pick_device(data.device)),
-        call.terminal.track("measuring latencies"),
-    )
     with problems:
-        check_plan(add_gates(whole).network, recipe, meter)
+        check_plan(add_gates(whole).network, recipe, data.device)
     problems.refuse()
     if call.dry_run:
         how = replace(data, batch_size=recipe.at_once(data.batch_size))
@@ -76,6 +72,8 @@ def gate(
     if recipe.match != "logits" and not recipe.labels:
         what = matched(recipe.match, whole.network, whole)
         call.terminal.say(f"matching {what} of the whole network")
+    progress = call.terminal.track("measuring latencies")
+    meter = meter_of(whole.network, recipe, pick_device(data.device), progress)
     with stopping(kept.state), call.terminal.watching() as watch:
         gated = learn_gates(
             whole,

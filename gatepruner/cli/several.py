@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import typer
 
 from gatepruner import launching, processes
+from gatepruner.signals import ignore
 
 
 class _Nowhere(io.TextIOBase):
@@ -51,6 +52,7 @@ def taking_part(*, shared: bool = True) -> Iterator[None]:
         yield
     except BaseException:
         if several:
+            ignore()
             (_speak if run is None or run.first_to_fail() else hush)()
         raise
     if run is not None:

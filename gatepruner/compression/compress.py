@@ -67,7 +67,8 @@ def compress(
     """Make a trained network smaller: learn gates, remove blocks, fold, recalibrate, fine-tune.
 
     The network of every step is evaluated on the test images. Invalid input is refused before
-    anything is learned.
+    anything is learned. Several processes share the images: each passes all of them, and takes its
+    part.
 
     Args:
         checkpoint: the trained network.
@@ -105,6 +106,8 @@ def compress(
         train, held_out = train.held_out(recipe.held_out_of(len(train)), recipe.gating.seed)
     recipe = recipe.fitted(len(train)) if given is None else recipe
     device = pick_device(device)
+    same = {"goal": str(goal), "recipe": asdict(recipe), "normalization": normalization}
+    check_shared("compress", checkpoint, train, held_out, test, **same)
     for stage in recipe.stages:
         check_amp(device, stage.amp)
     progress = track("measuring latencies")
@@ -122,7 +125,6 @@ def compress(
     )
     refuse_unreachable(goal, recipe, meter)
     names = [step.name for step in STEPS if step.wanted(recipe)]
-    check_shared("compress", checkpoint, train, held_out, test)
     with contextlib.ExitStack() as stack:
         processes.agreed(lambda: stack.enter_context(held_folder(steps.path)))
         steps.begin(names, resume=resume, force=force)
@@ -285,9 +287,13 @@ def _check_numbers(recipe: CompressionRecipe) -> None:
             f"cannot learn gates from {recipe.gate_images} images: expected at least one batch of "
             f"{recipe.gating.batch_size}; use more images or smaller batches"
         )
-    if recipe.recalibrate == 1:
+    least = max(2, processes.count())
+    if 0 < recipe.recalibrate < least:
+        images = "1 image" if recipe.recalibrate == 1 else f"{recipe.recalibrate} images"
+        each = ", one for each process" if least > 2 else ""
         raise DataError(
-            "cannot recalibrate on 1 image: expected at least 2, or 0 to leave this out"
+            f"cannot recalibrate on {images}: expected at least {least}{each}, or 0 to leave this "
+            "out"
         )
 
 

@@ -72,7 +72,8 @@ class Images(Examples):
         digest = hashlib.sha256(repr((self.shape, self.classes, resize)).encode())
         digest.update(self.labels.cpu().numpy().tobytes())
         if self.pixels is None:
-            digest.update("\n".join(map(str, self.files)).encode())
+            names = "\n".join(map(str, self.files))
+            digest.update(names.encode(errors="surrogateescape"))  # names may be any bytes
         else:
             digest.update(self.pixels.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gatepruner import processes
+from gatepruner.errors import DataError
 from gatepruner.images.decoding import decode
 from gatepruner.images.examples import Track
 from gatepruner.images.scaling import Scaling
@@ -20,6 +21,7 @@ from gatepruner.models import Shape
 
 IN_MEMORY = 4 * 2**30  # bytes; larger sets are decoded batch by batch instead of once
 AHEAD = 256  # pictures that are read before they are needed
+MOST_TOLD = 10  # pictures that cannot be decoded, after which no others are looked for
 
 
 def fits(images: int, shape: Shape) -> bool:
@@ -52,21 +54,46 @@ def decoded(
         The pixels `(C, H, W)` uint8 of each in turn.
 
     Raises:
-        DataError: a picture cannot be decoded.
+        DataError: some pictures cannot be decoded; it names them all, after the others were.
     """
     return track(_Counted(_decoded(pictures, shape, resize), len(pictures)))
 
 
 def _decoded(pictures: Sequence[Picture], shape: Shape, resize: Scaling | None) -> Iterator[Tensor]:
     """Decoded pictures, of which a few are read ahead."""
+    problems: list[DataError] = []
     with ThreadPoolExecutor(processes.cores()) as pool:
         pending: deque[Future[Tensor]] = deque()
         for picture in read(pictures):
             pending.append(pool.submit(decode, picture, shape, resize))
             if len(pending) == AHEAD:
-                yield pending.popleft().result()
+                yield from _result(pending.popleft(), problems)
         while pending:
-            yield pending.popleft().result()
+            yield from _result(pending.popleft(), problems)
+    _refuse(problems)
+
+
+def _result(decoding: Future[Tensor], problems: list[DataError]) -> Iterator[Tensor]:
+    """The decoded picture, if it can be decoded; adds to the problems otherwise."""
+    try:
+        image = decoding.result()
+    except DataError as error:
+        problems.append(error)
+        if len(problems) == MOST_TOLD:
+            _refuse(problems)
+    else:
+        yield image
+
+
+def _refuse(problems: Sequence[DataError]) -> None:
+    """Raise what is wrong with pictures as one error."""
+    if len(problems) > 1:
+        least = " at least" * (len(problems) == MOST_TOLD)
+        texts = "; ".join(str(problem.args[0]) for problem in problems)
+        text = f"{len(problems)} pictures{least} cannot be used: {texts}"
+        raise DataError(text, **problems[0].arguments)
+    if problems:
+        raise problems[0]
 
 
 class _Counted(Iterable[Any]):

@@ -64,6 +64,8 @@ def learn_gates(
 ) -> Checkpoint:
     """Learn the gates of a network and the order in which to remove its blocks.
 
+    Several processes share the images: each passes all of them, and takes its part.
+
     Args:
         checkpoint: a trained network; gates are added if it has none.
         data: training images of the network's size; labels are used only if the recipe says so.
@@ -87,6 +89,7 @@ def learn_gates(
         DataError: the images do not fit the network.
         DeviceError: the recipe asks for bf16, which the device does not have.
         OutOfMemoryError: a step does not fit into memory.
+        ProcessError: the processes do different things, or one of them has ended.
         PlanError: the recipe removes more blocks than the network can lose.
         TrainingError: the loss or a gate is not finite, every gate has closed, or there is no
             such run to resume.
@@ -94,8 +97,8 @@ def learn_gates(
     recipe = recipe or GateRecipe()
     gated = add_gates(checkpoint)
     (check_fit(gated, data) if recipe.labels else check_size(gated.network, data))
+    check_plan(gated.network, recipe, device)
     meter = meter or meter_of(checkpoint.network, recipe, pick_device(device))
-    check_plan(gated.network, recipe, meter)
     blocks = recipe.blocks or len(candidates(gated.network, recipe))
     recipe = replace(recipe, blocks=blocks)
     run = _Run(gated, data, recipe, meter, normalization=normalization, device=device)
@@ -103,13 +106,13 @@ def learn_gates(
     return run.result()
 
 
-def check_plan(network: Network, recipe: GateRecipe, meter: Meter) -> None:
+def check_plan(network: Network, recipe: GateRecipe, device: str | torch.device) -> None:
     """Refuse to learn a path that a network cannot have, or whose costs cannot be measured.
 
     Args:
         network: with gates.
         recipe: how to learn.
-        meter: measures costs.
+        device: where to compute.
 
     Raises:
         EngineError: the engine, or Torch-Pruning, is missing.
@@ -125,7 +128,7 @@ def check_plan(network: Network, recipe: GateRecipe, meter: Meter) -> None:
     if recipe.units != "blocks":
         slicable(network, recipe)
     if recipe.cost == "latency":
-        meter.check()
+        meter_of(network, recipe, device).check()
 
 
 class _Run(Learner[GateMoment]):

@@ -124,7 +124,7 @@ class Learner(ABC, Generic[Shown]):
         self.started = time.monotonic()
 
     def _request(self) -> dict[str, Any]:
-        """What has to be equal in all processes, as plain JSON."""
+        """What must be equal in all processes before they can prepare a run, as plain JSON."""
         return {"network": self.start.fingerprint, "recipe": asdict(self.recipe)}
 
     def _placed(self, checkpoint: Checkpoint) -> fx.GraphModule:
@@ -293,6 +293,10 @@ class Learner(ABC, Generic[Shown]):
         images = [self.data.source, len(self.data), self.data.fingerprint]
         normalization = self.preprocessing.get("normalize")
         return {"format": FORMAT, "images": images, "normalization": normalization}
+
+    def premises(self) -> dict[str, Any]:
+        """What must be equal in all processes of a run, as plain JSON."""
+        return self.identity()
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the run, as tensors, which later steps change, and plain values."""

@@ -57,7 +57,7 @@ def carry_out(
     """
     path = Path(state) if state is not None else None
     cuda = [learner.device] if learner.device.type == "cuda" else []
-    processes.meet("learning", learner.identity)
+    processes.meet("learning", learner.premises)
     with contextlib.ExitStack() as stack:
         processes.agreed(lambda: stack.enter_context(held(path)))
         if resume:

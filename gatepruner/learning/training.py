@@ -57,6 +57,8 @@ def train(
 ) -> Checkpoint:
     """Train a network from scratch.
 
+    Several processes share the images: each passes all of them, and takes its part.
+
     Args:
         network: the network, with or without gates.
         data: training images of the network's size and classes.
@@ -78,6 +80,7 @@ def train(
         DataError: the images do not fit the network.
         DeviceError: the recipe asks for bf16, which the device does not have.
         OutOfMemoryError: a step does not fit into memory.
+        ProcessError: the processes do different things, or one of them has ended.
         TrainingError: the loss is not finite, or there is no such run to resume.
     """
     weights = network.initial_weights(recipe.seed, recipe.initial_gate)
@@ -112,6 +115,8 @@ def finetune(
 ) -> Checkpoint:
     """Fine-tune all weights of a network, including its gates.
 
+    Several processes share the images: each passes all of them, and takes its part.
+
     Args:
         checkpoint: a network with its weights.
         data: training images of the network's size and classes; with a teacher, labels are not
@@ -140,6 +145,7 @@ def finetune(
         DataError: the images do not fit the network.
         DeviceError: the recipe asks for bf16, which the device does not have.
         OutOfMemoryError: a step does not fit into memory.
+        ProcessError: the processes do different things, or one of them has ended.
         TrainingError: the teacher has other classes, takes images of another size, or has features
             of another shape that are to be matched; the loss is not finite and there is no state
             to keep; or there is no such run to resume.
@@ -362,6 +368,10 @@ class _Run(Learner[Moment]):
             "teacher": self.teacher.fingerprint if self.teacher else "",
             "held-out images": held_out.fingerprint if held_out is not None else None,
         }
+
+    def premises(self) -> dict[str, Any]:
+        held_out = self.validation.fingerprint if self.validation is not None else None
+        return {**super().premises(), "validation images": held_out}
 
     def snapshot(self) -> dict[str, Any]:
         own = {

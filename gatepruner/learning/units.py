@@ -9,7 +9,6 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from gatepruner import processes
 from gatepruner.errors import PlanError
 from gatepruner.images.examples import Track
 from gatepruner.learning.channel_gates import ChannelGates, Unit
@@ -46,11 +45,14 @@ class Units:
 
     @cached_property
     def table(self) -> Table:
-        """What blocks take in seconds, at several widths; empty unless latency is the cost."""
+        """What blocks take in seconds, at several widths; empty unless latency is the cost.
+
+        All processes ask the meter, so that all know what the first one has measured.
+        """
         widths, recipe = self.gates.widths, self.recipe
         if not widths or recipe.cost != "latency":
             return {}
-        return processes.agreed(lambda: latency_table(self.meter, widths, recipe.multiple))
+        return latency_table(self.meter, widths, recipe.multiple)
 
     @cached_property
     def costs(self) -> UnitCosts:

@@ -106,8 +106,8 @@ def accuracy(
             of them have called this.
     """
     check_fit(checkpoint, data)
-    if not sharded:
-        check_shared("accuracy", checkpoint, data)
+    given = {"sharded": sharded, "normalization": normalization}
+    check_shared("accuracy", checkpoint, None if sharded else data, **given)
     chosen = normalization_of(checkpoint, data, normalization)
     if isinstance(checkpoint, OnnxFile):
         module, device = running(checkpoint), "cpu"

@@ -97,7 +97,7 @@ def agreement(
 ) -> Agreement:
     """Measure how closely a network agrees with the whole one.
 
-    Several processes share the images, as in `accuracy`.
+    Several processes share the images: each passes all of them, and takes its part.
 
     Args:
         checkpoint: a network with its weights.
@@ -113,7 +113,7 @@ def agreement(
         PlanError: the networks have different numbers of classes.
         ProcessError: the processes do different things.
     """
-    check_shared("agreement", checkpoint, data)
+    check_shared("agreement", checkpoint, data, whole=whole, normalization=normalization)
     for network in (checkpoint.network, whole.network):
         check_size(network, data)
     if checkpoint.network.num_classes != whole.network.num_classes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 
@@ -11,8 +12,9 @@ from gatepruner.errors import DataError, TrainingError, listed
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import PREPARED, Normalization
 from gatepruner.images.preprocessing import preprocessing_of
+from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.network import Network
-from gatepruner.networks.onnx_file import OnnxNetwork, Subject
+from gatepruner.networks.onnx_file import OnnxFile, OnnxNetwork, Subject
 
 
 def normalization_of(
@@ -48,25 +50,32 @@ def check_size(network: Network | OnnxNetwork, data: Examples) -> None:
         )
 
 
-def check_shared(verb: str, checkpoint: Subject, *sets: Examples | None) -> None:
+def check_shared(verb: str, checkpoint: Subject, *sets: Examples | None, **arguments: Any) -> None:
     """Make sure that all processes call the same verb for the same network and images.
 
     Args:
         verb: what they do, in words.
         checkpoint: the network.
         sets: sets of images, of which the processes share each.
+        arguments: what else has to be equal in all of them.
 
     Raises:
         ProcessError: one of them does something else, or does not come.
     """
 
-    def facts() -> dict[str, str]:
+    def facts() -> dict[str, Any]:
         images = {
             f"set {number} of images": f"{len(data)} of {data.source} ({data.fingerprint})"
             for number, data in enumerate(sets, 1)
             if data is not None
         }
-        return {"network": f"{checkpoint.network} ({checkpoint.fingerprint[:16]})", **images}
+        given = {"network": checkpoint, **arguments}
+        networks = {
+            name: f"{one.network} ({one.fingerprint[:16]})"
+            for name, one in given.items()
+            if isinstance(one, (Checkpoint, OnnxFile))
+        }
+        return {**given, **networks, **images}
 
     processes.meet(verb, facts)
 

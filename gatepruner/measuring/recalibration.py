@@ -52,7 +52,8 @@ def recalibrate(
 
     All images go through the network together, node by node. If their activations exceed
     `memory`, fewer images are used, evenly spaced over the set; the notes say how many. Several
-    processes share the images, as in `accuracy`, and add up what they have seen at every node.
+    processes share the images: each passes all of them, takes its part, and adds what it has seen
+    at every node.
 
     Args:
         checkpoint: a network with its weights.
@@ -78,7 +79,8 @@ def recalibrate(
     """
     check_size(checkpoint.network, data)
     check_several(data)
-    check_shared("recalibrate", checkpoint, data)
+    given = {"normalization": normalization, "augment": augment, "memory": memory}
+    check_shared("recalibrate", checkpoint, data, **given)
     normalization = normalization_of(checkpoint, data, normalization)
     module, device = checkpoint.build(), pick_device(device)
     if not statistics(module):

@@ -18,7 +18,7 @@ from gatepruner import processes
 from gatepruner.images.examples import Examples
 from gatepruner.images.normalization import Normalization
 from gatepruner.measuring.device import pick_device
-from gatepruner.measuring.inputs import check_several, check_size, normalization_of
+from gatepruner.measuring.inputs import check_several, check_shared, check_size, normalization_of
 from gatepruner.measuring.recalibration import Views, divergence, most_images, walk
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.norms import statistics
@@ -81,7 +81,8 @@ def compare_statistics(
 
     Where they do not fit from some layer on, the network differs there from the one that was
     trained, or the images were prepared otherwise. If images as they are do not fit, they are
-    varied at random as in training, and the better fit counts.
+    varied at random as in training, and the better fit counts. Several processes share the images:
+    each passes all of them, and takes its part.
 
     Args:
         checkpoint: a trained network from which nothing was removed since.
@@ -92,7 +93,9 @@ def compare_statistics(
 
     Raises:
         DataError: the images have another size, or there are fewer than two.
+        ProcessError: the processes do different things.
     """
+    check_shared("compare_statistics", checkpoint, data, normalization=normalization, limit=limit)
     check_size(checkpoint.network, data)
     check_several(data)
     normalization, device = normalization_of(checkpoint, data, normalization), pick_device(device)

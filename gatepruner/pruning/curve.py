@@ -139,7 +139,8 @@ def sweep(
 
     The networks of all points share passes over the images, which compute common parts once,
     batch-norm statistics included. Along a learned path every network has its own weights and is
-    measured alone, unless the images are decoded anew in every pass.
+    measured alone, unless the images are decoded anew in every pass. Several processes share the
+    images: each passes all of them, and takes its part.
 
     Args:
         checkpoint: a network with its weights.
@@ -190,6 +191,8 @@ def accuracies(
 ) -> list[Accuracy]:
     """Measure several networks that share a checkpoint's weights, in shared passes.
 
+    Several processes share the images, as in `sweep`.
+
     Args:
         checkpoint: the whole network with its weights.
         networks: the whole network after some removals of branches or shortcuts.
@@ -221,8 +224,8 @@ def _measurement(
     track: Track,
 ) -> Measurement:
     """How to measure; raises a `DataError` if the images do not fit."""
+    check_shared("sweep", checkpoint, data, statistics, normalization=normalization)
     check_fit(checkpoint, data)
-    check_shared("sweep", checkpoint, data, statistics)
     if statistics is not None:
         check_size(checkpoint.network, statistics)
         check_several(statistics)

@@ -29,6 +29,9 @@ class Meter:
     all of these: preparing a network for an engine takes seconds, and more blocks stand out more
     from the noise. `docs/deployment.md` says how well the sums of these savings foretell latencies.
 
+    Of several processes the first one measures, and all of them ask for it: a latency that only
+    some of them knew would not be measured by all the next time.
+
     Attributes:
         whole: the whole network.
         device: where latency is measured.

@@ -102,6 +102,8 @@ def compare(
 ) -> Iterator[Order]:
     """Rank by several criteria and measure the removal curve of each.
 
+    Several processes share the images, as in `rank` and `sweep`.
+
     Args:
         checkpoint: a network with its weights.
         data: labelled images to measure accuracy on; no criterion sees them.
@@ -121,6 +123,7 @@ def compare(
     Raises:
         PlanError: a criterion is unknown, or the gates it needs are missing.
         DataError: training images are missing, or images do not fit the network.
+        ProcessError: the processes do different things.
     """
     how: Any = {"device": device, "batch_size": batch_size, "normalization": normalization}
     measure: Any = {**how, "counts": counts, "statistics": statistics}

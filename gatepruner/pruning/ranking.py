@@ -104,7 +104,8 @@ def rank(
     """Rank the removable blocks, least important first; ties keep the order of depth.
 
     By gate, the blocks of a learned path come first, in its order and with its scores. A path of
-    slices alone is all that is ranked: whoever has learned it keeps the blocks.
+    slices alone is all that is ranked: whoever has learned it keeps the blocks. Several processes
+    share the images of a criterion that needs some: each passes all of them, and takes its part.
 
     Args:
         checkpoint: a network with its weights.
@@ -133,7 +134,8 @@ def rank(
     _check_needs(checkpoint, by, names, images)
     evidence = Evidence(images, normalization, device, batch_size, seed, track)
     if criterion.needs == "images":
-        check_shared(f"rank by {by}", checkpoint, images)
+        given = {"normalization": normalization, "batch_size": batch_size}
+        check_shared(f"rank by {by}", checkpoint, images, **given)
         computed = _scored(checkpoint, by, names, evidence)
         scores = processes.agreed(lambda: computed)  # machines may round in different ways
     else:
