@@ -198,7 +198,7 @@ def measured(
         if case.name in left:
             cost = gatepruner.count(left[case.name])
             row |= {"macs_kept": cost.macs / whole.macs, "params_kept": cost.params / whole.params}
-            row |= {"depth": left[case.name].depth, "units": list(case.units or ())}
+            row |= {"depth": left[case.name].depth, "units": len(case.units or ())}
             row["latency"] = {place: of[case.name] for place, of in times.items()}
         yield row
 

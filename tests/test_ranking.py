@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 
@@ -66,6 +67,11 @@ def test_a_threshold_takes_what_is_at_most_as_high():
         ("a", "b"),
         ("a", "b", "c"),
     ]
+
+
+def test_a_threshold_that_is_no_number_is_refused():
+    with pytest.raises(PlanError, match="the threshold is nan: expected a number"):
+        rank(gated(1.0)).up_to(math.nan)
 
 
 def test_where_scores_go_up_and_down_a_threshold_takes_all_up_to_the_last_that_is_as_low():

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import draw, images_for, logits, random_images
 from narrow_blocks import BLOCKS, READ, Basic, network_of
 from torch import Tensor, nn
@@ -454,3 +455,24 @@ def test_a_resumed_run_keeps_the_latencies_of_its_beginning(tmp_path, monkeypatc
     monkeypatch.setattr(meter_module, "latency", None)  # nothing is measured again
     resumed = learn_gates(whole, pictures(), recipe, resume=True, **how)
     assert resumed.path.records == expected.path.records
+
+
+class Keywords(Basic):
+    """A block whose layers are called by keyword."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.bn1(input=self.conv1(input=x)))
+        return F.relu(x + self.bn2(input=self.conv2(input=inner)))
+
+
+def test_layers_that_are_called_by_keyword_are_as_any_others():
+    paths = []
+    for block in (Basic, Keywords):
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 8, 1), block(), block(), nn.Flatten(), nn.Linear(288, 5)
+        )
+        notes = {"normalize": {"mean": [0] * 3, "std": [1] * 3}}
+        whole = Checkpoint.of(module, (3, 6, 6), notes=notes)
+        paths.append(learn_gates(whole, random_images(16, (3, 6, 6), 5), RECIPE, device="cpu").path)
+    assert paths[0].records == paths[1].records

@@ -240,6 +240,8 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # made inside `forward`: `nn.ReLU()`, `self.layers[:2]`
         if (inner := compiled(m)) is not None:
             return inner(*args, **kwargs)
+        if m.__module__.startswith("torch.nn.") and not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
         path, before = self.path_of_module(m), next(iter(reversed(self.graph.nodes)))
         stack = copy.copy(self.module_stack)
         try:

@@ -84,7 +84,12 @@ class Ranking:
 
         It keeps the order of the ranking: if scores do not increase along it, the blocks before
         the last of these are removed as well.
+
+        Raises:
+            PlanError: the threshold is not a number.
         """
+        if math.isnan(threshold):
+            raise PlanError("the threshold is nan: expected a number that scores are compared with")
         low = [index for index, (_, score) in enumerate(self.scores) if score <= threshold]
         return self.names[: low[-1] + 1] if low else ()
 
