@@ -71,7 +71,7 @@ def test_a_threshold_takes_what_is_at_most_as_high():
 
 def test_a_threshold_that_is_no_number_is_refused():
     with pytest.raises(PlanError, match="the threshold is nan: expected a number"):
-        rank(gated(1.0)).up_to(math.nan)
+        rank(gated(1.0, 0.9, 0.8, 0.7, 0.6, 0.5)).up_to(math.nan)
 
 
 def test_where_scores_go_up_and_down_a_threshold_takes_all_up_to_the_last_that_is_as_low():
