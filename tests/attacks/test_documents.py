@@ -186,7 +186,7 @@ STATES = {
         {
             **STATE,
             "channel_slopes": {"a": torch.zeros(1)},
-            "table": {"a": 1.0},
+            "table": {"a": [(0.0, 0.0), (1.0, 1.0)]},
             "slopes": torch.zeros(1),
             "costs": {},
             "removals": [REMOVAL],
