@@ -6,6 +6,7 @@ Whoever starts a run sets variables in the environment of its processes, by whic
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ def begin(environment: Mapping[str, str] = os.environ) -> Run | None:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    # Its functions have the group as a default if they are made while there is one, as models are
+    # traced. Then it outlives its end, and its threads may abort the process as it exits.
+    importlib.import_module("torch.distributed.nn.functional")
     own_gpus = _takes_own_gpu(environment)
     with _meeting(environment):
         store, rank, world = next(rendezvous("env://", timeout=timeout()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from several import environment, free_port
+from several import ended, environment, free_port, start
 
 import gatepruner
 from gatepruner import launching, processes
@@ -109,3 +109,20 @@ def test_a_command_that_is_not_the_first_one_says_why_it_cannot_join(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: cannot join the other processes of a run")
     assert done.stderr.count("\n") == 1
+
+
+ENDING = """
+from pathlib import Path
+from gatepruner import launching
+launching.begin()
+import torch.distributed.nn.functional  # as when a network is traced
+launching.end()
+names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists threads as Linux does")
+def test_no_thread_of_a_run_outlives_its_end():
+    told = ended(start([["-c", ENDING]] * 2))
+    assert [code for code, *_ in told] == [0, 0], told

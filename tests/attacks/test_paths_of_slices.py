@@ -83,7 +83,7 @@ def test_a_name_is_measured_without_making_its_slice():
     assert extent("layer1.0") is None
     assert slice_named("a[0-3,6]").channels == (0, 1, 2, 3, 6)
     for name in ("a[3-1]", "a[0-99999999]", f"a[{','.join(['0-999999'] * 2)}]"):
-        with pytest.raises(PlanError, match="expected (ascending|at most 1,048,576) channels"):
+        with pytest.raises(PlanError, match=r"expected (ascending|at most 1,048,576) channels"):
             slice_named(name)
 
 
