@@ -10,7 +10,6 @@ hang together (Liu et al., 2021, https://arxiv.org/abs/2108.00708).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from gatepruner.pruning.unit_costs import UnitCosts
 from gatepruner.pruning.widths import Cut, Width
 
 SHARE = 0.05  # of the newest square in the mean of the squared slopes
+LEAST = 1e-12  # saving, so that the price of what saves nothing is a number
 AHEAD = 32  # channels: no engine is known to compute more at once
 
 
@@ -40,7 +40,12 @@ class Unit(NamedTuple):
     @property
     def price(self) -> float:
         """Its importance for what it saves."""
-        return self.importance / max(self.saving, 1e-12)
+        return price(self.importance, self.saving)
+
+
+def price(importance: float, saving: float) -> float:
+    """Importance for what is saved."""
+    return importance / max(saving, LEAST)
 
 
 class ChannelGates:
@@ -120,15 +125,10 @@ class ChannelGates:
             sums, whole = weakest.cumsum(0).tolist(), blocks[width.home]
             total = sums[left - 1]
             scale = 1.0 if whole is None else whole / total if total else 0.0
-            units = (
-                Unit(
-                    str(Slice(name, tuple(sorted(order[:count].tolist())))),
-                    scale * sums[count - 1],
-                    costs.saving(name, count),
-                )
-                for count in counts
-            )
-            found.append(min(units, key=attrgetter("price")))
+            savings = {count: costs.saving(name, count) for count in counts}
+            count = min(counts, key=lambda at: price(sums[at - 1], savings[at]))
+            one = Slice(name, tuple(sorted(order[:count].tolist())))
+            found.append(Unit(str(one), scale * sums[count - 1], savings[count]))
         return found
 
 

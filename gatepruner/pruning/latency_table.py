@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gatepruner.measuring.cost import alike
 from gatepruner.measuring.latency import Latency
@@ -35,10 +35,11 @@ def latency_table(meter: Meter, widths: Mapping[str, Width], multiple: int) -> T
         For each of them, rising: the share of its MACs that is left, and the seconds that it takes.
     """
     network, saved = meter.whole, meter.savings("latency")
+    costs = UnitCosts(network, widths, "macs")
     apart = dict.fromkeys(width.home for width in widths.values() if width.home not in saved)
     table: dict[str, list[tuple[float, float]]] = {}
     for group in (*alike(network), *((home,) for home in apart)):
-        smaller = dict(_narrower(network, widths, group, multiple))
+        smaller = dict(_narrower(costs, group, multiple))
         whole, *times = meter.latencies([network, *smaller.values()])
         less = [_surely_saved(whole, time) / len(group) for time in times]
         # The time of a module apart is unknown, and does not matter: it stays.
@@ -61,30 +62,21 @@ def _surely_saved(before: Latency, after: Latency) -> float:
 
 
 def _narrower(
-    network: Network, widths: Mapping[str, Width], homes: Iterable[str], multiple: int
+    costs: UnitCosts, homes: Sequence[str], multiple: int
 ) -> Iterable[tuple[float, Network]]:
     """The network with some homes at several widths, and the shares of their MACs, rising."""
-    inner = {name: width for name, width in widths.items() if width.home in homes}
+    inner = {name: width for name, width in costs.widths.items() if width.home in homes}
     steps = {name: width.step(multiple) for name, width in inner.items()}
     slices = {name: -(-width.size // steps[name]) for name, width in inner.items()}
     points = min(max(slices.values(), default=1), WIDTHS)
     for point in range(1, points):
-        left = {
+        costs.left = {
             name: min(max(1, round(count * point / points)) * steps[name], inner[name].size)
             for name, count in slices.items()
         }
-        share = _share(network, widths, homes, left)
-        gone = {name: range(count, inner[name].size) for name, count in left.items()}
+        share = sum(map(costs.cost, homes)) / max(sum(costs.whole[home] for home in homes), 1)
+        gone = {name: range(count, inner[name].size) for name, count in costs.left.items()}
         gone = {name: channels for name, channels in gone.items() if channels}
         if 0 < share < 1:
-            yield share, network.narrowed_to(sizes_left(network, widths, gone))
-
-
-def _share(
-    network: Network, widths: Mapping[str, Width], homes: Iterable[str], left: Mapping[str, int]
-) -> float:
-    """Which share of the MACs of some homes is left at these widths."""
-    costs = UnitCosts(network, widths, "macs")
-    before = sum(map(costs.cost, homes))
-    costs.left |= left
-    return sum(map(costs.cost, homes)) / max(before, 1)
+            sizes = sizes_left(costs.network, costs.widths, gone)
+            yield share, costs.network.narrowed_to(sizes)
