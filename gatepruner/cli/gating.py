@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from gatepruner.cli.foretelling import foretell
 from gatepruner.cli.keeping import Kept, stopping
@@ -20,6 +20,11 @@ from gatepruner.cli.problems import Problems
 from gatepruner.cli.several import writes
 from gatepruner.cli.signature import Group
 from gatepruner.learning.recipes import CHOICES, GateRecipe
+
+if TYPE_CHECKING:
+    from gatepruner.images.images import Images
+    from gatepruner.networks.checkpoint import Checkpoint
+    from gatepruner.report.terminal import Terminal
 
 SOME = Data(split="train", limit=10_000, batch_size=GateRecipe.batch_size)
 
@@ -40,30 +45,17 @@ def gate(
     Example: `gatepruner gate resnet56.th --data imagefolder:cifar10`
     """
     from gatepruner.files.checkpoints import save
-    from gatepruner.learning.gates import check_plan, learn_gates
+    from gatepruner.learning.gates import learn_gates
     from gatepruner.learning.learner import matched
     from gatepruner.learning.units import meter_of
     from gatepruner.measuring.device import pick_device
-    from gatepruner.pruning.surgery import add_gates
     from gatepruner.report.tables import path_table
 
     target = call.target(source.ckpt, "gated", seed=recipe.seed)
     problems = Problems()
     with problems:
         kept = Kept.beside(target, call, epochs=False)
-    whole = read(source, data, problems, recipe.amp)
-    every = replace(data, limit=None)
-    images, _ = list_images(
-        lambda: every.listed(whole, call.terminal, labels=recipe.labels),
-        HoldOut(hold_out=0),
-        problems,
-    )
-    images, _ = held_out_fifth(images, held, call.terminal)
-    images = images.spread(data.limit)
-    check(whole, images, recipe.batch_size, problems, labels=recipe.labels)
-    with problems:
-        check_plan(add_gates(whole).network, recipe, data.device)
-    problems.refuse()
+    whole, images = _checked(source, data, recipe, held, call.terminal, problems)
     if call.dry_run:
         how = replace(data, batch_size=recipe.at_once(data.batch_size))
         return foretell(call, whole, [target], [gating_work(whole, images, recipe)], how)
@@ -97,3 +89,31 @@ def gate(
     noun = "blocks" if recipe.units == "blocks" else "units"
     call.terminal.say(f"wrote {target}: {len(records)} {noun} can go without further learning")
     return call.finish({"input": str(source.ckpt), "output": str(target), "path": records})
+
+
+def _checked(
+    source: Source,
+    data: Data,
+    recipe: GateRecipe,
+    held: HoldOut,
+    terminal: Terminal,
+    problems: Problems,
+) -> tuple[Checkpoint, Images]:
+    """The network and the images to learn from; refuses all that stands in the way at once."""
+    from gatepruner.learning.gates import check_plan
+    from gatepruner.pruning.surgery import add_gates
+
+    whole = read(source, data, problems, recipe.amp)
+    every = replace(data, limit=None)
+    images, _ = list_images(
+        lambda: every.listed(whole, terminal, labels=recipe.labels),
+        HoldOut(hold_out=0),
+        problems,
+    )
+    images, _ = held_out_fifth(images, held, terminal)
+    images = images.spread(data.limit)
+    check(whole, images, recipe.batch_size, problems, labels=recipe.labels)
+    with problems:
+        check_plan(add_gates(whole).network, recipe, data.device)
+    problems.refuse()
+    return whole, images
