@@ -100,6 +100,17 @@ class WeightNorm(Between):
         return F.relu(x)
 
 
+class SpectralNorm(Between):
+    """The weight of the layer that reads the width is made from another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.utils.parametrizations.spectral_norm(self.read)
+
+    def between(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
 class Normalized(Between):
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +154,9 @@ class Alone(Between):
 COUNTED = "does more than closing them: the code counts, mixes or permutes them"
 WHY = {
     **dict.fromkeys((Reversed, Rolled, Shuffled, Chosen, Softmax, Centred), COUNTED),
-    **dict.fromkeys((Counted, Largest, OneHead, WeightNorm), COUNTED),
+    **dict.fromkeys((Counted, Largest, OneHead), COUNTED),
+    WeightNorm: "block.make makes its weight from other tensors, as with a weight norm",
+    SpectralNorm: "block.read makes its weight from other tensors, as with a weight norm",
     Normalized: "they pass block.norm (GroupNorm)",
     ByInstance: "they pass block.norm (InstanceNorm2d)",
     Scaled: "they pass a parameter outside of convolutions, linear layers and batch norms",

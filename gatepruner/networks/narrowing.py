@@ -27,6 +27,11 @@ LAYERS = (*CONVOLUTIONS, nn.Linear, *PASSING)
 RESHAPES = ("reshape", "view")
 
 
+def owns_weight(layer: nn.Module) -> bool:
+    """Whether a layer has its weight itself, and does not make it, as with a weight norm."""
+    return "weight" in layer._parameters
+
+
 def narrowed_tensor(key: str, tensor: Tensor, sizes: Mapping[str, Sizes]) -> Tensor:
     """A tensor of a state dict with the sizes of its layer, without values; else itself."""
     layer, _, name = key.rpartition(".")
@@ -139,7 +144,7 @@ def _whole_sizes(module: fx.GraphModule, path: str, sizes: Sizes) -> Sizes | Non
         layer = module.get_submodule(path)
     except AttributeError:
         layer = nn.Module()
-    if isinstance(layer, LAYERS):
+    if isinstance(layer, LAYERS) and owns_weight(layer):
         tensors: dict[str, Any] = {**layer._parameters, **layer._buffers}
         weight = tensors.get("weight")  # a batch norm may have none
         return tuple((tensors["running_mean"] if weight is None else weight).shape)

@@ -27,6 +27,7 @@ from gatepruner.networks.narrowing import (
     heads_counted,
     is_reshape,
     is_used,
+    owns_weight,
 )
 from gatepruner.networks.network import Network
 from gatepruner.networks.nodes import OWNS_TENSORS, path_of
@@ -258,6 +259,8 @@ class _Search:
         path: str = self.names[target]
         if not isinstance(target, LAYERS):
             raise _UnfitError(f"they pass {path} ({type(target).__name__})")
+        if not owns_weight(target):
+            raise _UnfitError(f"{path} makes its weight from other tensors, as with a weight norm")
         whole: Any = traced(self.network.base).module.get_submodule(path)
         if isinstance(target, CONVOLUTIONS) and target.groups == 1 < whole.groups:
             raise _UnfitError(f"{path} has only one group left")
