@@ -111,6 +111,23 @@ class SpectralNorm(Between):
         return F.relu(x)
 
 
+class OwnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, 2 * self.weight, self.bias)
+
+
+class OwnLayers(Between):
+    """At each turn around the shortcut, Torch-Pruning's group would be 25 times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = OwnLinear(4, self.size), OwnLinear(self.size, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.read(F.relu(self.make(x.permute(0, 2, 3, 1))))
+        return x + inner.permute(0, 3, 1, 2)
+
+
 class Normalized(Between):
     def __init__(self) -> None:
         super().__init__()
@@ -157,6 +174,7 @@ WHY = {
     **dict.fromkeys((Counted, Largest, OneHead), COUNTED),
     WeightNorm: "block.make makes its weight from other tensors, as with a weight norm",
     SpectralNorm: "block.read makes its weight from other tensors, as with a weight norm",
+    OwnLayers: "its channels multiply without end",
     Normalized: "they pass block.norm (GroupNorm)",
     ByInstance: "they pass block.norm (InstanceNorm2d)",
     Scaled: "they pass a parameter outside of convolutions, linear layers and batch norms",

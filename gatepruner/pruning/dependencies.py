@@ -5,7 +5,9 @@ Fang, Ma, Song, Mi, Wang, 2023, https://arxiv.org/abs/2301.12900.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
 import traceback
 import warnings
 from importlib import metadata
@@ -16,6 +18,7 @@ from torch import nn
 
 from gatepruner.errors import EngineError, PlanError, first_line
 from gatepruner.measuring.engines import require
+from gatepruner.networks.base import traced
 from gatepruner.networks.network import Network
 
 LEAST_VERSION = (1, 6)  # of Torch-Pruning
@@ -69,13 +72,47 @@ def dependency_graph(network: Network, module: nn.Module) -> Any:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = torch_pruning.DependencyGraph()
-            return graph.build_dependency(module, example, verbose=False)
+            return _bounded(
+                graph.build_dependency(module, example, verbose=False), _most_numbers(network)
+            )
     except Exception as error:  # it may raise anything on an operation that it does not know
         raise PlanError(
             f"cannot narrow {network}: Torch-Pruning cannot find its groups of channels"
             f"{_place(error, module)} ({type(error).__name__}: {first_line(error)}); its blocks "
             "can still be removed"
         ) from error
+
+
+def _most_numbers(network: Network) -> int:
+    """How many numbers of one image the largest value within a network has."""
+    shapes = (node.meta.get("shape") for node in traced(network.base).module.graph.nodes)
+    most: int = max(math.prod(shape[1:]) for shape in shapes if shape)
+    return most
+
+
+def _bounded(graph: Any, most: int) -> Any:
+    """A graph in which a group that grows at each turn of a cycle ends in a `ValueError`."""
+    for node in graph.module2node.values():
+        for dependency in node.dependencies:
+            dependency.index_mapping = _Mappings(dependency.index_mapping, most)
+    return graph
+
+
+class _Mappings(list[Any]):
+    """The mappings of a dependency, which are set anew for each group."""
+
+    def __init__(self, mappings: list[Any], most: int) -> None:
+        super().__init__(mappings)
+        self.most = most
+
+    def __setitem__(self, at: Any, mapping: Any) -> None:
+        super().__setitem__(at, mapping and functools.partial(self._mapped, mapping))
+
+    def _mapped(self, mapping: Any, channels: list[Any]) -> list[Any]:
+        made: list[Any] = mapping(channels)
+        if len(made) > self.most:
+            raise ValueError("its channels multiply without end")
+        return made
 
 
 def _place(error: Exception, module: nn.Module) -> str:
