@@ -164,7 +164,7 @@ def test_a_target_that_channels_alone_cannot_reach_is_refused(run, folder, dry):
     assert told.code == 1
     (line,) = told.err.strip().splitlines()
     assert "can cost " in line
-    assert "by removing channels alone; choose a target within this range, or remove" in line
+    assert "by removing channels alone; choose a target within this range, or learn a path" in line
     assert not (folder / "small-compress").exists()
 
 
@@ -217,7 +217,10 @@ REFUSED = {
     "open": (f"{LAYER}[0-3", r"cannot read .*linear1\[0-3'.*: expected channels as in layer1"),
     "far beyond": (f"{LAYER}[0-9999999]", "expected at most 1,048,576 channels"),
     "backwards": (f"{LAYER}[3-1]", "expected ascending channels as in layer1"),
-    "no width": ("blocks.0.branch.linear2[0-3]", "linear2 .*share them, which is no branch"),
+    "no width": (
+        "blocks.0.branch.linear2[0-3]",
+        "linear2 .*shared by layers outside of one branch",
+    ),
     "no layer": (
         "blocks.9.linear1[0-3]",
         r"blocks\.9\.linear1\[0-3\].* has no such layer; `inspect",

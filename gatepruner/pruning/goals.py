@@ -227,14 +227,15 @@ def check_reachable(goal: Goal, network: Network, units: Sequence[str], meter: M
     if least <= limit <= whole:
         return
     blocks, slices = sorted_out(units)
-    means = " by removing channels alone" if slices and not blocks else ""
-    rest = ""
+    means = advice = rest = ""
+    if slices and not blocks:
+        means, advice = " by removing channels alone", ", or learn a path that also removes blocks"
     if goal.kind == "latency" and limit < least:
         every = "units" if slices else "blocks"
         rest = f", since {meter.engine} takes the rest without any of its removable {every}"
     raise PlanError(
         f"cannot reach {goal.text(limit, whole)}: {network} can cost {reach.range}{means}{rest}; "
-        f"choose a target within this range{', or remove blocks, too' if means else ''}"
+        f"choose a target within this range{advice}"
     )
 
 
