@@ -272,10 +272,11 @@ def main() -> None:
     options.add_argument("--batches", nargs="*", type=int, default=[], help="for latency")
     chosen = options.parse_args()
     if chosen.short:
-        chosen.steps, chosen.batch_size = min(chosen.steps, 40), 32
+        chosen.batch_size = 64
     latency = chosen.target == "latency"
     if latency:
         chosen.batches = chosen.batches or [1, 128]
+    rate = replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size).peak(fresh=False)
     name, task = f"{NAME}_latency" if latency else NAME, the_task(chosen)
     stem = record.folder(chosen.quick) / name
     settings = {
@@ -287,7 +288,7 @@ def main() -> None:
         "images_recalibration": len(task.recalibration),
         "images_held_out": len(task.held_out),
         "gates": asdict(task.gate_recipe),
-        "finetuning": {"steps": chosen.steps, "batch_size": chosen.batch_size},
+        "finetuning": {"steps": chosen.steps, "batch_size": chosen.batch_size, "learning_rate": rate},
         **({"seconds": task.seconds} if latency else {"batches": chosen.batches}),
         **({"engines": chosen.engines} if chosen.batches and not latency else {}),
     }
