@@ -35,6 +35,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -142,9 +143,11 @@ def outcome(
     after = before
     if chosen.steps:
         match = "logits" if method.endswith("-stream") else gatepruner.FINE_TUNING.match
-        images = task.train.spread(chosen.steps * chosen.batch_size)
+        batch = chosen.batch_size
+        epochs = math.ceil(chosen.steps * batch / len(task.train))
+        images = task.train.spread(chosen.steps // epochs * batch)
         recipe = replace(
-            gatepruner.FINE_TUNING, epochs=1, batch_size=chosen.batch_size, match=match, seed=seed
+            gatepruner.FINE_TUNING, epochs=epochs, batch_size=batch, match=match, seed=seed
         )
         tuned = gatepruner.finetune(small, images, recipe, teacher=task.whole, device=task.device)
         after = peers.evaluated(task, tuned)
@@ -272,10 +275,11 @@ def main() -> None:
     options.add_argument("--batches", nargs="*", type=int, default=[], help="for latency")
     chosen = options.parse_args()
     if chosen.short:
-        chosen.steps, chosen.batch_size = min(chosen.steps, 40), 32
+        chosen.batch_size = 64
     latency = chosen.target == "latency"
     if latency:
         chosen.batches = chosen.batches or [1, 128]
+    rate = replace(gatepruner.FINE_TUNING, batch_size=chosen.batch_size).peak(fresh=False)
     name, task = f"{NAME}_latency" if latency else NAME, the_task(chosen)
     stem = record.folder(chosen.quick) / name
     settings = {
@@ -287,7 +291,7 @@ def main() -> None:
         "images_recalibration": len(task.recalibration),
         "images_held_out": len(task.held_out),
         "gates": asdict(task.gate_recipe),
-        "finetuning": {"steps": chosen.steps, "batch_size": chosen.batch_size},
+        "finetuning": {"steps": chosen.steps, "batch_size": chosen.batch_size, "rate": rate},
         **({"seconds": task.seconds} if latency else {"batches": chosen.batches}),
         **({"engines": chosen.engines} if chosen.batches and not latency else {}),
     }

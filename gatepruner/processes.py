@@ -218,7 +218,7 @@ def meet(verb: str, facts: Callable[[], Mapping[str, Any]]) -> None:
         if first.get(key) != other.get(key)
     ]
     raise ProcessError(
-        f"the processes do not do the same: {'; '.join(differing)}; call the same verb with the "
+        f"the processes do different things: {'; '.join(differing)}; call the same verb with the "
         "same arguments in all of them, and with all images, of which each takes its part"
     )
 

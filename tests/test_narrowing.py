@@ -372,7 +372,7 @@ def test_what_a_group_of_torch_pruning_does_not_say_whole_is_no_width(name):
     pytest.importorskip("timm")
     network = Network.named(f"timm:{name}", input_shape=(3, 32, 32))
     widths = widths_of(network)
-    split = [why for why in widths.others.values() if "in a place of its own" in why]
+    split = [why for why in widths.others.values() if "exactly once" in why]
     assert bool(split) == (name == "resnest14d")
     weights, images = _drawn(network), torch.randn(2, 3, 32, 32)
     for one in (*widths.found,)[:3]:

@@ -168,7 +168,7 @@ class Alone(Between):
         return F.relu(x)
 
 
-COUNTED = "does more than closing them: the code counts, mixes or permutes them"
+COUNTED = "changes the logits: the code counts, mixes or permutes them"
 WHY = {
     **dict.fromkeys((Reversed, Rolled, Shuffled, Chosen, Softmax, Centred), COUNTED),
     **dict.fromkeys((Counted, Largest, OneHead), COUNTED),
@@ -178,8 +178,8 @@ WHY = {
     Normalized: "they pass block.norm (GroupNorm)",
     ByInstance: "they pass block.norm (InstanceNorm2d)",
     Scaled: "they pass a parameter outside of convolutions, linear layers and batch norms",
-    Twice: "block.again is used several times",
-    Alone: "there is only one, without which nothing would be left",
+    Twice: "called several times: block.again",
+    Alone: "there is only one, and one has to stay",
 }
 
 

@@ -617,6 +617,7 @@ def test_a_state_file_is_replaced_whole(tmp_path, every_step):
 # ------------------------------------------------------------------------------ training further
 
 TUNE = replace(FINE_TUNING, epochs=2, batch_size=16)
+LOW = 0.005  # its learning rate
 LOGITS = replace(TUNE, match="logits")
 GREY_NOTES = {"normalize": {"mean": [0.5], "std": [0.25]}}
 
@@ -655,7 +656,7 @@ def test_further_training_says_what_it_did_and_keeps_what_was_noted():
     expected = [{"removed": ["a"]}, {"finetuned": "made up", "images": 70}]
     assert done.notes["history"] == expected
     assert done.notes["normalize"] == GREY_NOTES["normalize"]
-    assert Recipe(**done.notes["recipe"]) == replace(TUNE, learning_rate=0.02)
+    assert Recipe(**done.notes["recipe"]) == replace(TUNE, learning_rate=LOW)
     assert done.notes["classes"] == [f"class{index}" for index in range(4)]
     assert len(done.notes["epochs"]) == 2
     assert done.path == NO_PATH
@@ -667,6 +668,24 @@ def test_the_normalisation_of_the_checkpoint_is_used():
     given = tuned(images=images, normalization=NORMALIZATIONS["mnist"])
     assert given.notes["normalize"] == {"mean": [0.1307], "std": [0.3081]}
     assert not same_weights(given, tuned(images=images))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "optimizer", "given", "expected"),
+    [
+        (64, "sgd", None, 0.02),
+        (256, "sgd", None, 0.02),
+        (32, "sgd", None, 0.01),
+        (2, "sgd", None, 0.02 / 32),
+        (8, "sgd", 0.02, 0.02),
+        (8, "adam", None, 1e-4),
+    ],
+)
+def test_rate_of_fine_tuning_falls_with_small_batches(batch_size, optimizer, given, expected):
+    chosen = {"batch_size": batch_size, "optimizer": optimizer, "learning_rate": given}
+    assert replace(TUNE, **chosen).peak(fresh=False) == pytest.approx(expected)
+    fresh = {"sgd": 0.1, "adam": 1e-3}[optimizer]
+    assert replace(TUNE, **chosen).peak(fresh=True) == pytest.approx(given or fresh)
 
 
 def test_the_cosine_ends_at_nothing_for_weights_and_gates():
@@ -682,9 +701,9 @@ def test_the_cosine_ends_at_nothing_for_weights_and_gates():
         patch.setattr(torch.optim.SGD, "step", spy)
         tuned(watch=lambda moment: ends.append(moment.learning_rate))
     assert ends[-1] == pytest.approx(0, abs=1e-12)
-    assert steps[0] == [0.02, 0.001]
+    assert steps[0] == [LOW, 0.001]
     cosine = [(1 + math.cos(math.pi * done / 8)) / 2 for done in range(8)]
-    assert [rate for rate, _ in steps] == pytest.approx([0.02 * it for it in cosine])
+    assert [rate for rate, _ in steps] == pytest.approx([LOW * it for it in cosine])
     assert [rate for _, rate in steps] == pytest.approx([0.001 * it for it in cosine])
 
 
@@ -788,7 +807,7 @@ def taught(tmp_path_factory) -> tuple[Checkpoint, bytes]:
         ({"start": begun(6)}, "start was"),
         ({"teacher": begun(8)}, "teacher was"),
         ({"teacher": None}, "teacher was"),
-        ({"recipe": replace(TUNE, learning_rate=0.03)}, "learning_rate was 0.02, is now 0.03"),
+        ({"recipe": replace(TUNE, learning_rate=0.03)}, f"learning_rate was {LOW}, is now 0.03"),
         ({"start": begun(6), "teacher": None}, "start was .*; teacher was"),
     ],
 )

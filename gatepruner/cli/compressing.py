@@ -146,7 +146,7 @@ def compress(
     -o small.pt`
     """
     from gatepruner.compression.compress import compress as compressed
-    from gatepruner.compression.compress import refuse, refuse_unreachable
+    from gatepruner.compression.compress import refuse, refuse_unreachable, removal_checks
     from gatepruner.files.checkpoints import save
     from gatepruner.files.formats import format_of
     from gatepruner.files.writing import refuse_existing
@@ -170,6 +170,11 @@ def compress(
         with problems:
             refuse_existing(export, force=call.force or begun)
     whole = read(source, data, problems, gating.amp)
+    with problems:  # before images are decoded, which may take minutes
+        asked = steps.recipe(gating, tuning, whole.network).gating
+        for check in removal_checks(goal, whole.network, asked):
+            with problems:
+                check()
     train, held_out, test = _images(whole, data, held, steps, call.terminal, problems)
     recipe = steps.recipe(gating, tuning, whole.network).fitted(len(train))
     if call.dry_run:

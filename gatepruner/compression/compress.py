@@ -21,7 +21,7 @@ from gatepruner.files.locks import held_folder
 from gatepruner.images.examples import Examples, Track
 from gatepruner.images.normalization import Normalization
 from gatepruner.learning.learner import check_learnable, matched
-from gatepruner.learning.recipes import HOW, Recipe
+from gatepruner.learning.recipes import HOW, GateRecipe, Recipe
 from gatepruner.learning.units import every_unit, meter_of
 from gatepruner.measuring.accuracy import Accuracy, accuracy
 from gatepruner.measuring.agreement import Agreement, agreement
@@ -231,9 +231,7 @@ def refuse(
         lambda: check_batch(train, recipe.most_images),
         lambda: _check_numbers(recipe),
         lambda: _check_held_out(goal, held_out),
-        lambda: _check_count(goal, checkpoint.network, recipe.gating.units),
-        lambda: every_unit(checkpoint.network, recipe.gating),
-        meter_of(checkpoint.network, recipe.gating, "cpu").check,
+        *removal_checks(goal, checkpoint.network, recipe.gating),
     ]
     problems: list[GatePrunerError] = []
     for check in checks:
@@ -244,6 +242,26 @@ def refuse(
     if problems:
         text = "; ".join(dict.fromkeys(map(str, problems)))
         raise type(problems[0])(text) from None
+
+
+def removal_checks(
+    goal: Goal, network: Network, gating: GateRecipe
+) -> tuple[Callable[[], object], ...]:
+    """What refuses a removal that the network does not allow; none of it looks at an image.
+
+    Args:
+        goal: what to reach.
+        network: the whole network.
+        gating: says what may be removed, and how latency is measured.
+
+    Returns:
+        Functions, each of which raises a `GatePrunerError` for one kind of problem.
+    """
+    return (
+        lambda: _check_count(goal, network, gating.units),
+        lambda: every_unit(network, gating),
+        meter_of(network, gating, "cpu").check,
+    )
 
 
 def refuse_unreachable(goal: Goal, recipe: CompressionRecipe, meter: Meter) -> None:

@@ -16,6 +16,7 @@ from gatepruner.measuring.engines import ENGINES
 COSTS = ("none", "params", "macs", "latency")
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}  # of fresh weights
 FINE_TUNING_RATES = {"sgd": 0.02, "adam": 1e-4, "adamw": 1e-4}
+FINE_TUNING_BATCH = 64  # images per step, below which the rate of SGD falls with the batch
 SCHEDULES = ("onecycle", "step", "cosine")
 MATCHES = ("features", "logits", "both")
 STATISTICS = ("batch", "kept")
@@ -167,7 +168,7 @@ class Recipe(_Checked):
             gradients are accumulated until the batch is complete. By default the whole batch.
         optimizer: Optimizer: sgd (with Nesterov momentum of 0.9), adam or adamw.
         learning_rate: Peak learning rate of the weights; by default 0.1 for SGD and 0.001 for Adam,
-            or 0.02 and 0.0001 in fine-tuning.
+            or 0.02 and 0.0001 in fine-tuning, where SGD's is proportional to batches below 64.
         schedule: Learning rate schedule: onecycle, step (divided by 10 after half and after three
             quarters of the steps) or cosine (from the peak to 0).
         statistics: Statistics of batch norm while learning: batch, or kept as they are.
@@ -205,9 +206,17 @@ class Recipe(_Checked):
     seed: int = 0
 
     def peak(self, *, fresh: bool) -> float:
-        """The peak learning rate of the weights, fresh ones or ones to fine-tune."""
-        rates = LEARNING_RATES if fresh else FINE_TUNING_RATES
-        return self.learning_rate or rates[self.optimizer]
+        """The peak learning rate of the weights, fresh ones or ones to fine-tune.
+
+        By default SGD's falls with batches that are smaller than usual in fine-tuning (Goyal et
+        al., 2017, https://arxiv.org/abs/1706.02677).
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if fresh:
+            return LEARNING_RATES[self.optimizer]
+        share = min(self.batch_size / FINE_TUNING_BATCH, 1.0) if self.optimizer == "sgd" else 1.0
+        return FINE_TUNING_RATES[self.optimizer] * share
 
     @property
     def careful(self) -> Recipe:
@@ -220,5 +229,5 @@ class Recipe(_Checked):
         return self.epochs or max(EPOCHS, math.ceil(STEPS / max(images // self.batch_size, 1)))
 
 
-FINE_TUNING = Recipe(batch_size=64, schedule="cosine", gate_learning_rate=0.001)
+FINE_TUNING = Recipe(batch_size=FINE_TUNING_BATCH, schedule="cosine", gate_learning_rate=0.001)
 """The default recipe of `finetune` and of `compress`."""

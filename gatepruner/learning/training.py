@@ -325,13 +325,13 @@ class _Run(Learner[Moment]):
         every = math.ceil(ROUND / self.per_epoch)
         if self.done < self.steps and moment.epoch % every:
             return moment
-        found = self._compare(self.validation)
+        now = self._compare(self.validation)
         return replace(
             moment,
-            validation=found.accuracy,
-            agreement=found.agreement,
-            divergence=found.divergence,
-            distance=found.distance,
+            validation=now.accuracy,
+            agreement=now.agreement,
+            divergence=now.divergence,
+            distance=now.distance,
         )
 
     def _compare(self, held_out: Examples) -> Agreement:

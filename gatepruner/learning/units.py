@@ -72,6 +72,7 @@ class Units:
         return self.whole / len(candidates(self.network, self.recipe))
 
     def _of_the_whole(self) -> UnitCosts:
+        """What units save while none is gone."""
         kind = "macs" if self.recipe.cost == "none" else self.recipe.cost
         return UnitCosts(self.network, self.gates.widths, kind, self.table)
 

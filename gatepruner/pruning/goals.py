@@ -227,14 +227,15 @@ def check_reachable(goal: Goal, network: Network, units: Sequence[str], meter: M
     if least <= limit <= whole:
         return
     blocks, slices = sorted_out(units)
-    means = " by removing channels alone" if slices and not blocks else ""
-    rest = ""
+    means = advice = rest = ""
+    if slices and not blocks:
+        means, advice = " by removing channels alone", ", or learn a path that also removes blocks"
     if goal.kind == "latency" and limit < least:
         every = "units" if slices else "blocks"
         rest = f", since {meter.engine} takes the rest without any of its removable {every}"
     raise PlanError(
         f"cannot reach {goal.text(limit, whole)}: {network} can cost {reach.range}{means}{rest}; "
-        f"choose a target within this range{', or remove blocks, too' if means else ''}"
+        f"choose a target within this range{advice}"
     )
 
 
@@ -266,14 +267,23 @@ def blocks_for(
         removed = len(ranking.first(int(goal.amount)))
         return Reach(goal, removed, 0.0, len(ranking.names), removed, ranking.noun)
     check_reachable(goal, network, ranking.names, meter)
+    return _fewest_within(goal, network, ranking, meter)
+
+
+def _fewest_within(goal: Goal, network: Network, ranking: Ranking, meter: Meter) -> Reach:
+    """The fewest removals that reach a cost; every removal reduces it.
+
+    What each block saves alone says at which number of blocks to begin, and the next ones are
+    tried in turn, so that few networks are measured. Numbers of units are found by bisection.
+    """
     whole, least = meter.costs(goal.kind, [network, reduced(network, ranking.names)])
-    low, high = int(goal.limit(whole) < whole), len(ranking.names)
-    blocks = ranking.noun == "block"
+    limit, blocks = goal.limit(whole), ranking.noun == "block"
     saved = meter.savings(goal.kind) if blocks else {}
-    likely = _first_within(goal.limit(whole), whole, [saved.get(it, 0.0) for it in ranking.names])
-    while low < high:  # every removal reduces the cost
+    likely = _first_within(limit, whole, [saved.get(name, 0.0) for name in ranking.names])
+    low, high = int(limit < whole), len(ranking.names)
+    while low < high:
         middle = min(max(likely, low), high - 1) if blocks else (low + high) // 2
-        if meter.cost(goal.kind, reduced(network, ranking.first(middle))) <= goal.limit(whole):
+        if meter.cost(goal.kind, reduced(network, ranking.first(middle))) <= limit:
             high = middle
         else:
             low = middle + 1

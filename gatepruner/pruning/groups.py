@@ -44,8 +44,8 @@ from gatepruner.pruning.widths import (
     sizes_left,
 )
 
-TRIED = "cutting some out does more than closing them: the code counts, mixes or permutes them"
-MOST_APART = 1e-5  # of the greatest logit; a network may compute in single precision in between
+TRIED = "cutting them out changes the logits: the code counts, mixes or permutes them"
+MOST_APART = 1e-5  # of the greatest logit, since code of a network may compute in float32
 
 
 @functools.lru_cache(maxsize=16)
@@ -196,10 +196,10 @@ class _Search:
         elif heads := self._heads(members):
             kind, (count, width, attention) = "heads", heads
             if count * width != total:
-                raise _UnfitError("its channels are no whole heads")
+                raise _UnfitError("they do not make up whole heads")
             elements = [range(head * width, (head + 1) * width) for head in range(count)]
         if len(elements) == 1:
-            raise _UnfitError("there is only one, without which nothing would be left")
+            raise _UnfitError("there is only one, and one has to stay")
         home = self._home({one.layer for one in members})
         cuts = tuple(
             Cut(
@@ -285,12 +285,14 @@ class _Search:
                 or len({*places}) < len(places)
                 or max(places) >= _size(self._layer(one.layer), one.axis)
             ):
-                raise _UnfitError(f"{one.layer} does not have each of them in a place of its own")
+                raise _UnfitError(f"{one.layer} does not have each of them exactly once")
         layers = {one.layer for one in members}
         self._home(layers)
         calls = [str(node.target) for node in self.calls]
         if several := [layer for layer in layers if calls.count(layer) != 1]:
-            raise _UnfitError(f"{listed(sorted(several))} is used several times")
+            raise _UnfitError(
+                f"they pass a layer that is called several times: {listed(sorted(several))}"
+            )
 
     def _home(self, layers: set[str]) -> str:
         """The innermost block whose branch has all these layers, or a module apart from blocks."""
@@ -300,7 +302,9 @@ class _Search:
         apart, path = not any(layers & own for own in self.inner.values()), _common_path(layers)
         if apart and path and not any(block.startswith(f"{path}.") for block in self.inner):
             return path
-        raise _UnfitError(f"the layers {listed(sorted(layers), 3)} share them, which is no branch")
+        raise _UnfitError(
+            f"they are shared by layers outside of one branch: {listed(sorted(layers), 3)}"
+        )
 
     def _by_groups(
         self, grouped: Sequence[_Member], members: list[_Member]

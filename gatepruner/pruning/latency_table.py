@@ -17,8 +17,10 @@ from gatepruner.pruning.meter import Meter
 from gatepruner.pruning.unit_costs import Table, UnitCosts
 from gatepruner.pruning.widths import Width, sizes_left
 
-WIDTHS = 8  # at which a block is measured at most, its own among them
-ERROR = 0.93  # of a median: of the distance of the quartiles over the root of the number of runs
+WIDTHS = 8  # of a block that are measured at most, its own among them
+# The standard error of a median of normal times is this times the distance of the quartiles over
+# the root of the number of runs.
+ERROR = 0.93
 
 
 def latency_table(meter: Meter, widths: Mapping[str, Width], multiple: int) -> Table:
@@ -32,7 +34,7 @@ def latency_table(meter: Meter, widths: Mapping[str, Width], multiple: int) -> T
         multiple: channels of a slice; only whole numbers of slices are measured.
 
     Returns:
-        For each of them, rising: the share of its MACs that is left, and the seconds that it takes.
+        By block or module, in rising order: the share of its MACs that is left, and its seconds.
     """
     network, saved = meter.whole, meter.savings("latency")
     costs = UnitCosts(network, widths, "macs")
@@ -53,9 +55,9 @@ def latency_table(meter: Meter, widths: Mapping[str, Width], multiple: int) -> T
 
 
 def _surely_saved(before: Latency, after: Latency) -> float:
-    """The seconds that two medians differ by beyond twice the standard error of that.
+    """The seconds by which two medians differ, less twice the standard error of the difference.
 
-    Else noise would make slices that save no time look as if they were nearly free.
+    Without that, noise would make slices that save no time look as if they saved some.
     """
     errors = (ERROR * (each.high - each.low) / math.sqrt(each.runs) for each in (before, after))
     return max(before.median - after.median - 2 * math.hypot(*errors), 0.0)

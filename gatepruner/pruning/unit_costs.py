@@ -61,7 +61,7 @@ class UnitCosts:
             if node.op in OWNS_TENSORS
         }
         self.cuts = self._cuts()
-        self.whole = {home: self._sum(home, "macs") for home in self.homes}
+        self.whole = {home: self._cost_of_home(home, "macs") for home in self.homes}
 
     @property
     def homes(self) -> list[str]:
@@ -86,8 +86,8 @@ class UnitCosts:
     def cost(self, home: str) -> float:
         """What a home costs now."""
         if self.kind != "latency":
-            return self._sum(home, self.kind)
-        share = self._sum(home, "macs") / max(self.whole[home], 1)
+            return self._cost_of_home(home, self.kind)
+        share = self._cost_of_home(home, "macs") / max(self.whole[home], 1)
         shares, seconds = zip(*self.table.get(home, NO_TIME), strict=True)
         return float(np.interp(share, shares, seconds))
 
@@ -100,10 +100,10 @@ class UnitCosts:
         self.left[name] = left
         return before - after
 
-    def _sum(self, home: str, kind: str) -> float:
-        return sum(self._of(node, kind) for node in self.nodes[home])
+    def _cost_of_home(self, home: str, kind: str) -> float:
+        return sum(self._cost_of_node(node, kind) for node in self.nodes[home])
 
-    def _of(self, node: fx.Node, kind: str) -> float:
+    def _cost_of_node(self, node: fx.Node, kind: str) -> float:
         if kind == "macs":
             if not self.macs[node]:
                 return 0.0

@@ -140,7 +140,7 @@ def units_text(widths: Widths, multiple: int) -> str:
     return "\n".join(
         [
             table(("home", "width", "size", "slices"), rows),
-            f"{free:,} of {total:,} channels can go in slices of {multiple}; not those of",
+            f"{free:,} of {total:,} channels can go in slices of {multiple}; the others cannot:",
             *lines,
         ]
     )
