@@ -76,6 +76,47 @@ class Largest(Between):
         return x * torch.sigmoid(x.amax(1, keepdim=True))
 
 
+class Least(Between):
+    """Among many channels that ReLU closes at random, the least is 0 whichever are left."""
+
+    def between(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        return x * torch.sigmoid(x.amin(1, keepdim=True))
+
+
+class Median(Between):
+    def between(self, x: Tensor) -> Tensor:
+        x = F.relu(x - 1)
+        return x * torch.sigmoid(x.median(1, keepdim=True).values)
+
+
+class Third(Between):
+    """The third greatest, which there is no more among two."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x.topk(3, 1).values[:, 2:])
+
+
+class Neighbours(Between):
+    """A normalisation that hardly shows in small values."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return F.local_response_norm(F.relu(x), 5)
+
+
+class Squeezed(Between):
+    """A single channel would be squeezed away."""
+
+    def between(self, x: Tensor) -> Tensor:
+        means = F.adaptive_avg_pool2d(F.relu(x), 1).squeeze()
+        return x * means.sigmoid()[:, :, None, None]
+
+
+class Padded(Between):
+    def between(self, x: Tensor) -> Tensor:
+        return F.pad(F.relu(x)[:, :-1], (0, 0, 0, 0, 0, 1))
+
+
 class OneHead(Between):
     """At random weights it hardly depends on its queries."""
 
@@ -171,10 +212,12 @@ class Alone(Between):
 COUNTED = "changes the logits: the code counts, mixes or permutes them"
 WHY = {
     **dict.fromkeys((Reversed, Rolled, Shuffled, Chosen, Softmax, Centred), COUNTED),
-    **dict.fromkeys((Counted, Largest, OneHead), COUNTED),
+    **dict.fromkeys((Counted, Largest, OneHead, Least, Median), COUNTED),
+    **dict.fromkeys((Neighbours, Squeezed, Padded), COUNTED),
     WeightNorm: "block.make makes its weight from other tensors, as with a weight norm",
     SpectralNorm: "block.read makes its weight from other tensors, as with a weight norm",
-    OwnLayers: "its channels multiply without end",
+    Third: "its channels multiply or move without end",
+    OwnLayers: "its channels multiply or move without end",
     Normalized: "they pass block.norm (GroupNorm)",
     ByInstance: "they pass block.norm (InstanceNorm2d)",
     Scaled: "they pass a parameter outside of convolutions, linear layers and batch norms",

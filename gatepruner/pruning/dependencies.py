@@ -91,27 +91,39 @@ def _most_numbers(network: Network) -> int:
 
 
 def _bounded(graph: Any, most: int) -> Any:
-    """A graph in which a group that grows at each turn of a cycle ends in a `ValueError`."""
+    """A graph in which a group that changes at each turn of a cycle ends in a `ValueError`.
+
+    It grows where a layer's own channels are taken for those of its input, and moves where an
+    operation passes on some channels as others, such as the greatest ones.
+    """
     for node in graph.module2node.values():
         for dependency in node.dependencies:
-            dependency.index_mapping = _Mappings(dependency.index_mapping, most)
+            mappings, turns = dependency.index_mapping, len(graph.module2node)
+            dependency.index_mapping = _Mappings(mappings, most, turns)
     return graph
 
 
 class _Mappings(list[Any]):
-    """The mappings of a dependency, which are set anew for each group."""
+    """The mappings of a dependency, which are set anew for each group.
 
-    def __init__(self, mappings: list[Any], most: int) -> None:
+    Attributes:
+        most: channels that a mapping makes at most.
+        turns: how often a group passes the dependency at most.
+    """
+
+    def __init__(self, mappings: list[Any], most: int, turns: int) -> None:
         super().__init__(mappings)
-        self.most = most
+        self.most, self.turns, self.passed = most, turns, 0
 
     def __setitem__(self, at: Any, mapping: Any) -> None:
         super().__setitem__(at, mapping and functools.partial(self._mapped, mapping))
+        self.passed = 0
 
     def _mapped(self, mapping: Any, channels: list[Any]) -> list[Any]:
         made: list[Any] = mapping(channels)
-        if len(made) > self.most:
-            raise ValueError("its channels multiply without end")
+        self.passed += 1
+        if len(made) > self.most or self.passed > self.turns:
+            raise ValueError("its channels multiply or move without end")
         return made
 
 
