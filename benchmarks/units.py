@@ -275,7 +275,7 @@ def main() -> None:
     options.add_argument("--batches", nargs="*", type=int, default=[], help="for latency")
     chosen = options.parse_args()
     if chosen.short:
-        chosen.batch_size = 64
+        chosen.batch_size = min(chosen.batch_size, 64)
     latency = chosen.target == "latency"
     if latency:
         chosen.batches = chosen.batches or [1, 128]
