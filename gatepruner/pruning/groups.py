@@ -105,7 +105,10 @@ def reduced(network: Network, units: Iterable[str]) -> Network:
 
 
 def slices_left(network: Network, small: Network, slices: Sequence[Slice]) -> list[Slice]:
-    """The slices whose layers are still there without some blocks.
+    """The slices of which a layer is still there without some blocks.
+
+    That need not be the layer that they are named after: where a block within the branch has
+    a shortcut that changes shape, both of its operands make the channels.
 
     Args:
         network: before any block is removed.
@@ -113,6 +116,7 @@ def slices_left(network: Network, small: Network, slices: Sequence[Slice]) -> li
         slices: of the network.
 
     Raises:
+        EngineError: Torch-Pruning is missing or too old.
         PlanError: the network does not have their layers; all are named.
     """
     whole, graph = network.graph(), small.graph()
@@ -122,7 +126,14 @@ def slices_left(network: Network, small: Network, slices: Sequence[Slice]) -> li
             f"cannot narrow {listed(unknown, 3)}: {network} has no such layer; `inspect --units` "
             "lists those that can be narrowed"
         )
-    return [one for one in slices if is_used(one.width, graph)]
+    gone = {one.width for one in slices if not is_used(one.width, graph)}
+    widths = widths_of(network).found if gone else {}
+    gone -= {
+        name
+        for name in gone & widths.keys()
+        if any(is_used(cut.layer, graph) for cut in widths[name].cuts)
+    }
+    return [one for one in slices if one.width not in gone]
 
 
 class _UnfitError(Exception):
