@@ -57,6 +57,10 @@ def test_one_path_of_both_is_followed_to_a_target(run, folder):
     blocks, slices = sorted_out(path.blocks)
     assert blocks
     assert slices
+    whole_path = ("prune", gated, "--drop", len(path), "-o", small, "--dry-run")
+    assert (
+        f"would remove {len(blocks)} of 6 blocks and {len(slices)} slices" in run(*whole_path).out
+    )
     told = run(
         "prune", gated, "--data", data, "--target-macs", "60%", "--recalibrate", 0, "-o", small
     )

@@ -74,7 +74,7 @@ def test_features_are_the_map_that_torchvisions_module_pools(library):
     torch.testing.assert_close(given, logits(module, images))
     expected = map_in(module, name, images)
     torch.testing.assert_close(found, expected)
-    features = features_of(library.network.base)
+    features = features_of(library.network)
     assert features is not None
     assert features.shape == expected.shape[1:]
     assert len(features.shape) == (2 if name == "vit_b_32" else 3)
@@ -139,7 +139,7 @@ def test_where_there_is_neither_a_map_nor_a_head_there_are_no_features():
     module.load_state_dict(drawn(module.state_dict()))
     checkpoint = Checkpoint.of(module.eval(), (3, 8, 8))
     images = images_for(checkpoint.network)
-    assert features_of(checkpoint.network.base) is None
+    assert features_of(checkpoint.network) is None
     result = logits(answering(checkpoint.build(), checkpoint.network, True), images)
     assert torch.equal(result, logits(module, images))
 
@@ -192,7 +192,7 @@ class TwoHeads(Callers):
 
 
 def test_where_the_last_block_is_in_the_head_there_are_no_features():
-    assert features_of(Checkpoint.of(TwoHeads(), (3, 8, 8)).network.base) is None
+    assert features_of(Checkpoint.of(TwoHeads(), (3, 8, 8)).network) is None
 
 
 class Largest(Callers):
@@ -221,7 +221,7 @@ def test_a_map_that_is_read_into_several_tensors_is_found(kind, reader):
     given, found = answered(checkpoint, images)
     assert torch.equal(given, logits(module, images))
     assert torch.equal(found.flatten(1), seen[0].flatten(1))
-    assert features_of(checkpoint.network.base).reader == reader
+    assert features_of(checkpoint.network).reader == reader
 
 
 class Scalar(Callers):
@@ -245,7 +245,7 @@ def test_what_returns_no_logits_is_refused():
 
 def test_features_are_named_by_who_takes_them(callers):
     network = Checkpoint.of(callers, (3, 8, 8)).network
-    features = features_of(network.base)
+    features = features_of(network)
     assert str(features) == "what mean takes (8x3x3)"
     nodes = {node.name: node for node in traced(network.base).module.graph.nodes}
     assert nodes[features.reader].all_input_nodes == [nodes[features.node]]

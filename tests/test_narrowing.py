@@ -58,6 +58,15 @@ def test_narrowed_equals_the_whole_network_whose_readers_have_zeros(kind):
     assert count(small).params < count(whole).params
 
 
+def test_narrowing_takes_the_name_of_one_slice_and_refuses_that_of_a_block():
+    whole, name = network_of("basic"), cut("basic", "blocks.0", SOME)
+    assert narrow(whole, name).network == narrow(whole, [name]).network
+    with pytest.raises(
+        PlanError, match=r"cannot cut blocks\.1 out: expected channels as in layer1"
+    ):
+        narrow(whole, [name, "blocks.1"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_narrowing_twice_is_narrowing_once(kind):
     whole = network_of(kind)
@@ -267,7 +276,7 @@ def test_networks_of_libraries(name, shape):
 
 WRONG = {
     "blocks.0.conv9[0]": r"there is no such layer.*2 inner widths",
-    "blocks.0.conv2[0]": r"blocks\.0\.conv2 \(the layers .* share them",
+    "blocks.0.conv2[0]": r"blocks\.0\.conv2 \(they are shared by layers outside",
     "blocks.0.conv1[16]": r"blocks\.0\.conv1 has 16",
     "blocks.0.conv1[3-1]": r"expected ascending channels",
 }

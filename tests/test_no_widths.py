@@ -202,6 +202,26 @@ class Twice(Between):
         return self.again(F.relu(self.again(x)))
 
 
+class TwoAttentions(Between):
+    """Their module counts the heads of both at once, which is right if both lose as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = nn.Linear(4, 3 * self.size), nn.Linear(self.size, 4)
+        self.other, self.last = nn.Linear(4, 3 * self.size), nn.Linear(self.size, 4)
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        n, t, _ = tokens.shape
+        query, key, value = tokens.reshape(n, t, 3, 4, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return mixed.transpose(1, 2).reshape(n, t, self.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        one, other = self.attention(self.make(tokens)), self.attention(self.other(tokens))
+        return x + (self.read(one) * self.last(other)).transpose(1, 2).reshape(x.shape)
+
+
 class Alone(Between):
     size = 1
 
@@ -213,7 +233,7 @@ COUNTED = "changes the logits: the code counts, mixes or permutes them"
 WHY = {
     **dict.fromkeys((Reversed, Rolled, Shuffled, Chosen, Softmax, Centred), COUNTED),
     **dict.fromkeys((Counted, Largest, OneHead, Least, Median), COUNTED),
-    **dict.fromkeys((Neighbours, Squeezed, Padded), COUNTED),
+    **dict.fromkeys((Neighbours, Squeezed, Padded, TwoAttentions), COUNTED),
     WeightNorm: "block.make makes its weight from other tensors, as with a weight norm",
     SpectralNorm: "block.read makes its weight from other tensors, as with a weight norm",
     Third: "its channels multiply or move without end",

@@ -127,6 +127,18 @@ def test_a_file_whose_path_removes_what_there_is_not_is_refused(learned, name, t
         load(file)
 
 
+@pytest.mark.parametrize("key", ["gate", "score", "loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_file_whose_path_has_numbers_that_are_not_finite_is_refused(
+    learned, key, value, tmp_path
+):
+    first, *rest = learned.path.removals
+    path = replace(learned.path, removals=(replace(first, **{key: value}), *rest))
+    file = save(replace(learned, path=path), tmp_path / "path.pt")
+    with pytest.raises(CheckpointError, match=f"the {key} of {re.escape(first.block)} is not fin"):
+        load(file)
+
+
 def test_channels_alone_remove_no_block():
     recipe = replace(RECIPE, units="channels", blocks=2)
     path = learn_gates(draw("resnet14", input_shape=(3, 8, 8)), pictures(), recipe).path
@@ -346,8 +358,9 @@ def by_parameters(modules, shape, *, batch=1, device="cpu", runs=30, **others):
 
 def test_what_cannot_be_learned_is_refused():
     whole = draw("resnet14", input_shape=(3, 8, 8))
-    with pytest.raises(TrainingError, match=r"multiple is 33: expected .* 1 to 32"):
-        GateRecipe(multiple=33)
+    for multiple in (0, 33, 2.5, "8"):
+        with pytest.raises(TrainingError, match=rf"multiple is {multiple}: expected .* 1 to 32"):
+            GateRecipe(multiple=multiple)
     with pytest.raises(PlanError, match="own class cannot hold a narrowed"):
         learn_gates(whole, pictures(), replace(RECIPE, identity_only=True))
     with pytest.raises(PlanError, match="no inner width above one slice of 16 channels"):

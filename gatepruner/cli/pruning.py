@@ -337,11 +337,16 @@ class _Request:
 def _works(whole: Checkpoint, plan: Sequence[str], shortcuts: int, sets: _Sets) -> list[Work]:
     """What a removal would do."""
     from gatepruner.measuring.cost import count
+    from gatepruner.networks.slices import sorted_out
     from gatepruner.pruning.groups import reduced
+    from gatepruner.report.tables import counted
 
     before, after = count(whole.network), count(reduced(whole.network, plan))
     left = f"{after.params / before.params:.1%} of the parameters would be left"
-    works = [Work(f"remove {len(plan)} of {whole.network.depth} blocks; {left}", 0)]
+    blocks, slices = sorted_out(plan)
+    channels = f" and {counted(len(slices), 'slice')} of channels" if slices else ""
+    removal = f"remove {len(blocks)} of {whole.network.depth} blocks{channels}; {left}"
+    works = [Work(removal, 0)]
     if shortcuts:
         works.append(Work(f"remove the shortcuts of {shortcuts} of the others", 0))
     if sets.statistics is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,6 +58,7 @@ def path_in(
         )
     try:
         names = [record["block"] for record in header["path"]]
+        _check_numbers(header["path"])
         _check_slices(network.state(), names)
         network.without(sorted_out(names)[0])  # raises if it lacks one
         if "states" in header:
@@ -68,6 +70,14 @@ def path_in(
         raise CheckpointError(
             f"{file} is damaged: its path does not fit {network} ({type(error).__name__}: {error})"
         ) from None
+
+
+def _check_numbers(records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise a `ValueError` if a number in the records of a path is not finite."""
+    for record in records:
+        bad = [key for key in ("gate", "score", "loss") if not math.isfinite(record[key])]
+        if bad:
+            raise ValueError(f"the {listed(bad)} of {record['block']} is not finite")
 
 
 def _check_slices(state: Mapping[str, Tensor], names: Iterable[str]) -> None:

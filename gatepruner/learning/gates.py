@@ -170,7 +170,7 @@ class _Run(Learner[GateMoment]):
         """The teacher's answers, if they are kept."""
         recipe, network = self.recipe, self.start.network
         fixed = self.teacher_module is not None and self.data.in_memory and not self.data.prepared
-        features = features_of(network.base) if self.matches else None
+        features = features_of(network) if self.matches else None
         mirror = self.view is not None and self.data.shape[0] == 3
         steps = recipe.warmup + (recipe.blocks or 0) * recipe.steps
         seen = steps * recipe.batch_size // processes.count()

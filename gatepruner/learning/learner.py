@@ -373,7 +373,7 @@ def matches(match: str, network: Network, teacher: Checkpoint) -> bool:
     """
     if match == "logits":
         return False
-    own, others = features_of(network.base), features_of(teacher.network.base)
+    own, others = features_of(network), features_of(teacher.network)
     if own is not None and others is not None and own.shape != others.shape:
         raise TrainingError(
             f"cannot match the features of the teacher {teacher.network}, {others}: those of "
@@ -385,7 +385,7 @@ def matches(match: str, network: Network, teacher: Checkpoint) -> bool:
 
 def matched(match: str, network: Network, teacher: Checkpoint) -> str:
     """What a network matches of its teacher, in words."""
-    found = features_of(network.base)
+    found = features_of(network)
     if not matches(match, network, teacher):
         return "logits" if match == "logits" else "logits, since there are no features"
     return f"{found} and logits" if match == "both" else str(found)

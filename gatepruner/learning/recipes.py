@@ -38,6 +38,7 @@ LEAST |= {"batch_size": 2, "micro_batch_size": 2}  # batch norm needs at least t
 FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate", "gate_penalty")
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
+MULTIPLES = range(1, 33)
 SEEDS = range(-(2**63), 2**63)  # that every generator takes
 HOW = ("amp", "micro_batch_size")  # how to compute, not what: a resumed run may change it
 EPOCHS, STEPS = 10, 400  # at least, where no number of epochs is given
@@ -75,8 +76,8 @@ def _problem(name: str, value: Any) -> str | None:
         return None
     if name in CHOICES and value not in CHOICES[name]:
         return f"unknown {name} {value!r}: expected {', '.join(CHOICES[name])}"
-    if name == "multiple" and not 1 <= value <= 32:
-        return f"multiple is {value}: expected a number of channels from 1 to 32"
+    if name == "multiple" and value not in MULTIPLES:
+        return f"multiple is {value}: expected a whole number of channels from 1 to 32"
     if name == "seed" and value not in SEEDS:
         return f"seed is {value}: expected a whole number from {SEEDS[0]} to {SEEDS[-1]}"
     if name in LEAST and value < LEAST[name]:

@@ -148,7 +148,7 @@ def normalizations_of(
 
 def comparable(network: Network, other: Network) -> bool:
     """Whether both networks have features, and of the same shape."""
-    own, others = features_of(network.base), features_of(other.base)
+    own, others = features_of(network), features_of(other)
     return own is not None and others is not None and own.shape == others.shape
 
 
@@ -160,7 +160,7 @@ def answering(root: nn.Module, network: Network, features: bool) -> fx.GraphModu
         network: the network.
         features: whether to compute its features, too.
     """
-    found = features_of(network.base) if features else None
+    found = features_of(network) if features else None
     graph = with_features(network, found) if found else network.graph()
     module = fx.GraphModule(root, graph)
     settle_in_place(module)

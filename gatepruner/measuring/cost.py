@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from gatepruner.networks.base import Base, traced
+from gatepruner.networks.base import traced
 from gatepruner.networks.checkpoint import Checkpoint
-from gatepruner.networks.edits import Edits
-from gatepruner.networks.narrowing import Narrowed, narrowed_tensor
+from gatepruner.networks.narrowing import narrowed_tensor
 from gatepruner.networks.network import Network
 from gatepruner.networks.nodes import OWNS_TENSORS, kind, tensors_of
 
@@ -36,14 +35,14 @@ class Cost:
 def count(subject: Network | Checkpoint) -> Cost:
     """Count the parameters and MACs of a network from its graph alone.
 
-    No edit but narrowing changes a shape: each node of the base, with the widths of the network, is
-    counted once, and the MACs of a pruned network are the sum over its remaining nodes.
+    No edit but narrowing changes a shape: each node of the base is counted once, and the MACs of a
+    pruned network are the sum over its remaining nodes. A narrowed network is counted anew.
 
     Args:
         subject: a network, or a checkpoint, whose network is counted.
     """
     network = subject.network if isinstance(subject, Checkpoint) else subject
-    macs = macs_of_nodes(network.base, network.edits.narrowed)
+    macs = macs_of_nodes(network)
     nodes = (node.meta.get("base") for node in network.graph().nodes)
     distinct = {id(tensor): tensor for tensor in network.state().values()}.values()
     params = sum(tensor.numel() for tensor in distinct if isinstance(tensor, nn.Parameter))
@@ -56,7 +55,7 @@ def alike(network: Network) -> tuple[tuple[str, ...], ...]:
     So each of a group takes as long as any other.
     """
     module, narrowed = traced(network.base).module, network.edits.narrowed
-    macs, sizes = macs_of_nodes(network.base, narrowed), dict(narrowed)
+    macs, sizes = macs_of_nodes(network), dict(narrowed)
 
     def work_of(node: fx.Node) -> tuple[Any, int, int]:
         whole = tensors_of(module, str(node.target)) if node.op in OWNS_TENSORS else {}
@@ -73,21 +72,34 @@ def alike(network: Network) -> tuple[tuple[str, ...], ...]:
     return tuple(map(tuple, groups.values()))
 
 
-@functools.lru_cache(maxsize=32)
-def macs_of_nodes(base: Base, narrowed: Narrowed = ()) -> Mapping[str, int]:
-    """MACs for one image of each node of the base's graph, without nodes that have none.
+def macs_of_nodes(network: Network) -> Mapping[str, int]:
+    """MACs for one image of each node of a network, without nodes that have none.
 
     Args:
-        base: of a network.
-        narrowed: the sizes of layers that are narrower than the base's.
+        network: a narrowed one is counted without its removed blocks. The sizes of these are not
+            known, and where a block lies within another one, both share a width.
+
+    Returns:
+        By the name of the base's node.
     """
+    return _macs_of_nodes(network if network.edits.narrowed else Network(network.base))
+
+
+@functools.lru_cache(maxsize=32)
+def _macs_of_nodes(network: Network) -> Mapping[str, int]:
+    base = network.base
     own = base.source == "gatepruner"
-    whole = Network(base, Edits(narrowed=narrowed))
-    module = traced(base).module if own and not narrowed else whole.build_blank()
+    bare = own and not network.edits.narrowed
+    module = traced(base).module if bare else network.build_blank()
     counter = _LayerCounter(module) if own else _FlopCounter(module)
     with torch.inference_mode():
         counter.run(torch.zeros(1, *base.input_shape, device="cpu" if own else "meta"))
     return counter.macs
+
+
+def _name_in_base(node: fx.Node) -> str:
+    """The name of the base's node that a node was copied from, or is itself."""
+    return str(node.meta.get("base", node.name))
 
 
 class _FlopCounter(fx.Interpreter):
@@ -104,7 +116,7 @@ class _FlopCounter(fx.Interpreter):
         with FlopCounterMode(display=False) as flops:
             result = super().run_node(n)
         if flops.get_total_flops():
-            self.macs[n.name] = flops.get_total_flops() // 2
+            self.macs[_name_in_base(n)] = flops.get_total_flops() // 2
         return result
 
 
@@ -136,5 +148,5 @@ class _LayerCounter(fx.Interpreter):
             shape = [*x.shape[:-1], layer.out_features]
         else:  # normalisation, activation and dropout keep the shape
             return x
-        self.macs[n.name] = math.prod(shape) * layer.weight[0].numel()
+        self.macs[_name_in_base(n)] = math.prod(shape) * layer.weight[0].numel()
         return torch.zeros(()).expand(shape)

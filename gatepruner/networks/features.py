@@ -40,9 +40,23 @@ class Features:
 
 
 @functools.lru_cache(maxsize=32)
-def features_of(base: Base) -> Features | None:
-    """The last feature map of a base, or else what its head takes; `None` if there is neither."""
-    results = _results(base)
+def features_of(network: Network) -> Features | None:
+    """The last feature map of a network, or else what its head takes; `None` if there is neither.
+
+    Nor are there any if the network is narrowed there, as in its head: they could not be compared
+    with those of the whole network.
+    """
+    found = _features_of(network.base)
+    if found is None or not network.edits.narrowed:
+        return found
+    shape = tuple(_results(network)[found.node].shape[1:])
+    return found if shape == found.shape else None
+
+
+@functools.lru_cache(maxsize=32)
+def _features_of(base: Base) -> Features | None:
+    """The features of a base."""
+    results = _results(Network(base))
     head = head_of(base)
     taken = None
     blocks = {addition.node for addition in traced(base).additions.values()}
@@ -88,11 +102,10 @@ def with_features(network: Network, features: Features) -> fx.Graph:
     return graph
 
 
-def _results(base: Base) -> dict[str, Any]:
-    """What a base's nodes compute for two images, by their names."""
-    network = Network(base)
+def _results(network: Network) -> dict[str, Any]:
+    """What a network computes in place of the base's nodes for two images, by their names."""
     module = network.build_blank()
-    run = DryRun(module.to("meta"), module.graph, 2, base.input_shape)
+    run = DryRun(module.to("meta"), module.graph, 2, network.base.input_shape)
     run.value(next(iter(reversed(module.graph.nodes))))
     results = {node.name: value for node, value in run.values.items()}
     return {name: results[value] for name, value in network.values.items()}

@@ -105,7 +105,10 @@ def reduced(network: Network, units: Iterable[str]) -> Network:
 
 
 def slices_left(network: Network, small: Network, slices: Sequence[Slice]) -> list[Slice]:
-    """The slices whose layers are still there without some blocks.
+    """The slices of which a layer is still there without some blocks.
+
+    That need not be the layer that they are named after: where a block within the branch has
+    a shortcut that changes shape, both of its operands make the channels.
 
     Args:
         network: before any block is removed.
@@ -113,6 +116,7 @@ def slices_left(network: Network, small: Network, slices: Sequence[Slice]) -> li
         slices: of the network.
 
     Raises:
+        EngineError: Torch-Pruning is missing or too old.
         PlanError: the network does not have their layers; all are named.
     """
     whole, graph = network.graph(), small.graph()
@@ -122,7 +126,14 @@ def slices_left(network: Network, small: Network, slices: Sequence[Slice]) -> li
             f"cannot narrow {listed(unknown, 3)}: {network} has no such layer; `inspect --units` "
             "lists those that can be narrowed"
         )
-    return [one for one in slices if is_used(one.width, graph)]
+    gone = {one.width for one in slices if not is_used(one.width, graph)}
+    widths = widths_of(network).found if gone else {}
+    gone -= {
+        name
+        for name in gone & widths.keys()
+        if any(is_used(cut.layer, graph) for cut in widths[name].cuts)
+    }
+    return [one for one in slices if one.width not in gone]
 
 
 class _UnfitError(Exception):
@@ -354,8 +365,9 @@ class _Search:
 
 def _wrong(network: Network, widths: Mapping[str, Width]) -> list[str]:
     """The widths of which cutting out some channels is not what closing them is."""
-    trials = [{name: _most(width.size) for name, width in widths.items()}]
-    trials.append({name: _some(width.size) for name, width in widths.items()})
+    sizes = {name: width.size for name, width in widths.items()}
+    trials = [{name: _most(size) for name, size in sizes.items()}]
+    trials.append({name: _some(size, at) for at, (name, size) in enumerate(sizes.items())})
     weights = _drawn(network)
     images = torch.randn(2, *network.base.input_shape, generator=torch.Generator().manual_seed(0))
     images[1] *= 100  # a normalisation by the squares of neighbours hardly shows in small values
@@ -386,12 +398,18 @@ def _is_close(logits: Tensor, expected: Tensor) -> bool:
     return torch.allclose(logits, expected, rtol=0.0, atol=apart, equal_nan=True)
 
 
-def _some(size: int) -> tuple[int, ...]:
+def _some(size: int, at: int) -> tuple[int, ...]:
     """A third of so many channels: the first, never the last, and others at random.
 
-    Neither in another order nor in the reverse one are they the same.
+    Neither in another order nor in the reverse one are they the same. Widths that follow each other
+    lose different numbers, so that code shows which needs as many channels of both.
+
+    Args:
+        size: of a width.
+        at: its place among all widths.
     """
-    return (0, *_shuffled(size)[: max(size // 3 - 1, 0)])
+    count = min(max(size // 3, 1) + at % 3, size - 1)
+    return (0, *_shuffled(size)[: count - 1])
 
 
 def _most(size: int) -> tuple[int, ...]:

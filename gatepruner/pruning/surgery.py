@@ -9,12 +9,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from gatepruner.errors import PlanError
+from gatepruner.errors import PlanError, listed
 from gatepruner.networks.checkpoint import Checkpoint
 from gatepruner.networks.deferred import changed
 from gatepruner.networks.network import Network, listed_names
 from gatepruner.networks.path import Path
-from gatepruner.networks.slices import sorted_out, united
+from gatepruner.networks.slices import EXAMPLE, sorted_out, united
 from gatepruner.pruning.groups import narrowed, slices_left, widths_of
 from gatepruner.pruning.ranking import Ranking
 from gatepruner.pruning.widths import cut_out
@@ -67,7 +67,7 @@ def remove(checkpoint: Checkpoint, units: str | Iterable[str]) -> Checkpoint:
     return replace(_kept(small, small.network.without(blocks)), notes=notes)
 
 
-def narrow(checkpoint: Checkpoint, slices: Iterable[str]) -> Checkpoint:
+def narrow(checkpoint: Checkpoint, slices: str | Iterable[str]) -> Checkpoint:
     """Cut slices out of the inner widths of branches.
 
     The logits equal those of the whole network with gates of 0 in front of the layers that read
@@ -79,10 +79,17 @@ def narrow(checkpoint: Checkpoint, slices: Iterable[str]) -> Checkpoint:
 
     Raises:
         EngineError: Torch-Pruning, which finds the layers that hang together, is missing.
-        PlanError: there is no such width or channel, or nothing would be left of a width.
+        PlanError: there is no such width or channel, nothing would be left of a width, or a name is
+            that of no slice.
     """
-    names = tuple(slices)
-    gone = united(sorted_out(names)[1])
+    names = listed_names(slices)
+    blocks, cut = sorted_out(names)
+    if blocks:
+        raise PlanError(
+            f"cannot cut {listed(blocks)} out: expected channels as in {EXAMPLE}; `remove` takes "
+            "the names of blocks, too"
+        )
+    gone = united(cut)
     if not gone:
         return checkpoint
     network = narrowed(checkpoint.network, gone)

@@ -45,7 +45,7 @@ class UnitCosts:
     def __post_init__(self) -> None:
         nodes = [node for node in self.network.graph().nodes if "base" in node.meta]
         self.nodes = {home: _nodes_of(self.network, home, nodes) for home in self.homes}
-        macs = macs_of_nodes(self.network.base, self.network.edits.narrowed)
+        macs = macs_of_nodes(self.network)
         self.macs = {node: macs.get(node.meta["base"], 0) for node in nodes}
         shapes = {
             key: tensor.shape
