@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 from types import MappingProxyType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -655,6 +656,15 @@ def test_what_does_not_fit_is_refused():
         ({"penalty": math.inf}, "penalty is inf"),
         ({"temperature": 0.0}, "temperature is 0: expected a number above 0"),
         ({"cost": "energy"}, "unknown cost 'energy': expected none, params, macs, latency"),
+        ({"multiple": 33}, "multiple is 33: expected a number of channels from 1 to 32"),
+        ({"multiple": None}, "multiple is None: expected an int"),
+        ({"steps": 2.0, "batch_size": "64"}, "steps is 2.0: .* int; batch_size is '64': .* int"),
+        ({"warmup": np.int64(3)}, r"warmup is np.int64\(3\): expected an int"),
+        ({"warmup": True}, "warmup is True: expected an int"),
+        ({"mirror": 1}, "mirror is 1: expected True or False"),
+        ({"penalty": "high"}, "penalty is 'high': expected a float"),
+        ({"units": ["blocks"]}, r"units is \['blocks'\]: expected a str"),
+        ({"blocks": 1.5}, "blocks is 1.5: expected an int"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(options, message):

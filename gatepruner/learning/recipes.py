@@ -7,8 +7,10 @@ not imported here.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from gatepruner.errors import TrainingError
 from gatepruner.measuring.engines import ENGINES
@@ -39,6 +41,12 @@ FROM_0 = ("norm_learning_rate", "penalty", "weight_decay", "gate_learning_rate",
 ABOVE_0 = ("learning_rate", "temperature", "initial_gate")  # a gate of 0 has no gradient
 SHARES = ("distillation",)
 MULTIPLES = range(1, 33)
+KINDS = {  # of values, by the type of a field; integers of NumPy could not be saved as JSON
+    int: ((int,), "an int"),
+    float: ((float, int), "a float"),
+    str: ((str,), "a str"),
+    bool: ((bool,), "True or False"),
+}
 SEEDS = range(-(2**63), 2**63)  # that every generator takes
 HOW = ("amp", "micro_batch_size")  # how to compute, not what: a resumed run may change it
 EPOCHS, STEPS = 10, 400  # at least, where no number of epochs is given
@@ -50,8 +58,12 @@ class _Checked:
     micro_batch_size: int | None
 
     def __post_init__(self) -> None:
-        problems = filter(None, (_problem(name, value) for name, value in vars(self).items()))
-        if text := "; ".join(problems):
+        types = _types(type(self))
+        problems = (
+            _mistyped(name, value, types[name]) or _problem(name, value)
+            for name, value in vars(self).items()
+        )
+        if text := "; ".join(filter(None, problems)):
             raise TrainingError(text)
 
     @property
@@ -70,6 +82,21 @@ def refuse_seed(seed: int) -> None:
         raise TrainingError(text)
 
 
+def _types(recipe: type[_Checked]) -> Mapping[str, tuple[type, ...]]:
+    """The types that the fields of a kind of recipe take."""
+    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(recipe).items()}
+
+
+def _mistyped(name: str, value: Any, types: tuple[type, ...]) -> str | None:
+    """What is wrong with the type of a field of a recipe, if anything."""
+    if value is None and NoneType in types:
+        return None
+    kinds, words = KINDS[types[0]]
+    if isinstance(value, kinds) and isinstance(value, bool) == (bool in kinds):
+        return None
+    return f"{name} is {value!r}: expected {words}"
+
+
 def _problem(name: str, value: Any) -> str | None:
     """What is wrong with a field of a recipe, if anything; a value of `None` is a default."""
     if value is None:
@@ -77,7 +104,7 @@ def _problem(name: str, value: Any) -> str | None:
     if name in CHOICES and value not in CHOICES[name]:
         return f"unknown {name} {value!r}: expected {', '.join(CHOICES[name])}"
     if name == "multiple" and value not in MULTIPLES:
-        return f"multiple is {value}: expected a whole number of channels from 1 to 32"
+        return f"multiple is {value}: expected a number of channels from 1 to 32"
     if name == "seed" and value not in SEEDS:
         return f"seed is {value}: expected a whole number from {SEEDS[0]} to {SEEDS[-1]}"
     if name in LEAST and value < LEAST[name]:
